@@ -1,1 +1,6 @@
-//! x
+//! Highwater: a thread-per-core coordination and replication engine for brokers.
+//!
+//! Pure: [`control`] (metadata, the control core's state machine) and [`kafka`] (the wire protocol as a
+//! [`highwater_shards::front::Front`]). Drivers are behind the feature `engine`.
+
+pub mod control;

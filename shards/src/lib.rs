@@ -1,1 +1,15 @@
-//! x
+//! The data plane of Highwater: what one pinned core owns and does.
+//!
+//! Floors, each importing only lower ones:
+//! - 0, vocabulary: [`ids`], [`time`], [`batch`], [`frame`], [`mail`]
+//! - 1, pure: [`partition`] (roles, ends, fencing, producers, waiters) and [`log`] (journal and recovery as data)
+//! - 2, pure: [`front`] (the seam for a client protocol) and [`shard`] (one core's whole state machine)
+//! - 3, drivers: `reactor` (threads, mailboxes, io_uring), behind the feature `uring`
+
+pub mod front;
+pub mod ids;
+pub mod log;
+pub mod mail;
+pub mod shard;
+pub mod stats;
+pub mod time;

@@ -1,0 +1,269 @@
+//! What cores say to each other: operations on a partition and their answers, and what the control core tells.
+//!
+//! Floor 0. An operation goes to the shard that owns the partition, as a call when that is the shard the client
+//! came to, as mail otherwise; it is the same value either way. Record bytes travel as shared [`Bytes`].
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::ids::{ConnId, LeaderEpoch, NodeId, Offset, PartitionEpoch, PartitionId, Revision, ShardId};
+use crate::time::Instant;
+
+/// Chosen by a session for each thing that it waits for; comes back with the answer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub u64);
+
+/// Where the answer to an operation goes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ReplyTo {
+    pub shard: ShardId,
+    pub conn: ConnId,
+    pub token: Token,
+}
+
+/// When a produce request is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Acks {
+    /// Never; the answer only tells the session of an error.
+    None,
+    /// Once the leader has appended.
+    Leader,
+    /// Once the high watermark passed it.
+    All,
+}
+
+/// One operation on one partition.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Appends one or more record batches, all or none of them.
+    Append {
+        acks: Acks,
+        /// When an `Acks::All` that still waits is answered with [`PartitionError::TimedOut`].
+        deadline: Instant,
+        records: Bytes,
+    },
+    /// Reads whole batches from the one that holds `offset` on, below the high watermark.
+    Read {
+        /// What the client believes the leader epoch to be (R4).
+        current_epoch: Option<LeaderEpoch>,
+        offset: Offset,
+        bytes_max: u32,
+        /// Return the first batch even when it alone is larger than `bytes_max`.
+        first_batch_whole: bool,
+        /// When fewer bytes than this are there, watch the partition: [`Answer::Readable`] follows once, with
+        /// the same token, when more can be read or the partition can no longer be read here. 0: never watch.
+        watch_below_bytes: u32,
+    },
+    /// Ends the watch that a read with the same token began. Not answered.
+    Unwatch,
+    Locate {
+        current_epoch: Option<LeaderEpoch>,
+        at: Locate,
+    },
+    /// Where `epoch`, or the largest one below it, ended (KIP-101).
+    EpochEnd {
+        current_epoch: Option<LeaderEpoch>,
+        epoch: LeaderEpoch,
+    },
+}
+
+/// What to look for in a log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Locate {
+    Earliest,
+    /// The high watermark: what a consumer that starts "at the end" will read first.
+    Latest,
+    /// The record with the largest timestamp.
+    LargestTimestamp,
+    /// The first record with this timestamp, in ms since the epoch, or a later one.
+    Timestamp(i64),
+}
+
+/// The answer to an [`Op`]. `Op::Append` with `Acks::None` is answered too, so that the session can close on error.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Appended(Result<Appended, PartitionError>),
+    Read(Result<ReadOut, ReadError>),
+    Readable,
+    Located(Result<Option<Located>, PartitionError>),
+    EpochEnd(Result<Option<EpochEnd>, PartitionError>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Appended {
+    pub base_offset: Offset,
+    pub log_start: Offset,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ReadOut {
+    pub high_watermark: Offset,
+    pub log_start: Offset,
+    /// Whole record batches in order; each part is one or more of them.
+    pub records: Vec<Bytes>,
+    /// Whether [`Answer::Readable`] will follow.
+    pub watching: bool,
+}
+
+/// A refused read; the ends let a client find its place again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadError {
+    pub error: PartitionError,
+    pub ends: Option<ReadEnds>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadEnds {
+    pub high_watermark: Offset,
+    pub log_start: Offset,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Located {
+    pub offset: Offset,
+    /// Milliseconds since the epoch; `None` for the ends of the log.
+    pub timestamp_ms: Option<i64>,
+    pub leader_epoch: Option<LeaderEpoch>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EpochEnd {
+    pub epoch: LeaderEpoch,
+    pub end: Offset,
+}
+
+/// Why a partition refused. The client protocol maps each to its own code, in one place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PartitionError {
+    #[error("this shard does not own the partition")]
+    NotOwned,
+    #[error("this node does not lead the partition")]
+    NotLeader,
+    #[error("the leader epoch is older than the partition's")]
+    FencedLeaderEpoch,
+    #[error("the leader epoch is newer than the partition's")]
+    UnknownLeaderEpoch,
+    #[error("the offset lies outside the log")]
+    OffsetOutOfRange,
+    #[error("the high watermark of this epoch is not known yet")]
+    OffsetNotAvailable,
+    #[error("the batch is damaged (length or CRC)")]
+    CorruptBatch,
+    #[error("the batch breaks a rule of its format or of idempotent producers")]
+    InvalidBatch,
+    #[error("only record batches of format version 2 are accepted")]
+    UnsupportedFormat,
+    #[error("the batch is larger than the topic allows")]
+    BatchTooLarge,
+    #[error("the sequence number does not follow the producer's last one")]
+    OutOfOrderSequence,
+    #[error("a newer life of this producer exists")]
+    InvalidProducerEpoch,
+    #[error("too few replicas are in sync")]
+    NotEnoughReplicas,
+    #[error("too few replicas were in sync once the records were appended")]
+    NotEnoughReplicasAfterAppend,
+    #[error("the deadline passed before enough replicas had the records")]
+    TimedOut,
+    #[error("the disk has no room for the journal; free space, the node goes on by itself")]
+    StorageFull,
+    #[error("the shard's queue of unwritten records is full; try again")]
+    Overloaded,
+    #[error("the log could not be read")]
+    StorageFailed,
+}
+
+/// How far an acked record has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Durability {
+    /// Flushed to disk on every in-sync replica.
+    #[default]
+    Fsync,
+    /// In the memory of every in-sync replica, flushed at most `flush_interval` later.
+    Replicated,
+}
+
+/// One partition as the cluster's committed metadata has it, told to the shard that owns its local replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Assignment {
+    pub partition: PartitionId,
+    pub leader: Option<NodeId>,
+    pub leader_epoch: LeaderEpoch,
+    pub partition_epoch: PartitionEpoch,
+    pub replicas: Vec<NodeId>,
+    pub isr: Vec<NodeId>,
+    pub config: PartitionConfig,
+}
+
+/// The topic settings that a partition acts on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartitionConfig {
+    pub durability: Durability,
+    /// In-sync replicas without which `Acks::All` is refused; more than there are replicas means all of them.
+    pub isr_min: u32,
+    pub batch_bytes_max: u32,
+}
+
+impl Default for PartitionConfig {
+    fn default() -> Self {
+        Self { durability: Durability::Fsync, isr_min: 1, batch_bytes_max: 1024 * 1024 + 12 }
+    }
+}
+
+/// Control core to shard, in the order of revisions. `V` is the immutable image that sessions answer from,
+/// `R` what answers a session's request.
+#[derive(Clone, Debug)]
+pub enum FromControl<V, R> {
+    /// One committed change: the new image and what it means for this shard's partitions. Confirmed with
+    /// [`ToControl::Applied`]. A revision that is not above the last one is dropped.
+    Delta {
+        revision: Revision,
+        view: V,
+        assign: Vec<Assignment>,
+        unassign: Vec<PartitionId>,
+    },
+    Reply {
+        conn: ConnId,
+        token: Token,
+        reply: R,
+    },
+    /// Asks for [`ToControl::Stats`].
+    Stats {
+        id: u64,
+    },
+    /// No new connections or records; flush; then [`ToControl::Stopped`].
+    Stop {
+        deadline: Duration,
+    },
+}
+
+/// Shard to control core. `Q` is a session's request.
+#[derive(Debug)]
+pub enum ToControl<Q> {
+    /// The journal is recovered; the shard can be assigned partitions.
+    Recovered {
+        partitions: Vec<PartitionId>,
+    },
+    Applied {
+        revision: Revision,
+    },
+    Request {
+        conn: ConnId,
+        token: Token,
+        request: Q,
+    },
+    Stats {
+        id: u64,
+        stats: Box<crate::stats::ShardStats>,
+    },
+    Stopped,
+}
+
+/// Shard to shard.
+#[derive(Clone, Debug)]
+pub enum ShardMail {
+    Op { reply_to: ReplyTo, partition: PartitionId, op: Op },
+    Answer { conn: ConnId, token: Token, answer: Answer },
+}

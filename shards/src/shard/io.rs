@@ -1,0 +1,99 @@
+//! What goes into a shard and what comes out of it: the contract between [`super::Shard`] and its drivers.
+//!
+//! A driver reads completions, turns them into a batch of inputs, hands each to `handle`, then drains
+//! `poll_output` and sleeps until the next completion or `poll_timeout`. The simulator is such a driver.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+use crate::front::{CloseReason, Front};
+use crate::ids::{ConnId, ShardId};
+use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileNo};
+use crate::mail::{FromControl, ShardMail, ToControl};
+
+#[derive(Debug)]
+pub enum Input<F: Front> {
+    /// The instant that `poll_timeout` named has come.
+    Timeout,
+    Control(FromControl<F::View, F::Reply>),
+    Mail(ShardMail),
+    Client(ClientInput),
+    Disk(DiskEvent),
+}
+
+/// Events of client connections. The driver owns sockets and cuts the byte stream into frames
+/// ([`crate::frame`]).
+#[derive(Debug)]
+pub enum ClientInput {
+    Opened {
+        conn: ConnId,
+        peer: SocketAddr,
+    },
+    /// One frame without its length prefix.
+    Frame {
+        conn: ConnId,
+        frame: Bytes,
+    },
+    /// So many bytes of earlier `Output::Send`s were taken by the kernel.
+    Sent {
+        conn: ConnId,
+        bytes: usize,
+    },
+    /// The connection is gone, for whatever reason, asked for or not; exactly once per `Opened`, and nothing
+    /// of this connection comes after it.
+    Closed {
+        conn: ConnId,
+        reason: CloseReason,
+    },
+}
+
+#[derive(Debug)]
+pub enum Output<F: Front> {
+    Control(ToControl<F::Request>),
+    Mail {
+        to: ShardId,
+        mail: ShardMail,
+    },
+    /// In order, each part once. Confirmed by [`ClientInput::Sent`], in pieces as it goes.
+    Send {
+        conn: ConnId,
+        parts: Vec<Bytes>,
+    },
+    /// Stop (or go on) taking bytes from this connection. Frames that were cut already may still be delivered.
+    Receive {
+        conn: ConnId,
+        on: bool,
+    },
+    /// Close: at once when `flush` is false, otherwise after what was sent is out.
+    /// [`ClientInput::Closed`] follows.
+    Close {
+        conn: ConnId,
+        flush: bool,
+        reason: CloseReason,
+    },
+    Disk(DiskOp),
+    /// The shard cannot go on. The driver ends the process with this message; nothing more is answered.
+    Fatal(FatalReason),
+}
+
+/// Why a shard cannot go on; ends the process with an exit status of its own.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FatalReason {
+    #[error(
+        "journal {file}: write or flush failed: {error}. Nothing more can be promised on this disk; records \
+         acknowledged before are safe. Check the disk, then restart"
+    )]
+    FlushFailed { file: FileNo, error: DiskError },
+    #[error(
+        "journal: the files could not be listed or read at start: {error}. Check the disk and its rights"
+    )]
+    RecoveryFailed { error: DiskError },
+    #[error(
+        "journal {file}: damaged at byte {position}, which had been flushed (chunk {sequence}): acknowledged \
+         records would be lost. Restore the file from a copy, or start with `storage.recovery: truncate` to \
+         accept the loss of what follows"
+    )]
+    JournalDamaged { file: FileNo, position: u64, sequence: u64 },
+}
