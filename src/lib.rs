@@ -4,3 +4,4 @@
 //! [`highwater_shards::front::Front`]). Drivers are behind the feature `engine`.
 
 pub mod control;
+pub mod kafka;
