@@ -3,4 +3,5 @@
 //! Pure: [`control`] (metadata, the control core's state machine) and [`kafka`] (the wire protocol as a
 //! [`highwater_shards::front::Front`]). Drivers are behind the feature `engine`.
 
+pub mod config;
 pub mod control;
