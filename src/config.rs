@@ -17,11 +17,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use highwater_shards::ids::NodeId;
+use highwater_shards::mail::{Durability, PartitionConfig};
+
 pub use cores::{CoreError, CoreId, CorePlan, Host};
 pub use host::CoreClaims;
-pub use layers::{ENV_PREFIX, Loaded, Origin, Problem, Problems, Setting, Sources, cores_settings, load};
+pub use layers::{
+    ENV_CONFIG, ENV_PREFIX, Loaded, Origin, Problem, Problems, Setting, Sources, cores_settings, load,
+};
 pub use render::{render_effective, render_reference};
 pub use shape::HostPort;
+pub use yaml::FILE_BYTES_MAX;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +52,7 @@ pub enum Profile {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
     /// 0 to [`NODE_ID_MAX`].
-    pub node_id: u32,
+    pub node_id: NodeId,
     pub mode: Mode,
     pub rack: Option<String>,
     /// What Kafka clients connect to.
@@ -71,16 +77,18 @@ pub struct TopicDefaults {
     pub partitions: u32,
     pub durability: Durability,
     /// The largest record batch that a producer may send.
-    pub message_bytes_max: u64,
+    pub batch_bytes_max: u64,
 }
 
-/// When a record counts as stored, on every in-sync replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// Once it is flushed to disk.
-    Fsync,
-    /// Once it is in memory; it is flushed at most `flush_interval` later.
-    Replicated,
+impl TopicDefaults {
+    /// The settings that a partition acts on, of a topic without any of its own.
+    pub fn partition_config(&self) -> PartitionConfig {
+        PartitionConfig {
+            durability: self.durability,
+            batch_bytes_max: u32::try_from(self.batch_bytes_max).expect("the key's shape ends at 1 GiB"),
+            ..PartitionConfig::default()
+        }
+    }
 }
 
 /// Which threads run where; [`CorePlan::resolve`] fits it to the host. `None` is `auto` throughout.
@@ -103,6 +111,16 @@ pub struct Storage {
     pub tail_bytes: u64,
     /// The longest time until records of `durability: replicated` are flushed.
     pub flush_interval: Duration,
+    pub recovery: Recovery,
+}
+
+/// What to do at start when flushed bytes of the journal are damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// Start nothing and say where the damage is.
+    Stop,
+    /// Give up what follows the damage, although it may have been acknowledged.
+    Truncate,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -153,7 +171,7 @@ impl Default for Config {
         Self {
             profile: None,
             cluster: Cluster {
-                node_id: 1,
+                node_id: NodeId(1),
                 mode: Mode::Standalone,
                 rack: None,
                 client_addr: local(9092),
@@ -161,7 +179,7 @@ impl Default for Config {
                 topic_defaults: TopicDefaults {
                     partitions: 4,
                     durability: Durability::Fsync,
-                    message_bytes_max: 8 << 20,
+                    batch_bytes_max: 8 << 20,
                 },
             },
             cores: Cores { control: None, shards: None, shard_count: None, pin: None, spin: None },
@@ -170,6 +188,7 @@ impl Default for Config {
                 journal_file_bytes: 64 << 20,
                 tail_bytes: 256 << 20,
                 flush_interval: Duration::from_millis(50),
+                recovery: Recovery::Stop,
             },
             kafka: Kafka {
                 auto_create_topics: true,
@@ -219,19 +238,19 @@ impl Config {
                     .into(),
             ));
         }
-        let message_bytes_max = cluster.topic_defaults.message_bytes_max;
-        if message_bytes_max + REQUEST_OVERHEAD_BYTES > kafka.request_bytes_max {
+        let batch_bytes_max = cluster.topic_defaults.batch_bytes_max;
+        if batch_bytes_max + REQUEST_OVERHEAD_BYTES > kafka.request_bytes_max {
             out.push((
-                &["kafka.request_bytes_max", "cluster.topic_defaults.message_bytes_max"],
-                "`kafka.request_bytes_max` must exceed `cluster.topic_defaults.message_bytes_max` by at least 64KiB, or \
+                &["kafka.request_bytes_max", "cluster.topic_defaults.batch_bytes_max"],
+                "`kafka.request_bytes_max` must exceed `cluster.topic_defaults.batch_bytes_max` by at least 64KiB, or \
                  the largest batch could never arrive"
                     .into(),
             ));
         }
-        if message_bytes_max > self.storage.journal_file_bytes / 2 {
+        if batch_bytes_max > self.storage.journal_file_bytes / 2 {
             out.push((
-                &["storage.journal_file_bytes", "cluster.topic_defaults.message_bytes_max"],
-                "`storage.journal_file_bytes` must be at least twice `cluster.topic_defaults.message_bytes_max`: a batch \
+                &["storage.journal_file_bytes", "cluster.topic_defaults.batch_bytes_max"],
+                "`storage.journal_file_bytes` must be at least twice `cluster.topic_defaults.batch_bytes_max`: a batch \
                  is never split over two files"
                     .into(),
             ));

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use super::shape::*;
-use super::{Config, Durability, LogFormat, Mode, NODE_ID_MAX, Profile, Routing, SHARDS_MAX};
+use super::{Config, Durability, LogFormat, Mode, NODE_ID_MAX, Profile, Recovery, Routing, SHARDS_MAX};
 
 /// One key of the configuration.
 pub struct Key {
@@ -99,7 +99,7 @@ pub static KEYS: &[Key] = &[
     key!(
         "cluster.node_id",
         count("a number", 0, NODE_ID_MAX),
-        |c| c.cluster.node_id,
+        |c| c.cluster.node_id.0,
         ["The id that clients see as the broker's. It must not change once the node has data.",]
     ),
     key!(
@@ -140,9 +140,9 @@ pub static KEYS: &[Key] = &[
         ]
     ),
     key!(
-        "cluster.topic_defaults.message_bytes_max",
+        "cluster.topic_defaults.batch_bytes_max",
         size(KIB, GIB, 1),
-        |c| c.cluster.topic_defaults.message_bytes_max,
+        |c| c.cluster.topic_defaults.batch_bytes_max,
         ["The largest record batch a producer may send.",]
     ),
     key!(
@@ -206,6 +206,15 @@ pub static KEYS: &[Key] = &[
         ms(1, 60_000),
         |c| c.storage.flush_interval,
         ["The longest time until records of `durability: replicated` are flushed.",]
+    ),
+    key!(
+        "storage.recovery",
+        words::<Recovery>(),
+        |c| c.storage.recovery,
+        [
+            "What to do when acknowledged bytes of the journal are damaged at start: `stop`, so that they can be restored,",
+            "or `truncate`, which gives up what follows the damage. A torn write at the end is cut either way.",
+        ]
     ),
     key!(
         "kafka.auto_create_topics",
@@ -279,6 +288,10 @@ impl Words for Profile {
 
 impl Words for Durability {
     const ALL: &'static [(&'static str, Self)] = &[("fsync", Self::Fsync), ("replicated", Self::Replicated)];
+}
+
+impl Words for Recovery {
+    const ALL: &'static [(&'static str, Self)] = &[("stop", Self::Stop), ("truncate", Self::Truncate)];
 }
 
 impl Words for Routing {

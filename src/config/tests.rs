@@ -40,7 +40,7 @@ fn a_file_sets_every_kind_of_value() {
          storage:\n  data_dir: '/var/lib/high water'\n  journal_file_bytes: 1GiB\n  flush_interval_ms: 1.5s\n\
          kafka:\n  auto_create_topics: false\nadmin: {addr: none}\nlog: {format: json, level: 'warn,highwater=debug'}\n",
     );
-    assert_eq!(config.cluster.node_id, 7);
+    assert_eq!(config.cluster.node_id, NodeId(7));
     assert_eq!(config.cluster.rack.as_deref(), Some("r1"));
     assert_eq!(config.cluster.advertised().to_string(), "b.example:9192");
     assert_eq!(config.cluster.topic_defaults.partitions, 12);
@@ -216,7 +216,7 @@ fn keys_that_contradict_each_other_are_refused() {
             "cores:\n  shards: [1]\n  shard_count: 1\n",
             "line 3: `cores.shards` and `cores.shard_count` are two ways",
         ),
-        ("kafka: {request_bytes_max: 1MiB}\n", "must exceed `cluster.topic_defaults.message_bytes_max`"),
+        ("kafka: {request_bytes_max: 1MiB}\n", "must exceed `cluster.topic_defaults.batch_bytes_max`"),
         ("storage: {journal_file_bytes: 8MiB}\n", "at least twice"),
         ("admin: {addr: 127.0.0.1:9092}\n", "both take port 9092"),
         ("kafka: {routing: core, core_port_first: 9000}\n", "contain that of `admin.addr`"),
