@@ -112,6 +112,41 @@ fn every_key_can_be_set_by_its_variable_and_by_a_flag() {
 }
 
 #[test]
+fn every_key_sets_its_own_field_and_no_other() {
+    const SAMPLES: [&str; 16] = [
+        "false",
+        "7",
+        "2000",
+        "20000",
+        "3MiB",
+        "128MiB",
+        "dev",
+        "core",
+        "json",
+        "debug",
+        "truncate",
+        "replicated",
+        "[3]",
+        "10.0.0.1:1",
+        "some/where",
+        "r1",
+    ];
+    let defaults = Config::default();
+    // One value only: it cannot differ from its default.
+    for key in KEYS.iter().filter(|key| key.path != "cluster.mode") {
+        let changed = SAMPLES.iter().find_map(|sample| {
+            let mut config = defaults.clone();
+            let set = (key.set)(&mut config, &super::shape::Raw::Text((*sample).into()));
+            (set && (key.show)(&config) != (key.show)(&defaults)).then_some(config)
+        });
+        let changed = changed.unwrap_or_else(|| panic!("no sample changes {}", key.path));
+        for other in KEYS.iter().filter(|other| other.path != key.path) {
+            assert_eq!((other.show)(&changed), (other.show)(&defaults), "{} sets {}", key.path, other.path);
+        }
+    }
+}
+
+#[test]
 fn an_unknown_key_names_its_line_and_the_nearest_key() {
     assert_eq!(
         refused("# one\n\ncores:\n  control: 0\n\n  # two\n  shardz: [1]\n"),
