@@ -7,7 +7,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
-pub mod kafka;
 pub mod error;
+pub mod kafka;
 #[cfg(feature = "engine")]
 pub mod logging;
