@@ -407,4 +407,6 @@ impl Journal {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
