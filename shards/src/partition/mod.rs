@@ -1,0 +1,3 @@
+//! Partitions as state machines: floor 1, pure.
+
+pub mod producers;
