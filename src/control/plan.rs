@@ -15,10 +15,11 @@ use super::metadata::command::{
     Command, CreatePartitions, CreateTopic, SetTopicConfig, SettingChange, SettingOp,
 };
 use super::metadata::image::Image;
-use super::metadata::topic_config::TopicDefaults;
+use super::metadata::topic_config::{InvalidSetting, TopicDefaults};
 use super::placement::spread_over_nodes;
 use super::request::{
-    AlterConfig, ConfigOp, ConfigResource, MorePartitions, NewTopic, Refusal, Reply, Request, TopicRef, Why,
+    AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, Refusal, Reply, Request,
+    TopicRef, Why,
 };
 
 /// What a plan is made from.
@@ -190,7 +191,10 @@ fn create_topics(topics: &[NewTopic], basis: &mut Basis<'_>) -> Plan {
         let replicas = new_replicas(topic, room, basis)?;
         room -= replicas.len();
         let config = topic.config.iter().map(|(name, value)| match value {
-            Some(value) => Ok((name.clone(), value.clone())),
+            Some(value) => {
+                basis.defaults.check(name, value).map_err(|invalid| invalid_config(&invalid))?;
+                Ok((name.clone(), value.clone()))
+            }
             None => {
                 let words = format!("topic setting '{name}' has no value: leave it out to get the default");
                 Err(Refusal::new(Why::InvalidConfig, words))
@@ -338,10 +342,10 @@ fn alter_configs(resources: &[AlterConfig], basis: &Basis<'_>) -> Plan {
     let mut topics = Vec::new();
     let mut cluster = None;
     let mut slots = Vec::with_capacity(resources.len());
-    for AlterConfig { resource, changes } in resources {
-        let changes =
-            || changes.iter().map(|c| SettingChange { name: c.key.clone(), op: op(&c.op) }).collect();
-        let slot = once.check(resource, "a resource").and_then(|()| match resource {
+    for AlterConfig { resource, changes: asked } in resources {
+        let changes = || asked.iter().map(|c| SettingChange { name: c.key.clone(), op: op(&c.op) }).collect();
+        let checked = once.check(resource, "a resource").and_then(|()| check_values(asked, basis));
+        let slot = checked.and_then(|()| match resource {
             ConfigResource::Topic(name) => {
                 topics.push(SetTopicConfig { topic: known(name, basis.image)?, changes: changes() });
                 Ok(Slot::Item { command: 0, item: topics.len() - 1 })
@@ -374,6 +378,20 @@ fn alter_configs(resources: &[AlterConfig], basis: &Basis<'_>) -> Plan {
         }
     }
     Plan { kind: Kind::AlterConfigs, slots, commands }
+}
+
+/// What only this node can refuse; the rest is checked when the change is applied.
+fn check_values(changes: &[ConfigChange], basis: &Basis<'_>) -> Result<(), Refusal> {
+    for change in changes {
+        if let ConfigOp::Set(value) = &change.op {
+            basis.defaults.check(&change.key, value).map_err(|invalid| invalid_config(&invalid))?;
+        }
+    }
+    Ok(())
+}
+
+fn invalid_config(invalid: &InvalidSetting) -> Refusal {
+    Refusal::new(Why::InvalidConfig, invalid.to_string())
 }
 
 fn op(op: &ConfigOp) -> SettingOp {
