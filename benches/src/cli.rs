@@ -145,6 +145,9 @@ pub struct ProduceArgs {
     /// Open loop: records per second over all connections (50000, 50k, 1.5M)
     #[arg(long, short = 'r', value_parser = parse_count)]
     pub rate: Option<f64>,
+    /// Open loop: poll for the last 100 us before a request is due, for exact send times at the cost of CPU
+    #[arg(long, requires = "rate")]
+    pub spin: bool,
     /// Bytes of each record's value
     #[arg(long, short = 's', default_value = "1KiB", value_parser = parse_size)]
     pub record_size: usize,

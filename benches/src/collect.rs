@@ -2,6 +2,7 @@
 //! the measured window, and tells consumers when the producers are through.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -234,6 +235,7 @@ pub fn collect(
                 desk.reported_until[worker] = u64::MAX;
                 if let Err(reason) = result {
                     failure.get_or_insert(reason);
+                    plan.abort.store(true, Ordering::Relaxed);
                 }
                 if roles[worker] == Role::Answers {
                     senders_left -= 1;
@@ -246,9 +248,6 @@ pub fn collect(
                             line.set(acked, plan.clock.now() + plan.drain_ns);
                         }
                     }
-                } else if senders_left > 0 && failure.is_some() {
-                    // Without its consumer the rest of the run measures nothing.
-                    break;
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -265,7 +264,7 @@ pub fn collect(
         }
     }
     // A run by count is over when its last answer came; one by time that ended early, when it did.
-    let end_ns = window.end_ns.min(stopped_ns.max(window.start_ns + 1));
+    let end_ns = window.end_ns.min(stopped_ns).max(window.start_ns + 1);
     Ok(Outcome {
         window_ns: end_ns - window.start_ns,
         answers: answers.interval,

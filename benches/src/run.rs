@@ -26,6 +26,8 @@ const INBOX_BYTES: usize = 64 << 10;
 const FETCH_MAX_WAIT_MS: i32 = 500;
 /// The log's end is what consumers may see, which follows an acks=1 append after a moment.
 const GROWTH_PATIENCE: Duration = Duration::from_secs(3);
+/// With --spin: how long before a due time sleeping ends. A wake-up can be this late.
+const SPIN_NS: u64 = 100_000;
 const CONNECTIONS_MAX: usize = 20_000;
 const IN_FLIGHT_MAX: usize = 1 << 20;
 
@@ -130,7 +132,7 @@ struct Crew<'a> {
     plan: &'a Plan,
     notes: &'a Sender<Note>,
     roles: Vec<Role>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    threads: Vec<std::thread::JoinHandle<Vec<TcpStream>>>,
 }
 
 impl Crew<'_> {
@@ -254,6 +256,8 @@ pub fn produce(args: &ProduceArgs, mode: Mode) -> Result<Summary> {
         records_per_request: args.batch as u64,
         bytes_per_request: (args.batch * args.record_size) as u64,
         finish_line: None,
+        abort: Arc::default(),
+        spin_ns: if args.spin { SPIN_NS } else { 0 },
     };
     let (notes, seen) = channel();
     let mut crew = Crew { plan: &plan, notes: &notes, roles: Vec::new(), threads: Vec::new() };
@@ -266,9 +270,8 @@ pub fn produce(args: &ProduceArgs, mode: Mode) -> Result<Summary> {
     let (roles, threads) = (crew.roles, crew.threads);
     drop(notes);
     let mut outcome = collect(&seen, &roles, &plan, finish_line.as_deref(), &mut probe, files)?;
-    for thread in threads {
-        thread.join().expect("a worker thread panicked");
-    }
+    let _open: Vec<_> =
+        threads.into_iter().map(|thread| thread.join().expect("a worker thread panicked")).collect();
     let growth = watch_growth(&directory, &leaders, &ends_before, &outcome);
     Ok(Summary::new(config, &mut outcome, growth))
 }
@@ -393,6 +396,8 @@ pub fn consume(args: &ConsumeArgs) -> Result<Summary> {
         records_per_request: 0,
         bytes_per_request: 0,
         finish_line: None,
+        abort: Arc::default(),
+        spin_ns: 0,
     };
     let (notes, seen) = channel();
     let mut crew = Crew { plan: &plan, notes: &notes, roles: Vec::new(), threads: Vec::new() };

@@ -99,6 +99,8 @@ pub fn measure(
         records_per_request: 1,
         bytes_per_request: shape.bytes as u64,
         finish_line: None,
+        abort: Arc::default(),
+        spin_ns: 0,
     };
     let clock = plan.clock;
     let (notes, seen) = channel();

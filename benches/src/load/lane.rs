@@ -88,6 +88,10 @@ impl<W: Wire> Lane<W> {
         self.stream.as_ref()
     }
 
+    pub fn into_stream(self) -> Option<TcpStream> {
+        self.stream
+    }
+
     pub fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.retries.is_empty()
     }
@@ -157,6 +161,10 @@ impl<W: Wire> Lane<W> {
 
     /// Parses the answers that were read, all of them as of `now_ns`.
     pub fn take_answers(&mut self, now_ns: u64, recorder: &mut Recorder) -> Result<(), WireError> {
+        if !self.wire.is_answered() {
+            // Some servers answer acks=0 all the same; nobody waits for it.
+            self.inbox.clear();
+        }
         let mut moved = false;
         while !self.inbox.unread().is_empty() {
             let Some(ticket) = self.pending.front() else {

@@ -3,9 +3,10 @@
 //! A single closed-loop connection is served with blocking reads and writes: two system calls a round trip, as in a bare
 //! ping-pong. Everything else runs on one edge-triggered epoll, whose nanosecond timeout keeps the open-loop schedule.
 
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
@@ -76,12 +77,18 @@ pub struct Plan {
     pub records_per_request: u64,
     pub bytes_per_request: u64,
     pub finish_line: Option<Arc<FinishLine>>,
+    /// Set when some worker had to stop, so that the others do not measure half a run.
+    pub abort: Arc<AtomicBool>,
+    /// Open loop: poll instead of sleeping when the next request is due within this time.
+    pub spin_ns: u64,
 }
 
 /// Fresh requests: the schedule's debt per lane, or as many as fit in flight.
 struct Source {
     pace: Pace,
     window: Window,
+    /// No fresh request from here on: the window's end, or never for one that waits for the finish line.
+    stop_ns: u64,
     quota_left: Option<u64>,
     lanes: u64,
     /// Open loop: requests of the schedule that became due so far.
@@ -96,7 +103,7 @@ impl Source {
     fn next_release_ns(&self) -> Option<u64> {
         match self.pace {
             Pace::Open(schedule) if !self.is_over() => {
-                Some(schedule.due_ns(self.released)).filter(|due| *due < self.window.end_ns)
+                Some(schedule.due_ns(self.released)).filter(|due| *due < self.stop_ns)
             }
             _ => None,
         }
@@ -141,7 +148,7 @@ impl Supply for Source {
     fn next_due(&mut self, lane: usize, now_ns: u64) -> Option<u64> {
         match self.pace {
             Pace::Closed => {
-                if self.is_over() || now_ns >= self.window.end_ns {
+                if self.is_over() || now_ns >= self.stop_ns {
                     return None;
                 }
                 if now_ns >= self.window.start_ns
@@ -174,6 +181,7 @@ impl<W: Wire> Worker<W> {
         let source = Source {
             pace: plan.pace,
             window: plan.window,
+            stop_ns: if plan.finish_line.is_some() { u64::MAX } else { plan.window.end_ns },
             quota_left: plan.quota,
             lanes: lanes.len() as u64,
             released: 0,
@@ -183,8 +191,9 @@ impl<W: Wire> Worker<W> {
         Worker { plan, lanes, source, recorder, next_housekeeping_ns: 0 }
     }
 
-    /// Runs to the end and reports it. `in_flight` is what each lane was built with.
-    pub fn run(mut self, in_flight: usize) {
+    /// Runs to the end and reports it. `in_flight` is what each lane was built with. Returns the open connections: the
+    /// server may still read from them what was sent without waiting for answers.
+    pub fn run(mut self, in_flight: usize) -> Vec<TcpStream> {
         let is_blocking = self.lanes.len() == 1
             && matches!(self.plan.pace, Pace::Closed)
             && in_flight <= BLOCKING_IN_FLIGHT_MAX;
@@ -204,9 +213,13 @@ impl<W: Wire> Worker<W> {
             }
         }
         self.recorder.finish(now, result.map_err(|error| error.to_string()));
+        self.lanes.into_iter().filter_map(Lane::into_stream).collect()
     }
 
     fn is_finished(&mut self, now_ns: u64) -> bool {
+        if self.plan.abort.load(Ordering::Relaxed) {
+            return true;
+        }
         if let Some(line) = &self.plan.finish_line {
             return line.is_reached(now_ns);
         }
@@ -378,7 +391,7 @@ impl<W: Wire> Worker<W> {
     fn sleep_until(&self, now_ns: u64) -> u64 {
         let mut until = self.next_housekeeping_ns.min(now_ns + HOUSEKEEPING_NS);
         if let Some(due) = self.source.next_release_ns() {
-            until = until.min(due);
+            until = until.min(due.saturating_sub(self.plan.spin_ns));
         }
         for lane in &self.lanes {
             if let Some(wake) = lane.wake_ns() {

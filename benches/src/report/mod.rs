@@ -31,21 +31,25 @@ pub fn progress_line(second: &Second) {
     if second.phase == Phase::Drain && headline.requests == 0 && headline.records == 0 {
         return;
     }
+    let is_drain = second.phase == Phase::Drain;
     let phase = match second.phase {
         Phase::Warmup => "warm-up",
         Phase::Measured => "",
         Phase::Drain => "drain",
     };
-    let per_second = |count: u64| count as f64 / second.length.max(1e-3);
+    // The drain is shorter than a second, so what came in it is a count.
+    let rate = |count: u64| match is_drain {
+        true => format!("{:>10} records", grouped(count as f64)),
+        false => format!("{:>10} rec/s", grouped(count as f64 / second.length.max(1e-3))),
+    };
     let mut line = format!("{:>5.0} s {phase:<7} ", second.at + second.length);
     if let (Some(answers), Some(_)) = (&second.answers, &second.arrivals) {
-        line += &format!("sent {:>10} rec/s  received ", grouped(per_second(answers.records)));
+        line += &format!("sent {}  received ", rate(answers.records));
     }
-    line += &format!(
-        "{:>10} rec/s {:>11}",
-        grouped(per_second(headline.records)),
-        byte_rate(per_second(headline.bytes))
-    );
+    line += &rate(headline.records);
+    if !is_drain {
+        line += &format!(" {:>11}", byte_rate(headline.bytes as f64 / second.length.max(1e-3)));
+    }
     if !headline.latencies.is_empty() {
         let at = |q| nanos(headline.latencies.value_at_quantile(q));
         line += &format!(

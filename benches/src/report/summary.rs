@@ -381,11 +381,12 @@ impl Summary {
         }
         let through = &self.throughput;
         lines.push(format!(
-            "throughput  {} records/s   {}   {} requests/s   over {:.1} s",
+            "throughput  {} records/s   {}   {} {}/s   over {}",
             grouped(through.records_per_s),
             byte_rate(through.bytes_per_s),
             grouped(through.requests_per_s),
-            through.window_s
+            if self.config.mode == Mode::Produce { "requests" } else { "fetches" },
+            us(through.window_s * 1e6)
         ));
         lines.push(format!("latency     {}   ({})", row(&self.latency), self.config.latency_meaning()));
         if let Some(acks) = &self.ack_latency {
