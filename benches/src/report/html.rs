@@ -47,9 +47,9 @@ fn started(run: &Summary) -> String {
 
 fn single_head(body: &mut String, run: &Summary, title: &str) {
     let subtitle = if run.config.label.is_some() { run.config.title() + " · " } else { String::new() };
-    let _ = write!(
+    let _ = writeln!(
         body,
-        "<header><div class=\"brand\">{}</div><h1>{}</h1><p>{}{} · {} · {} cores · Linux {}</p></header>\n",
+        "<header><div class=\"brand\">{}</div><h1>{}</h1><p>{}{} · {} · {} cores · Linux {}</p></header>",
         escape(&run.tool),
         escape(title),
         escape(&subtitle),
@@ -60,27 +60,33 @@ fn single_head(body: &mut String, run: &Summary, title: &str) {
     );
     banner(body, run);
     let through = &run.throughput;
-    body.push_str("<div class=\"tiles\">\n");
     let per_request = match run.config.mode {
         Mode::Produce => "requests/s",
         Mode::Consume | Mode::EndToEnd => "fetches/s",
     };
-    let more =
-        format!("{} · {} {per_request}", byte_rate(through.bytes_per_s), grouped(through.requests_per_s));
+    body.push_str("<div class=\"tiles\">\n");
+    let more = format!("{} {per_request}", grouped(through.requests_per_s));
     tile(body, "Throughput", &grouped(through.records_per_s), "records/s", &more);
-    for (name, value) in run.latency.rows().into_iter().filter(|(name, _)| *name != "p90") {
+    let bytes = byte_rate(through.bytes_per_s);
+    let (number, unit) = bytes.split_once(' ').unwrap_or((&bytes, ""));
+    tile(body, "Data", number, unit, &format!("over {:.1} s", through.window_s));
+    if let Some(cpu) = &run.cpu {
+        if let Some(server) = &cpu.server {
+            let more = format!(
+                "{:.3} µs per record · {:.0} % of a core",
+                server.us_per_record,
+                server.cores * 100.0
+            );
+            tile(body, "Server CPU per request", &format!("{:.1}", server.us_per_request), "µs", &more);
+        }
+        let more = format!("{:.0} % of a core", cpu.client_cores * 100.0);
+        tile(body, "Client CPU per request", &format!("{:.1}", cpu.client_us_per_request), "µs", &more);
+    }
+    body.push_str("</div>\n<div class=\"tiles\">\n");
+    for (name, value) in run.latency.rows() {
         let text = micros(value);
         let (number, unit) = text.split_once(' ').unwrap_or((&text, ""));
-        let more = if name == "max" {
-            format!("{} samples", grouped(run.latency.count as f64))
-        } else {
-            String::new()
-        };
-        tile(body, &format!("Latency {name}"), number, unit, &more);
-    }
-    if let Some(server) = run.cpu.as_ref().and_then(|cpu| cpu.server.as_ref()) {
-        let more = format!("{:.2} µs/record · {:.0} % of a core", server.us_per_record, server.cores * 100.0);
-        tile(body, "Server CPU per request", &format!("{:.1}", server.us_per_request), "µs", &more);
+        tile(body, &format!("Latency {name}"), number, unit, "");
     }
     body.push_str("</div>\n");
 }
@@ -88,11 +94,11 @@ fn single_head(body: &mut String, run: &Summary, title: &str) {
 fn tile(body: &mut String, name: &str, value: &str, unit: &str, more: &str) {
     let _ = writeln!(
         body,
-        "<div class=\"tile\"><div class=\"name\">{}</div><div class=\"value\">{} <small>{}</small></div><div class=\"more\">{}</div></div>",
+        "<div class=\"tile\"><div class=\"name\">{}</div><div class=\"value\">{} <small>{}</small></div>{}</div>",
         escape(name),
         escape(value),
         escape(unit),
-        escape(more)
+        if more.is_empty() { String::new() } else { format!("<div class=\"more\">{}</div>", escape(more)) }
     );
 }
 
@@ -219,6 +225,7 @@ fn percentile_section(body: &mut String, charts: &mut Vec<Chart>, runs: &[&Summa
         });
         let chart = Chart {
             id: format!("percentiles-{id}"),
+            width: 1040.0,
             height: 430.0,
             x_title: "percentile".to_owned(),
             x_ticks: ticks,
@@ -299,7 +306,8 @@ fn over_time_sections(body: &mut String, charts: &mut Vec<Chart>, runs: &[&Summa
         |title: &str, note: &str, id: &str, unit: &'static str, scale: Scale, series: Vec<Series>| {
             let chart = Chart {
                 id: id.to_owned(),
-                height: 430.0,
+                width: 520.0,
+                height: 290.0,
                 x_title: String::new(),
                 x_ticks: time_ticks(),
                 x_range: (0.0, last),
@@ -313,7 +321,7 @@ fn over_time_sections(body: &mut String, charts: &mut Vec<Chart>, runs: &[&Summa
             if chart.series.len() > 1 {
                 legend(body, chart.series.iter().map(|s| (s.name.as_str(), s.class.as_str(), s.is_dashed)));
             }
-            let _ = write!(body, "{}</section>\n", chart.svg());
+            let _ = writeln!(body, "{}</section>", chart.svg());
             charts.push(chart);
         };
     section("Throughput over time", &note, "rates", "count", Scale::Linear, rates);
@@ -353,7 +361,13 @@ fn detail_section(body: &mut String, run: &Summary, is_named: bool) {
             .collect::<Vec<_>>()
             .join(", "),
     );
-    fact("connections", format!("{} on {} client threads", config.connections, config.threads));
+    let threads = if config.threads == 1 {
+        "1 client thread".to_owned()
+    } else {
+        format!("{} client threads", config.threads)
+    };
+    fact("connections", format!("{}, {threads}", config.connections));
+    fact("samples", grouped(run.latency.count as f64));
     if config.mode != Mode::Consume {
         fact(
             "load",
@@ -370,7 +384,6 @@ fn detail_section(body: &mut String, run: &Summary, is_named: bool) {
     }
     fact("window", format!("{:.2} s after {} s of warm-up", run.throughput.window_s, config.warmup_s));
     fact("API version", config.api_version.to_string());
-    fact("p90", micros(run.latency.p90_us));
     fact("mean", micros(run.latency.mean_us));
     fact("min", micros(run.latency.min_us));
     if let Some(acks) = &run.ack_latency {

@@ -3,7 +3,6 @@
 
 use std::fmt::Write;
 
-const WIDTH: f64 = 1040.0;
 const LEFT: f64 = 76.0;
 const RIGHT: f64 = 24.0;
 const TOP: f64 = 14.0;
@@ -35,6 +34,8 @@ pub enum Scale {
 
 pub struct Chart {
     pub id: String,
+    /// Of the drawing, which scales with the page.
+    pub width: f64,
     pub height: f64,
     pub x_title: String,
     pub x_ticks: Vec<Tick>,
@@ -51,13 +52,14 @@ pub struct Chart {
 impl Chart {
     pub fn svg(&self) -> String {
         let y = self.y_axis();
-        let right = WIDTH - RIGHT;
+        let right = self.width - RIGHT;
         let bottom = self.height - BOTTOM;
         let mut out = String::new();
         let _ = write!(
             out,
-            r#"<svg class="chart" id="{}" viewBox="0 0 {WIDTH} {}" role="img" aria-label="{} over {}">"#,
+            r#"<svg class="chart" id="{}" viewBox="0 0 {} {}" role="img" aria-label="{} over {}">"#,
             self.id,
+            self.width,
             self.height,
             escape(&self.y_title),
             escape(&self.x_title)
@@ -151,7 +153,7 @@ impl Chart {
 
     fn x_at(&self, x: f64) -> f64 {
         let (from, to) = self.x_range;
-        LEFT + (x - from) / (to - from).max(1e-12) * (WIDTH - RIGHT - LEFT)
+        LEFT + (x - from) / (to - from).max(1e-12) * (self.width - RIGHT - LEFT)
     }
 
     fn y_at(&self, axis: &YAxis, y: f64) -> f64 {
@@ -266,6 +268,7 @@ mod tests {
     fn chart(points: Vec<(f64, f64)>, y_scale: Scale) -> Chart {
         Chart {
             id: "a".into(),
+            width: 800.0,
             height: 300.0,
             x_title: "x".into(),
             x_ticks: vec![Tick { at: 0.0, label: "<0>".into() }],
@@ -301,7 +304,7 @@ mod tests {
             for (x, y) in &chart.series[0].points {
                 let at = (chart.x_at(*x), chart.y_at(&axis, *y));
                 assert!(
-                    (LEFT..=WIDTH - RIGHT).contains(&at.0) && (TOP..=300.0 - BOTTOM).contains(&at.1),
+                    (LEFT..=chart.width - RIGHT).contains(&at.0) && (TOP..=300.0 - BOTTOM).contains(&at.1),
                     "{at:?}"
                 );
             }
