@@ -377,14 +377,15 @@ pub fn consume(args: &ConsumeArgs) -> Result<Summary> {
         lanes.push(Lane::new(index / args.run.threads, wire, stream, 1, args.fetch_size + INBOX_BYTES));
     }
     let mut probe = CpuProbe::new(args.run.server_pid, args.run.idle)?;
-    let config = RunConfig::of_consume(args, version, leaders.len());
-    let files = Files::open(&args.output, &config)?;
+    let mut config = RunConfig::of_consume(args, version, leaders.len());
     let mut window = window(&args.run);
     if is_bounded {
         // The log is read once; a warm-up would eat what is to be measured.
         window.end_ns = args.run.duration.map_or(u64::MAX, |duration| duration.as_nanos() as u64);
         window.start_ns = 0;
+        config.warmup_s = 0.0;
     }
+    let files = Files::open(&args.output, &config)?;
     let plan = Plan {
         clock: RunClock::start(),
         window,

@@ -294,6 +294,8 @@ impl Directory {
             None => self.connect()?,
         };
         let version = client.version(CreateTopicsRequest::KEY, CREATE_TOPICS, "CreateTopics")?;
+        // Before version 4 a broker has no default to leave it to.
+        let replication = if version < 4 && spec.replication < 0 { 1 } else { spec.replication };
         let configs = spec
             .configs
             .iter()
@@ -306,7 +308,7 @@ impl Directory {
         let topic = CreatableTopic::default()
             .with_name(topic_name(&spec.name))
             .with_num_partitions(spec.partitions)
-            .with_replication_factor(spec.replication)
+            .with_replication_factor(replication)
             .with_configs(configs);
         let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(15_000);
         let answer = client.call(&request, version)?;

@@ -264,6 +264,8 @@ fn over_time_sections(body: &mut String, charts: &mut Vec<Chart>, runs: &[&Summa
     if last <= 0.0 {
         return;
     }
+    // A value stands at the end of its second, so the first stands at 1 s, unless the run is shorter than that.
+    let first = if last >= 3.0 { 1.0 } else { 0.0 };
     let is_single = runs.len() == 1;
     let mut rates = Vec::new();
     let mut latencies = Vec::new();
@@ -299,6 +301,7 @@ fn over_time_sections(body: &mut String, charts: &mut Vec<Chart>, runs: &[&Summa
     let time_ticks = || {
         (0..=(last / widest * 1.001) as usize)
             .map(|i| i as f64 * widest)
+            .filter(|at| *at >= first)
             .map(|at| Tick { at, label: format!("{} s", si(at).trim_end()) })
             .collect::<Vec<_>>()
     };
@@ -310,7 +313,7 @@ fn over_time_sections(body: &mut String, charts: &mut Vec<Chart>, runs: &[&Summa
                 height: 290.0,
                 x_title: String::new(),
                 x_ticks: time_ticks(),
-                x_range: (0.0, last),
+                x_range: (first, last),
                 y_title: title.to_owned(),
                 y_scale: scale,
                 y_unit: unit,

@@ -130,7 +130,7 @@ impl RunConfig {
             None => "closed loop".to_owned(),
         };
         format!(
-            "{}: {pace}, {connections} with {} in flight, {partitions}, acks={}{}, {} x {}",
+            "{}: {pace}, {connections} with {} in flight, {partitions}, acks={}{}, batches of {} x {}",
             self.mode.name(),
             self.in_flight,
             self.acks,
@@ -420,9 +420,10 @@ impl Summary {
         }
         if let Some(growth) = self.log_growth {
             lines.push(format!(
-                "log         grew by {} records, {} of this run acknowledged",
+                "log         grew by {} records, {} of this run {}",
                 grouped(growth.records as f64),
-                grouped(growth.acked as f64)
+                grouped(growth.acked as f64),
+                if self.config.acks == "0" { "sent" } else { "acknowledged" }
             ));
         }
         lines.push(format!("troubles    {}", self.troubles.line()));
