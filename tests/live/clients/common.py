@@ -160,6 +160,12 @@ def stored_batches(bootstrap, topic, partition):
                 return batches
 
 
+def codecs(batches):
+    """The codecs of batches that were worth compressing: a client sends a single small record plain when that is
+    shorter."""
+    return {batch.codec for batch in batches if batch.count > 1}
+
+
 def read(conn, count):
     data = bytearray()
     while len(data) < count:

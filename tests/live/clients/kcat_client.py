@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 
-from common import CODECS, FIRST_TIMESTAMP, RUN, Checks, stored_batches, wait_for
+from common import CODECS, FIRST_TIMESTAMP, RUN, Checks, codecs, stored_batches, wait_for
 
 BOOTSTRAP = sys.argv[1]
 checks = Checks("kcat")
@@ -95,7 +95,7 @@ with tempfile.TemporaryDirectory() as folder:
             assert kcat("-C", "-t", topic, "-p", "0", "-o", "beginning", "-e", "-q") == lines(20_000)
             batches = stored_batches(BOOTSTRAP, topic, 0)
             # This librdkafka sends plain batches without a word when it thinks that the node cannot do better.
-            assert {batch.codec for batch in batches} == {codec}, batches[:5]
+            assert codecs(batches) == {codec}, batches[:5]
 
     with checks.check("keys, headers, tombstones"):
         topic = f"kcat-{RUN}-keys"

@@ -48,9 +48,10 @@ run_client() {
   local name=$1 status=0 before after
   shift
   before=$(grep -c '^FAILED' "$results" || true)
-  timeout --kill-after=10 900 "$@" > >(tee -a "$results") || status=$?
-  # The last lines may still be on their way through tee.
-  wait $! || true
+  set +e
+  timeout --kill-after=10 900 "$@" | tee -a "$results"
+  status=${PIPESTATUS[0]}
+  set -e
   after=$(grep -c '^FAILED' "$results" || true)
   if [ "$status" -ne 0 ] && [ "$before" -eq "$after" ]; then
     report "FAILED  $name: ended with status $status"

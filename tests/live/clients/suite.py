@@ -3,7 +3,7 @@
 An adapter has the methods that `exercise` calls; those named in `missing` are things this client cannot do.
 """
 
-from common import CODECS, FIRST_TIMESTAMP, RUN, Checks, messages, noise, same, stored_batches, wait_for
+from common import CODECS, FIRST_TIMESTAMP, RUN, Checks, codecs, messages, noise, same, stored_batches, wait_for
 
 ADMIN_CALLS = ("create_partitions", "topic_configs", "alter_config", "cluster")
 
@@ -67,7 +67,7 @@ def exercise(adapter, bootstrap):
             adapter.produce(name, sent, codec=codec)
             same(adapter.consume(name, 0, len(sent)), sent)
             batches = stored(name)
-            assert {batch.codec for batch in batches} == {codec}, batches
+            assert codecs(batches) == {codec}, batches
             assert sum(batch.count for batch in batches) == len(sent)
             plain = sum(len(message.value or b"") for message in sent)
             size = sum(batch.size for batch in batches)
@@ -82,7 +82,7 @@ def exercise(adapter, bootstrap):
                 adapter.produce(name, batch, codec=codec)
                 sent += batch
         same(adapter.consume(name, 0, len(sent)), sent)
-        assert {batch.codec for batch in stored(name)} == set(CODECS)
+        assert codecs(stored(name)) == set(CODECS)
 
     with checks.check("records of 1 MiB"):
         name = topic("large", 1, {"max.message.bytes": str(4 << 20)})
