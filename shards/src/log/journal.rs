@@ -407,6 +407,4 @@ impl Journal {
 }
 
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 mod tests;
