@@ -18,6 +18,8 @@ mod producer_ids;
 mod route;
 mod session;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 pub use session::{Kafka, KafkaConfig, Session};

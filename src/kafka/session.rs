@@ -391,6 +391,11 @@ impl Session {
         self.next = (self.next + 1) & NUMBER_MASK;
     }
 
+    #[cfg(test)]
+    pub(super) fn set_next(&mut self, number: u64) {
+        self.next = number;
+    }
+
     fn produce(&mut self, number: u64) -> Option<&mut Produce> {
         if self.other.is_some() {
             return None;
