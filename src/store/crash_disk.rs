@@ -60,7 +60,7 @@ impl CrashDisk {
                 Write::Len(_) => write.apply(&mut bytes),
                 Write::Data { at, data } => {
                     for (n, sector) in data.chunks(SECTOR).enumerate() {
-                        if random.next_u32() % 2 == 0 {
+                        if random.next_u32().is_multiple_of(2) {
                             let at = at + n * SECTOR;
                             Write::Data { at, data: sector.to_vec() }.apply(&mut bytes);
                         }

@@ -134,7 +134,7 @@ fn crashes_at_any_moment_lose_nothing_that_was_committed() {
             world.commit();
         }
         committed = world.image.revision;
-        if random.next_u32() % 3 == 0 {
+        if random.next_u32().is_multiple_of(3) {
             world.store.snapshot(world.image.clone());
         }
         for _ in 0..random.next_u32() % 4 {
