@@ -13,3 +13,5 @@ pub mod kafka;
 pub mod logging;
 #[cfg(feature = "engine")]
 pub mod store;
+#[cfg(feature = "engine")]
+pub mod topic_commands;

@@ -1,6 +1,14 @@
 //! The log of a shard as a state machine over [`disk`] operations: floor 1, pure.
+//!
+//! [`journal`] is what the shard calls; below it lie the running journal, recovery, the layout of the bytes, and the
+//! memory that batches are copied into.
 
+mod block;
+mod chunk;
 pub mod disk;
+pub mod journal;
+mod recovery;
+mod writer;
 
 use disk::{DiskError, FileNo};
 
