@@ -234,7 +234,13 @@ fn load(shape: Shape, address: SocketAddr, time: Duration) -> Row {
         // A window that slides: one thread writes while this one reads.
         let mut writer = sockets[0].try_clone().expect("a clone");
         std::thread::scope(|s| {
-            s.spawn(|| while !done.load(Ordering::Relaxed) && writer.write_all(&frame).is_ok() {});
+            s.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    if writer.write_all(&frame).is_err() {
+                        break;
+                    }
+                }
+            });
             loop {
                 sockets[0].read_exact(&mut answer[..frame.len()]).expect("an answer");
                 messages += 1;
