@@ -97,6 +97,7 @@ impl<'a> Reader<'a> {
         DecodeError { what: "", at: self.at, kind }
     }
 
+    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let Some(bytes) = self.frame[self.at..self.end].first_chunk::<N>() else {
             return Err(self.error(DecodeKind::Short));
@@ -105,18 +106,22 @@ impl<'a> Reader<'a> {
         Ok(*bytes)
     }
 
+    #[inline]
     pub fn i8(&mut self) -> Result<i8> {
         self.array().map(i8::from_be_bytes)
     }
 
+    #[inline]
     pub fn i16(&mut self) -> Result<i16> {
         self.array().map(i16::from_be_bytes)
     }
 
+    #[inline]
     pub fn i32(&mut self) -> Result<i32> {
         self.array().map(i32::from_be_bytes)
     }
 
+    #[inline]
     pub fn i64(&mut self) -> Result<i64> {
         self.array().map(i64::from_be_bytes)
     }
@@ -126,9 +131,15 @@ impl<'a> Reader<'a> {
     }
 
     /// An unsigned variable-length number of at most 32 bits: seven bits a byte, the lowest first.
+    #[inline]
     pub fn varint(&mut self) -> Result<u32> {
-        let mut value = 0u64;
-        for shift in [0, 7, 14, 21, 28] {
+        // Nearly all of them are lengths and counts below 128.
+        let [first] = self.array()?;
+        if first & 0x80 == 0 {
+            return Ok(first.into());
+        }
+        let mut value = u64::from(first & 0x7f);
+        for shift in [7, 14, 21, 28] {
             let [byte] = self.array()?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
@@ -209,6 +220,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The tagged fields at the end of a structure, none of which the caller knows.
+    #[inline]
     pub fn skip_tags(&mut self, v: Version) -> Result<()> {
         self.tags(v, |_, _| Ok(false))
     }
@@ -274,18 +286,22 @@ impl Writer {
         self.out.is_empty()
     }
 
+    #[inline]
     pub fn i8(&mut self, value: i8) {
         self.out.put_i8(value);
     }
 
+    #[inline]
     pub fn i16(&mut self, value: i16) {
         self.out.put_i16(value);
     }
 
+    #[inline]
     pub fn i32(&mut self, value: i32) {
         self.out.put_i32(value);
     }
 
+    #[inline]
     pub fn i64(&mut self, value: i64) {
         self.out.put_i64(value);
     }
@@ -294,6 +310,7 @@ impl Writer {
         self.out.put_u128(value);
     }
 
+    #[inline]
     pub fn varint(&mut self, mut value: u32) {
         while value >= 0x80 {
             self.out.put_u8(value.to_le_bytes()[0] | 0x80);
@@ -333,6 +350,7 @@ impl Writer {
         self.raw(cut.unwrap_or_default().as_bytes());
     }
 
+    #[inline]
     pub fn no_tags(&mut self, v: Version) {
         if v.flexible {
             self.out.put_u8(0);
