@@ -1,0 +1,4 @@
+//! Directed simulations, and slices of the random ones.
+
+mod planted_bugs;
+mod seeds;
