@@ -153,12 +153,11 @@ impl Trace {
                 self.word("delta", &[revision.0]);
                 for a in assign {
                     self.partition(a.partition);
-                    let isr = a.isr.len() as u64;
-                    let leader = a.leader.map_or(0, |l| u64::from(l.0) + 1);
-                    self.word(
-                        "epoch",
-                        &[u64::from(a.leader_epoch.0), u64::from(a.partition_epoch.0), leader, isr],
-                    );
+                    let leader = a.leader.map_or(0, |l| u64::from(l.0));
+                    let epochs = [u64::from(a.leader_epoch.0), u64::from(a.partition_epoch.0)];
+                    self.word("epochs", &epochs);
+                    let isr = [leader, a.isr.len() as u64, u64::from(a.config.isr_min)];
+                    self.word("leader, isr, min", &isr);
                 }
                 for &p in unassign {
                     self.word("unassign", &[]);

@@ -44,7 +44,8 @@ pub struct Checkers {
     pub high_watermark: high_watermark::HighWatermarks,
     pub revisions: revisions::Revisions,
     pub visible: visible::Visible,
-    /// The present life of the node.
+    /// The present life of the node, or the next one while it is down: what the last one said and is heard only
+    /// now is news of the past.
     pub boot: Boot,
 }
 
@@ -116,9 +117,11 @@ impl Checkers {
     pub fn on_crash(&mut self, now: Instant, flush_within: Option<Duration>) {
         self.acked.crash(now, flush_within);
         self.high_watermark.crash();
+        self.boot += 1;
     }
 
     pub fn on_boot(&mut self, boot: Boot) {
+        assert!(boot == self.boot.max(1), "a life begins where the last one ended");
         self.boot = boot;
         self.revisions.boot();
     }
