@@ -3,4 +3,11 @@
 //! Pure: [`control`] (metadata, the control core's state machine) and [`kafka`] (the wire protocol as a
 //! [`highwater_shards::front::Front`]). Drivers are behind the feature `engine`.
 
+#[cfg(feature = "engine")]
+pub mod cli;
+pub mod config;
 pub mod control;
+pub mod error;
+pub mod kafka;
+#[cfg(feature = "engine")]
+pub mod logging;

@@ -12,6 +12,7 @@ macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
         pub struct $name(pub $inner);
 
         impl fmt::Display for $name {
@@ -101,6 +102,7 @@ impl LeaderEpoch {
 
 /// A topic for all its life: a name used again after deletion gets a new id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct TopicId(pub u128);
 
 impl TopicId {
@@ -138,6 +140,7 @@ impl fmt::Debug for TopicId {
 
 /// One partition of one topic, anywhere in the cluster.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PartitionId {
     pub topic: TopicId,
     pub index: PartitionIndex,

@@ -6,10 +6,15 @@
 //! - 2, pure: [`front`] (the seam for a client protocol) and [`shard`] (one core's whole state machine)
 //! - 3, drivers: `reactor` (threads, mailboxes, io_uring), behind the feature `uring`
 
+pub mod batch;
+pub mod frame;
 pub mod front;
 pub mod ids;
 pub mod log;
 pub mod mail;
+pub mod partition;
+#[cfg(feature = "uring")]
+pub mod reactor;
 pub mod shard;
 pub mod stats;
 pub mod time;

@@ -43,7 +43,7 @@ pub enum DiskOp {
     /// The journal's files, by number, with their sizes. Half-prepared files (another suffix) are deleted.
     List { op: OpNo },
     /// A new file of `size` bytes, all zeros, with its blocks allocated and written once; when the event comes, the
-    /// file and its name are durable. It is zeroed piece by piece, so that other operations pass in between.
+    /// file and its name are durable. It takes the place of a file of that number, if there is one, all at once. It is zeroed piece by piece, so that other operations pass in between.
     Prepare { op: OpNo, file: FileNo, size: u64 },
     /// Writes `parts` one after the other from `position` on. They lie one after the other in memory too, from an
     /// address that is a multiple of [`SECTOR`], and their lengths sum to a multiple of it.

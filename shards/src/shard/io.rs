@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use crate::front::{CloseReason, Front};
 use crate::ids::{ConnId, ShardId};
-use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileNo};
+pub use crate::log::FatalReason;
+use crate::log::disk::{DiskEvent, DiskOp};
 use crate::mail::{FromControl, ShardMail, ToControl};
 
 #[derive(Debug)]
@@ -75,25 +76,4 @@ pub enum Output<F: Front> {
     Disk(DiskOp),
     /// The shard cannot go on. The driver ends the process with this message; nothing more is answered.
     Fatal(FatalReason),
-}
-
-/// Why a shard cannot go on; ends the process with an exit status of its own.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FatalReason {
-    #[error(
-        "journal {file}: write or flush failed: {error}. Nothing more can be promised on this disk; records \
-         acknowledged before are safe. Check the disk, then restart"
-    )]
-    FlushFailed { file: FileNo, error: DiskError },
-    #[error(
-        "journal: the files could not be listed or read at start: {error}. Check the disk and its rights"
-    )]
-    RecoveryFailed { error: DiskError },
-    #[error(
-        "journal {file}: damaged at byte {position}, which had been flushed (chunk {sequence}): acknowledged \
-         records would be lost. Restore the file from a copy, or start with `storage.recovery: truncate` to \
-         accept the loss of what follows"
-    )]
-    JournalDamaged { file: FileNo, position: u64, sequence: u64 },
 }

@@ -1,16 +1,36 @@
-//! One core's whole state machine. Floor 2, pure.
+//! One core's whole state machine: its partitions, its journal, its client connections. Floor 2, pure.
+//!
+//! The shard owns all of it outright; nothing here is locked or shared. Inputs are taken one by one, outputs are
+//! drained after a batch of them, and asking the journal for its operations at the end of the drain is what makes
+//! one flush serve every append of the batch.
 
+mod clients;
 mod io;
+mod partitions;
+mod reads;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::Duration;
 
 pub use io::{ClientInput, FatalReason, Input, Output};
 
 use crate::front::Front;
-use crate::time::Instant;
+use crate::ids::{ConnId, NodeId, PartitionId, Revision, ShardId};
+use crate::log::journal::{Cut, Journal, JournalConfig, JournalEvent, RecoveryReport};
+use crate::mail::{Answer, FromControl, PartitionError, ReplyTo, ShardMail, ToControl, Token};
+use crate::stats::ShardStats;
+use crate::time::{Instant, TimerTable};
+
+use clients::Clients;
+use partitions::Partitions;
+use reads::Reads;
 
 /// What a driver drives: a state machine that takes inputs and is drained for outputs.
 ///
 /// A driver hands over a batch of inputs, then drains the outputs, then waits for the next completion or for
-/// `poll_timeout`, whichever is first. `Shard` is the one that serves; tests of drivers use smaller ones.
+/// `poll_timeout`, whichever is first. [`Shard`] is the one that serves; tests of drivers use smaller ones.
 pub trait Machine {
     type Front: Front;
 
@@ -22,4 +42,287 @@ pub trait Machine {
 
     /// When `handle` wants an [`Input::Timeout`]; ask again after every drain.
     fn poll_timeout(&self) -> Option<Instant>;
+}
+
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    pub node: NodeId,
+    pub shard: ShardId,
+    pub journal: JournalConfig,
+    /// Record bytes held in memory for readers; older ones are read from disk.
+    pub tail_bytes_max: usize,
+    /// Bytes sent to one client and not yet taken by it, beyond which its requests wait.
+    pub unsent_bytes_max: usize,
+    /// Requests of one connection that are worked on at once; further ones wait.
+    pub in_flight_max: usize,
+    /// Operations at other shards that are not answered yet; further ones are refused as overload.
+    pub remote_ops_max: usize,
+}
+
+impl ShardConfig {
+    /// The largest batch that any topic may allow.
+    fn batch_bytes_max(&self) -> u32 {
+        u32::try_from(self.journal.batch_bytes_max).unwrap_or(u32::MAX)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum Timer {
+    Session(ConnId, Token),
+    /// The earliest deadline of the produces that wait at a partition.
+    Waiters(partitions::Slot),
+    /// When the longest idle producer of a partition may be forgotten.
+    Producers(partitions::Slot),
+    /// Connections that are still open when a stop has waited long enough are closed.
+    Stop,
+}
+
+/// One core's state machine. See the module's header.
+pub struct Shard<F: Front> {
+    config: ShardConfig,
+    now: Instant,
+    front: F,
+    view: Option<F::View>,
+    revision: Option<Revision>,
+    clients: Clients<F>,
+    partitions: Partitions,
+    journal: Journal,
+    reads: Reads,
+    timers: TimerTable<Timer>,
+    /// Answers to sessions of this shard that were not delivered yet.
+    answers: VecDeque<(ConnId, Token, Answer)>,
+    /// Answers held back while the disk is behind: the bound on what a crash can take from `Replicated`.
+    held: VecDeque<(ReplyTo, Answer)>,
+    remote_ops: usize,
+    outputs: VecDeque<Output<F>>,
+    stop: Stop,
+    stats: ShardStats,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stop {
+    No,
+    /// Everything appended is being flushed; no new requests are taken.
+    Flushing,
+    /// The journal is flushed; connections are closing.
+    Closing,
+    Done,
+}
+
+impl<F: Front> Shard<F> {
+    /// A shard that begins with the recovery of its journal and then waits for its first assignments.
+    pub fn new(config: ShardConfig, front: F) -> Self {
+        Self {
+            now: Instant::ZERO,
+            front,
+            view: None,
+            revision: None,
+            clients: Clients::default(),
+            partitions: Partitions::new(config.node),
+            journal: Journal::new(config.journal),
+            reads: Reads::default(),
+            timers: TimerTable::default(),
+            answers: VecDeque::new(),
+            held: VecDeque::new(),
+            remote_ops: 0,
+            outputs: VecDeque::new(),
+            stop: Stop::No,
+            stats: new_stats(),
+            config,
+        }
+    }
+
+    fn on_control(&mut self, message: FromControl<F::View, F::Reply>) {
+        match message {
+            FromControl::Delta { revision, view, assign, unassign } => {
+                // I7: what a shard was told only grows.
+                if self.revision.is_some_and(|known| revision <= known) {
+                    return;
+                }
+                self.revision = Some(revision);
+                self.view = Some(view);
+                for assignment in &assign {
+                    self.assign(assignment);
+                }
+                for partition in unassign {
+                    self.unassign(partition);
+                }
+                self.outputs.push_back(Output::Control(ToControl::Applied { revision }));
+                self.wake_waiting_clients();
+            }
+            FromControl::Reply { conn, token, reply } => self.on_reply(conn, token, reply),
+            FromControl::Stats { id } => {
+                let stats = Box::new(self.snapshot());
+                self.outputs.push_back(Output::Control(ToControl::Stats { id, stats }));
+            }
+            FromControl::Stop { deadline } => self.begin_stop(deadline),
+        }
+    }
+
+    fn on_mail(&mut self, mail: ShardMail) {
+        match mail {
+            ShardMail::Op { reply_to, partition, op } => self.run_op(reply_to, partition, op),
+            ShardMail::Answer { conn, token, answer } => {
+                // A watch answers twice; only the first answer is the operation's.
+                if !matches!(answer, Answer::Readable) {
+                    self.remote_ops -= 1;
+                }
+                self.answers.push_back((conn, token, answer));
+            }
+        }
+    }
+
+    fn on_timeout(&mut self) {
+        while let Some(timer) = self.timers.pop_due(self.now) {
+            match timer {
+                Timer::Session(conn, token) => self.on_session_timeout(conn, token),
+                Timer::Waiters(slot) => self.expire_waiters(slot),
+                Timer::Producers(slot) => self.expire_producers(slot),
+                Timer::Stop => self.close_all(false),
+            }
+        }
+        if self.journal.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.journal.handle_timeout(self.now);
+        }
+    }
+
+    fn drain_journal(&mut self) {
+        while let Some(event) = self.journal.poll_event() {
+            match event {
+                JournalEvent::Replayed { partition, header, base, at, bytes } => {
+                    self.replay(partition, &header, base, at, bytes);
+                }
+                JournalEvent::Recovered(report) => {
+                    log_recovery(self.config.shard, &report);
+                    let partitions = self.partitions.ids().collect();
+                    self.outputs.push_back(Output::Control(ToControl::Recovered { partitions }));
+                }
+                JournalEvent::Flushed { upto } => self.on_flushed(upto),
+                JournalEvent::BacklogCleared => self.release_held(),
+                JournalEvent::Room => {
+                    tracing::info!(shard = %self.config.shard, "the journal has room again")
+                }
+                JournalEvent::Read { ticket, result } => self.on_disk_read(ticket, result),
+                JournalEvent::Stopped => self.on_journal_stopped(),
+                JournalEvent::Fatal(reason) => self.outputs.push_back(Output::Fatal(reason)),
+            }
+        }
+    }
+
+    /// Gives an answer to whoever asked, here or on another shard.
+    fn answer(&mut self, to: ReplyTo, answer: Answer) {
+        if to.shard == self.config.shard {
+            self.answers.push_back((to.conn, to.token, answer));
+        } else {
+            self.stats.mail_sent += 1;
+            let mail = ShardMail::Answer { conn: to.conn, token: to.token, answer };
+            self.outputs.push_back(Output::Mail { to: to.shard, mail });
+        }
+    }
+
+    fn release_held(&mut self) {
+        while let Some((to, answer)) = self.held.pop_front() {
+            self.answer(to, answer);
+        }
+    }
+
+    /// No new requests; everything appended is flushed, then what waits is answered, then connections close.
+    fn begin_stop(&mut self, deadline: Duration) {
+        if self.stop != Stop::No {
+            return;
+        }
+        self.stop = Stop::Flushing;
+        self.timers.set(Timer::Stop, self.now + deadline);
+        self.pause_all_clients();
+        self.journal.stop();
+    }
+
+    fn on_journal_stopped(&mut self) {
+        self.release_held();
+        self.refuse_all_waiters(PartitionError::NotLeader);
+        self.deliver();
+        self.stop = Stop::Closing;
+        self.close_all(true);
+        self.finish_stop();
+    }
+
+    fn finish_stop(&mut self) {
+        if self.stop == Stop::Closing && self.clients.is_empty() {
+            self.stop = Stop::Done;
+            self.outputs.push_back(Output::Control(ToControl::Stopped));
+        }
+    }
+
+    fn snapshot(&self) -> ShardStats {
+        let mut stats = self.stats.clone();
+        stats.connections = self.clients.len() as u64;
+        stats.connections_closed = self.clients.closed_by_reason();
+        stats.journal = self.journal.stats();
+        stats.journal.tail_bytes = self.partitions.tail_bytes() as u64;
+        stats.partitions_total = self.partitions.len() as u64;
+        stats.partitions = self.partitions.stats();
+        stats
+    }
+}
+
+impl<F: Front> Machine for Shard<F> {
+    type Front = F;
+
+    fn handle(&mut self, now: Instant, input: Input<F>) {
+        assert!(now >= self.now, "time does not go back");
+        self.now = now;
+        match input {
+            Input::Timeout => self.on_timeout(),
+            Input::Control(message) => self.on_control(message),
+            Input::Mail(mail) => self.on_mail(mail),
+            Input::Client(input) => self.on_client(input),
+            Input::Disk(event) => self.journal.handle(now, event),
+        }
+        self.drain_journal();
+        self.deliver();
+    }
+
+    fn poll_output(&mut self) -> Option<Output<F>> {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return Some(output);
+            }
+            if let Some(op) = self.journal.poll_op(self.now) {
+                return Some(Output::Disk(op));
+            }
+            // The end of recovery and the like, which no event of the disk announces.
+            self.drain_journal();
+            self.deliver();
+            if self.outputs.is_empty() {
+                return None;
+            }
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        [self.timers.next(), self.journal.poll_timeout()].into_iter().flatten().min()
+    }
+}
+
+fn new_stats() -> ShardStats {
+    let histogram = || hdrhistogram::Histogram::new_with_bounds(100, 60_000_000_000, 2).ok();
+    ShardStats { append_latency: histogram(), flush_latency: histogram(), ..ShardStats::default() }
+}
+
+fn log_recovery(shard: ShardId, report: &RecoveryReport) {
+    let RecoveryReport { files, chunks, batches, bytes, cut } = *report;
+    tracing::info!(%shard, files, chunks, batches, bytes, "journal recovered");
+    if let Some(Cut { file, position, reason, bytes_after, damaged }) = cut {
+        let loss = if damaged {
+            "acknowledged records were lost with it, as `storage.recovery: truncate` allows"
+        } else {
+            "nothing acknowledged was in it"
+        };
+        tracing::warn!(%shard, %file, position, ?reason, bytes_after, "the end of the journal was cut off: {loss}");
+    }
+}
+
+/// A partition named in an error log.
+fn describe(partition: PartitionId, node: NodeId) -> String {
+    format!("partition {partition} on node {node}")
 }

@@ -1,3 +1,10 @@
 //! The cluster's metadata as commands, the image they make, and what changed.
 
+pub mod apply;
+pub mod command;
+pub mod delta;
+pub mod envelope;
 pub mod image;
+pub mod snapshot;
+pub mod topic_config;
+pub mod topic_name;

@@ -1,0 +1,411 @@
+//! Record batches of Kafka's format version 2, read and checked where they lie.
+//!
+//! Floor 0. Nothing here copies record bytes, decompresses them or keeps them; the one copy that a produced batch
+//! makes is [`put_patched`], into the journal's block.
+//!
+//! | at | bytes | field | |
+//! |---:|---:|---|---|
+//! | 0 | 8 | base offset | set by the leader: outside the CRC |
+//! | 8 | 4 | length of what follows | |
+//! | 12 | 4 | partition leader epoch | set by the leader: outside the CRC |
+//! | 16 | 1 | magic, 2 | |
+//! | 17 | 4 | CRC-32C of all that follows | |
+//! | 21 | 2 | [`Attributes`] | |
+//! | 23 | 4 | last offset delta | |
+//! | 27 | 8 | base timestamp, ms | that of the first record |
+//! | 35 | 8 | max timestamp, ms | |
+//! | 43 | 8 | producer id, -1 for none | |
+//! | 51 | 2 | producer epoch | |
+//! | 53 | 4 | base sequence | |
+//! | 57 | 4 | number of records | |
+//! | 61 | | records, compressed as one if at all | see `record.rs` |
+//!
+//! All numbers are big-endian. Source: Apache Kafka, `DefaultRecordBatch`, and KIP-98.
+
+mod builder;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use bytes::{BufMut, BytesMut};
+
+pub use builder::BatchBuilder;
+
+use crate::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence};
+use crate::mail::PartitionError;
+
+/// The bytes of a batch before its records.
+pub const HEADER_BYTES: usize = 61;
+/// The base offset and the length: what the length field does not count.
+pub const PREFIX_BYTES: usize = 12;
+/// The bytes at a batch's start that its own CRC does not vouch for: offset, length, epoch, magic and the CRC.
+pub const OUTSIDE_CRC_BYTES: usize = 21;
+/// How much of a batch [`put_patched`] writes anew: base offset, length and leader epoch.
+pub const PATCHED_PREFIX_BYTES: usize = 16;
+/// Batches that one produced record set may hold. Real clients send one.
+pub const RECORD_SET_BATCHES_MAX: usize = 1024;
+
+const MAGIC_AT: usize = 16;
+const CRC_AT: usize = 17;
+const MAGIC: u8 = 2;
+
+/// How the records of a batch are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compression {
+    None,
+    Gzip,
+    Snappy,
+    Lz4,
+    Zstd,
+}
+
+/// The attribute bits of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Attributes(pub u16);
+
+impl Attributes {
+    const CODEC: u16 = 0x07;
+    const LOG_APPEND_TIME: u16 = 0x08;
+    const TRANSACTIONAL: u16 = 0x10;
+    const CONTROL: u16 = 0x20;
+    /// Bits that a producer has no business to set: the delete horizon of a compacted log, and undefined ones.
+    const NOT_FOR_PRODUCERS: u16 = 0xffc0;
+
+    /// `None` for a codec that the format does not define.
+    pub fn compression(self) -> Option<Compression> {
+        Some(match self.0 & Self::CODEC {
+            0 => Compression::None,
+            1 => Compression::Gzip,
+            2 => Compression::Snappy,
+            3 => Compression::Lz4,
+            4 => Compression::Zstd,
+            _ => return None,
+        })
+    }
+
+    pub fn timestamp_type(self) -> TimestampType {
+        if self.0 & Self::LOG_APPEND_TIME == 0 { TimestampType::Create } else { TimestampType::LogAppend }
+    }
+
+    pub fn is_transactional(self) -> bool {
+        self.0 & Self::TRANSACTIONAL != 0
+    }
+
+    pub fn is_control(self) -> bool {
+        self.0 & Self::CONTROL != 0
+    }
+}
+
+/// Whose clock a batch's timestamps come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TimestampType {
+    Create,
+    LogAppend,
+}
+
+/// What an idempotent producer says of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchProducer {
+    pub id: ProducerId,
+    pub epoch: ProducerEpoch,
+    pub base_sequence: Sequence,
+}
+
+/// The header of one batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchHeader {
+    /// As it stands in the bytes: a producer sends 0, a stored batch has its real one.
+    pub base_offset: i64,
+    /// Bytes of the whole batch with its 12-byte prefix; at least [`HEADER_BYTES`].
+    pub len: u32,
+    /// As it stands in the bytes; a producer sends -1.
+    pub leader_epoch: i32,
+    pub attributes: Attributes,
+    pub last_offset_delta: u32,
+    /// -1: no timestamp.
+    pub base_timestamp_ms: i64,
+    /// -1: no timestamp.
+    pub max_timestamp_ms: i64,
+    pub producer: Option<BatchProducer>,
+    pub records: u32,
+}
+
+impl BatchHeader {
+    /// Offsets that the batch takes up.
+    pub fn offsets(&self) -> u64 {
+        u64::from(self.last_offset_delta) + 1
+    }
+
+    /// The base offset of a stored batch. `None`: it is negative, so the bytes are no stored batch.
+    pub fn base(&self) -> Option<Offset> {
+        Offset::from_wire(self.base_offset)
+    }
+
+    /// The sequence number of the batch's last record; numbers wrap after `i32::MAX` to 0.
+    pub fn last_sequence(&self) -> Option<Sequence> {
+        let producer = self.producer?;
+        Some(Sequence(producer.base_sequence.0.wrapping_add(self.last_offset_delta) & i32::MAX as u32))
+    }
+}
+
+/// Why bytes are not a batch that may be stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BatchError {
+    #[error("the bytes end within a batch, or a length or CRC is wrong")]
+    Corrupt,
+    #[error("record format {0} is not accepted, only format 2")]
+    UnsupportedFormat(u8),
+    #[error("the batch has {len} bytes, more than the {limit} that the topic allows")]
+    TooLarge { len: u32, limit: u32 },
+    #[error("the batch breaks its format: {0}")]
+    Invalid(&'static str),
+}
+
+impl From<BatchError> for PartitionError {
+    fn from(error: BatchError) -> Self {
+        match error {
+            BatchError::Corrupt => Self::CorruptBatch,
+            BatchError::UnsupportedFormat(_) => Self::UnsupportedFormat,
+            BatchError::TooLarge { .. } => Self::BatchTooLarge,
+            BatchError::Invalid(_) => Self::InvalidBatch,
+        }
+    }
+}
+
+fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("the fields lie within the header")
+}
+
+/// Reads the header of the batch that `bytes` start with. Only the header must be there; that the rest is, and
+/// that its CRC is right, is for the caller to check.
+pub fn parse_header(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+    // Formats 0 and 1 are shorter, but have their magic in the same place.
+    let magic = *bytes.get(MAGIC_AT).ok_or(BatchError::Corrupt)?;
+    if magic < MAGIC {
+        return Err(BatchError::UnsupportedFormat(magic));
+    }
+    if magic > MAGIC {
+        return Err(BatchError::Corrupt);
+    }
+    let h: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(BatchError::Corrupt)?;
+    let after_prefix = u32::from_be_bytes(field(h, 8));
+    if after_prefix < (HEADER_BYTES - PREFIX_BYTES) as u32 || after_prefix > i32::MAX as u32 {
+        return Err(BatchError::Corrupt);
+    }
+    let not_negative = |value: i32, what| u32::try_from(value).map_err(|_| BatchError::Invalid(what));
+    let producer = match i64::from_be_bytes(field(h, 43)) {
+        -1 => None,
+        id => Some(BatchProducer {
+            id: ProducerId(u64::try_from(id).map_err(|_| BatchError::Invalid("negative producer id"))?),
+            epoch: ProducerEpoch(
+                u16::try_from(i16::from_be_bytes(field(h, 51)))
+                    .map_err(|_| BatchError::Invalid("negative producer epoch"))?,
+            ),
+            base_sequence: Sequence(not_negative(
+                i32::from_be_bytes(field(h, 53)),
+                "negative base sequence",
+            )?),
+        }),
+    };
+    Ok(BatchHeader {
+        base_offset: i64::from_be_bytes(field(h, 0)),
+        len: after_prefix + PREFIX_BYTES as u32,
+        leader_epoch: i32::from_be_bytes(field(h, 12)),
+        attributes: Attributes(u16::from_be_bytes(field(h, 21))),
+        last_offset_delta: not_negative(i32::from_be_bytes(field(h, 23)), "negative last offset delta")?,
+        base_timestamp_ms: i64::from_be_bytes(field(h, 27)),
+        max_timestamp_ms: i64::from_be_bytes(field(h, 35)),
+        producer,
+        records: not_negative(i32::from_be_bytes(field(h, 57)), "negative number of records")?,
+    })
+}
+
+/// Whether the CRC of the one whole batch in `bytes` is right.
+pub fn check_crc(bytes: &[u8]) -> bool {
+    let (Some(stored), Some(covered)) =
+        (bytes.get(CRC_AT..OUTSIDE_CRC_BYTES), bytes.get(OUTSIDE_CRC_BYTES..))
+    else {
+        return false;
+    };
+    stored == crc_fast::crc32_iscsi(covered).to_be_bytes()
+}
+
+/// What a topic allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    pub batch_bytes_max: u32,
+}
+
+/// The batches of one produced record set: at least one. Allocates only for the second and further ones.
+#[derive(Clone, Debug)]
+pub struct Batches<'a> {
+    records: &'a [u8],
+    first: BatchHeader,
+    rest: Vec<BatchHeader>,
+}
+
+impl<'a> Batches<'a> {
+    /// Each batch's header and bytes, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&BatchHeader, &'a [u8])> {
+        let mut left = self.records;
+        std::iter::once(&self.first).chain(&self.rest).map(move |header| {
+            let (batch, after) = left.split_at(header.len as usize);
+            left = after;
+            (header, batch)
+        })
+    }
+
+    pub fn first(&self) -> &BatchHeader {
+        &self.first
+    }
+
+    /// How many batches; never 0.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        1 + self.rest.len()
+    }
+
+    /// Bytes of all batches together.
+    pub fn bytes(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Records of all batches together.
+    pub fn offsets(&self) -> u64 {
+        self.first.offsets() + self.rest.iter().map(BatchHeader::offsets).sum::<u64>()
+    }
+
+    /// The batch of an idempotent producer: then it is the only one (a set is checked as one or not at all).
+    pub fn idempotent(&self) -> Option<&BatchHeader> {
+        self.first.producer.is_some().then_some(&self.first)
+    }
+}
+
+/// Checks a produced record set as a whole: every batch is whole, of format 2 with a right CRC, within the limits,
+/// with legal attributes, and its records are numbered 0 to n-1 (looked at unless they are compressed).
+///
+/// Control and transactional batches are refused. A batch of an idempotent producer must come alone and with base
+/// offset 0.
+pub fn validate_produced(records: &[u8], limits: Limits) -> Result<Batches<'_>, BatchError> {
+    if records.is_empty() {
+        return Err(BatchError::Invalid("no batch"));
+    }
+    let first = validate_one(records, limits)?;
+    let mut left = &records[first.len as usize..];
+    let mut batches = Batches { records, first, rest: Vec::new() };
+    while !left.is_empty() {
+        if batches.len() == RECORD_SET_BATCHES_MAX {
+            return Err(BatchError::Invalid("too many batches in one record set"));
+        }
+        let header = validate_one(left, limits)?;
+        if header.producer.is_some() || batches.first.producer.is_some() {
+            return Err(BatchError::Invalid("a batch of an idempotent producer must come alone"));
+        }
+        left = &left[header.len as usize..];
+        batches.rest.push(header);
+    }
+    Ok(batches)
+}
+
+/// Checks the batch that `bytes` start with.
+fn validate_one(bytes: &[u8], limits: Limits) -> Result<BatchHeader, BatchError> {
+    let header = parse_header(bytes)?;
+    let batch = bytes.get(..header.len as usize).ok_or(BatchError::Corrupt)?;
+    if header.len > limits.batch_bytes_max {
+        return Err(BatchError::TooLarge { len: header.len, limit: limits.batch_bytes_max });
+    }
+    // The CRC first: what it does not vouch for is not worth a finer answer.
+    if !check_crc(batch) {
+        return Err(BatchError::Corrupt);
+    }
+    let invalid = |what| Err(BatchError::Invalid(what));
+    let attributes = header.attributes;
+    if attributes.0 & Attributes::NOT_FOR_PRODUCERS != 0 {
+        return invalid("attribute bits that a producer may not set");
+    }
+    let Some(compression) = attributes.compression() else {
+        return invalid("unknown compression codec");
+    };
+    if attributes.is_control() {
+        return invalid("control batch from a client");
+    }
+    if attributes.is_transactional() {
+        return invalid("transactions are not supported");
+    }
+    if attributes.timestamp_type() == TimestampType::LogAppend {
+        return invalid("log append time from a client");
+    }
+    if u64::from(header.records) != header.offsets() {
+        return invalid("number of records is not last offset delta + 1");
+    }
+    if header.base_timestamp_ms < -1 || header.max_timestamp_ms < -1 {
+        return invalid("negative timestamp");
+    }
+    if header.producer.is_some() && header.base_offset != 0 {
+        return invalid("base offset of a produced batch is not 0");
+    }
+    if compression == Compression::None {
+        record::check_all(&batch[HEADER_BYTES..], header.records)?;
+    }
+    Ok(header)
+}
+
+/// Writes `batch` to `out` with `base` and `epoch` in place of its own: both lie outside its CRC.
+///
+/// `batch` is one whole batch; shorter than its header is a bug of the caller.
+pub fn put_patched(out: &mut BytesMut, batch: &[u8], base: Offset, epoch: LeaderEpoch) {
+    assert!(batch.len() >= HEADER_BYTES, "a batch is at least its header");
+    let mut prefix = [0; PATCHED_PREFIX_BYTES];
+    prefix[..8].copy_from_slice(&base.wire().to_be_bytes());
+    prefix[8..12].copy_from_slice(&batch[8..12]);
+    prefix[12..].copy_from_slice(&epoch.wire().to_be_bytes());
+    out.put_slice(&prefix);
+    out.put_slice(&batch[PATCHED_PREFIX_BYTES..]);
+}
+
+/// Where in a batch something was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    pub offset: Offset,
+    pub timestamp_ms: i64,
+}
+
+/// The first record of the stored `batch` whose timestamp is at least `timestamp_ms`; `None` if there is none.
+///
+/// Exact for uncompressed batches. Compressed ones are not unpacked: if the batch's max timestamp is large enough
+/// the answer is its first record, which may be older than asked for, so that a reader who starts there misses
+/// nothing.
+pub fn first_at_or_after(header: &BatchHeader, batch: &[u8], timestamp_ms: i64) -> Option<Found> {
+    if header.max_timestamp_ms < timestamp_ms {
+        return None;
+    }
+    let base = header.base()?;
+    let first = Found { offset: base, timestamp_ms: header.base_timestamp_ms };
+    if header.base_timestamp_ms >= timestamp_ms || !is_plain(header) {
+        return Some(first);
+    }
+    record::timestamps(batch.get(HEADER_BYTES..)?, header)
+        .find(|&(_, at)| at >= timestamp_ms)
+        .map(|(delta, at)| Found { offset: base.plus(u64::from(delta)), timestamp_ms: at })
+}
+
+/// The first record of the stored `batch` with its largest timestamp.
+///
+/// Exact for uncompressed batches whose records have the max timestamp of the header; otherwise the last record.
+pub fn largest_timestamp(header: &BatchHeader, batch: &[u8]) -> Option<Found> {
+    let base = header.base()?;
+    let delta = if is_plain(header) {
+        record::timestamps(batch.get(HEADER_BYTES..)?, header)
+            .find(|&(_, at)| at == header.max_timestamp_ms)
+            .map(|(delta, _)| delta)
+    } else {
+        None
+    };
+    let delta = delta.unwrap_or(header.last_offset_delta);
+    Some(Found { offset: base.plus(u64::from(delta)), timestamp_ms: header.max_timestamp_ms })
+}
+
+fn is_plain(header: &BatchHeader) -> bool {
+    header.attributes.compression() == Some(Compression::None)
+}

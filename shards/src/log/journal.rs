@@ -1,0 +1,410 @@
+//! The journal of one shard: one sequence of chunks for all its partitions, in files that are written ahead of time.
+//!
+//! Floor 1, pure; owned by its shard. It opens no file and reads no clock: it says what the disk shall do
+//! ([`DiskOp`]) and is told what became of it ([`DiskEvent`]). It never says that something is flushed before the
+//! disk said so, and after a failed write or sync it says nothing more but [`JournalEvent::Fatal`].
+//!
+//! Ordering: `flushed <= sealed <= appended`, counted in chunks ([`Marker`]). Appended batches gather in the open
+//! chunk; `poll_op` is the group commit point, where it is sealed and written as `writer.rs` says. Bytes are laid
+//! out as `chunk.rs` says, recovered as `recovery.rs` says.
+//!
+//! A chunk is on disk wholly or it is not there: recovery keeps no part of a torn chunk, which loses nothing, since
+//! a chunk is reported flushed only when all of it is.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::FatalReason;
+use super::chunk::{CHUNK_HEADER_BYTES, ENTRY_HEADER_BYTES, sectors};
+use super::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use super::recovery::{CHUNK_BYTES_MAX, Recovery, Step};
+use super::writer::Writer;
+use crate::batch::BatchHeader;
+use crate::ids::{LeaderEpoch, Offset, PartitionId, ShardId};
+use crate::stats::JournalStats;
+use crate::time::Instant;
+
+/// What recovery does when bytes are damaged that had been flushed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnDamage {
+    /// [`FatalReason::JournalDamaged`].
+    #[default]
+    Refuse,
+    /// Goes on without them and what follows; the [`RecoveryReport`] tells.
+    Truncate,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct JournalConfig {
+    pub shard: ShardId,
+    /// Any number that clients cannot guess, drawn by the driver: the id of this journal if it is a new one.
+    /// It keeps record bytes that imitate a chunk, and files of another journal, from being taken for its own.
+    pub new_journal: u64,
+    /// Size of a file: a multiple of [`SECTOR`].
+    pub file_bytes: u64,
+    /// The largest batch that will be appended; it fits a file.
+    pub batch_bytes_max: usize,
+    /// A chunk is closed at this size, unless one batch alone is larger. A multiple of [`SECTOR`].
+    pub chunk_bytes_max: usize,
+    /// How long a lazily appended batch waits for its flush to begin.
+    pub flush_interval: Duration,
+    pub writes_in_flight_max: usize,
+    /// From so many bytes not yet durable on, the journal is over its backlog and flushes; at
+    /// [`OVERLOAD_FACTOR`] times as many, appends are refused.
+    pub backlog_bytes_max: usize,
+    pub on_damage: OnDamage,
+}
+
+/// See [`JournalConfig::backlog_bytes_max`].
+pub const OVERLOAD_FACTOR: usize = 2;
+
+impl JournalConfig {
+    pub fn new(shard: ShardId, new_journal: u64) -> Self {
+        Self {
+            shard,
+            new_journal,
+            file_bytes: 64 * 1024 * 1024,
+            batch_bytes_max: 16 * 1024 * 1024,
+            chunk_bytes_max: 1024 * 1024,
+            flush_interval: Duration::from_millis(50),
+            writes_in_flight_max: 4,
+            backlog_bytes_max: 64 * 1024 * 1024,
+            on_damage: OnDamage::Refuse,
+        }
+    }
+
+    fn check(&self) {
+        let sector = SECTOR as u64;
+        assert!(self.file_bytes.is_multiple_of(sector), "a journal file is whole sectors");
+        assert!(self.file_bytes / sector <= u64::from(u32::MAX), "sectors are counted in 32 bits");
+        assert!(self.chunk_bytes_max.is_multiple_of(SECTOR), "a chunk is whole sectors");
+        assert!(self.chunk_bytes_max > 0 && self.writes_in_flight_max > 0, "a bound of 0 lets nothing pass");
+        assert!(
+            (self.chunk_bytes_max + self.batch_bytes_max) as u64 <= CHUNK_BYTES_MAX / 2,
+            "the length of a chunk fits 31 bits"
+        );
+        let largest = CHUNK_HEADER_BYTES + ENTRY_HEADER_BYTES + self.batch_bytes_max;
+        assert!(
+            (SECTOR + sectors(largest)) as u64 <= self.file_bytes,
+            "the largest batch fits a journal file"
+        );
+    }
+}
+
+/// How soon an appended batch must be durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Urgency {
+    /// With the next group commit: someone waits for it.
+    Sync,
+    /// Within `flush_interval`.
+    Lazy,
+}
+
+/// Where a batch lies: its first byte.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LogPosition {
+    pub file: FileNo,
+    pub position: u64,
+}
+
+/// How far the journal has come: the sequence number of a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Marker(pub u64);
+
+/// An appended batch.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// The batch with its base offset and leader epoch; shares the memory that is written to disk.
+    pub bytes: Bytes,
+    /// Readable from disk once `marker` is flushed.
+    pub at: LogPosition,
+    /// It is durable when [`JournalEvent::Flushed`] says this or a larger one.
+    pub marker: Marker,
+}
+
+/// Why nothing was appended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendRefused {
+    #[error("the disk has no room for the next journal file")]
+    Full,
+    #[error("too many bytes wait to become durable")]
+    Overloaded,
+    #[error("the journal is not recovered yet, or stopping, or failed")]
+    NotReady,
+}
+
+#[derive(Clone, Debug)]
+pub enum JournalEvent {
+    /// A batch of an earlier life, in the order of appending.
+    Replayed { partition: PartitionId, header: BatchHeader, base: Offset, at: LogPosition, bytes: Bytes },
+    /// All that was replayed is durable; batches can be appended.
+    Recovered(RecoveryReport),
+    /// Every chunk up to this one is durable.
+    Flushed { upto: Marker },
+    /// [`Journal::over_backlog`] became false.
+    BacklogCleared,
+    /// Appends were refused as `Full`; there is room again.
+    Room,
+    /// Answers [`Journal::read`] with as many bytes as were asked for.
+    Read { ticket: u64, result: Result<Bytes, DiskError> },
+    /// All is durable after [`Journal::stop`].
+    Stopped,
+    /// The journal cannot go on; nothing follows.
+    Fatal(FatalReason),
+}
+
+/// What recovery found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RecoveryReport {
+    pub files: u64,
+    pub chunks: u64,
+    pub batches: u64,
+    /// Of the replayed batches.
+    pub bytes: u64,
+    pub cut: Option<Cut>,
+}
+
+/// Where the log was cut off, because something lies there that does not belong to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cut {
+    pub file: FileNo,
+    pub position: u64,
+    pub reason: CutReason,
+    /// Bytes in sectors that are not all zero, from the cut to the end of the last file.
+    pub bytes_after: u64,
+    /// Whether acknowledged batches were lost with it (only under [`OnDamage::Truncate`]).
+    pub damaged: bool,
+}
+
+/// Why a chunk, or what lies in its place, does not belong to the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CutReason {
+    /// Nothing was written here, but something behind it.
+    Missing,
+    /// The file's header is damaged, or that of another file.
+    FileHeader,
+    /// No whole chunk header.
+    ChunkHeader,
+    /// The chunk says that it belongs elsewhere.
+    Misplaced,
+    /// Not the chunk that follows the one before.
+    Sequence,
+    /// Left over from an earlier life that was cut off here or before.
+    EarlierLife,
+    /// An entry of the chunk is damaged.
+    Entry,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Journal {
+    config: JournalConfig,
+    phase: Phase,
+    events: VecDeque<JournalEvent>,
+    ops: OpCounter,
+    reads_asked: VecDeque<Read>,
+    reads_in_flight: BTreeMap<OpNo, Read>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Recovering(Box<Recovery>),
+    Running(Box<Writer>),
+    Stopped,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    ticket: u64,
+    at: LogPosition,
+    len: u32,
+}
+
+/// Numbers the operations of one journal.
+#[derive(Debug, Default)]
+pub(super) struct OpCounter(u64);
+
+impl OpCounter {
+    pub fn next(&mut self) -> OpNo {
+        self.0 += 1;
+        OpNo(self.0)
+    }
+}
+
+/// EIO: what a file that ends too early amounts to.
+pub(super) const CUT_SHORT: DiskError = DiskError::Io(5);
+
+impl Journal {
+    /// Begins recovery: the first operation lists the files.
+    ///
+    /// # Panics
+    /// If the sizes of `config` do not fit each other; what a user may configure is checked before.
+    pub fn new(config: JournalConfig) -> Self {
+        config.check();
+        Self {
+            config,
+            phase: Phase::Recovering(Box::new(Recovery::new(&config))),
+            events: VecDeque::new(),
+            ops: OpCounter::default(),
+            reads_asked: VecDeque::new(),
+            reads_in_flight: BTreeMap::new(),
+        }
+    }
+
+    /// Takes what became of an operation.
+    pub fn handle(&mut self, now: Instant, event: DiskEvent) {
+        if let DiskEvent::Read { op, result } = &event
+            && let Some(read) = self.reads_in_flight.remove(op)
+        {
+            let result = result
+                .clone()
+                .and_then(|bytes| if bytes.len() == read.len as usize { Ok(bytes) } else { Err(CUT_SHORT) });
+            self.events.push_back(JournalEvent::Read { ticket: read.ticket, result });
+            return;
+        }
+        match &mut self.phase {
+            Phase::Recovering(recovery) => match recovery.handle(event, &mut self.events) {
+                Ok(Step::GoOn) => {}
+                Ok(Step::Recovered(recovered)) => {
+                    self.events.push_back(JournalEvent::Recovered(recovered.report));
+                    self.phase = Phase::Running(Box::new(Writer::new(self.config, *recovered)));
+                }
+                Err(reason) => self.fail(reason),
+            },
+            Phase::Running(writer) => {
+                if let Err(reason) = writer.handle(now, event, &mut self.events) {
+                    self.fail(reason);
+                }
+                self.settle();
+            }
+            // Late answers to operations that no longer matter.
+            Phase::Stopped | Phase::Failed => {}
+        }
+    }
+
+    fn fail(&mut self, reason: FatalReason) {
+        tracing::error!(%reason, "journal failed");
+        self.phase = Phase::Failed;
+        self.reads_asked.clear();
+        self.reads_in_flight.clear();
+        self.events.push_back(JournalEvent::Fatal(reason));
+    }
+
+    /// Moves on to the end of a stop.
+    fn settle(&mut self) {
+        if let Phase::Running(writer) = &self.phase
+            && writer.is_stopped()
+        {
+            self.phase = Phase::Stopped;
+            self.events.push_back(JournalEvent::Stopped);
+        }
+    }
+
+    /// Takes note that the instant of `poll_timeout` came; what follows from it comes out of `poll_op`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Phase::Running(writer) = &mut self.phase {
+            writer.handle_timeout(now);
+        }
+    }
+
+    /// When `handle_timeout` is wanted; ask again after `poll_op` was drained.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Running(writer) => writer.poll_timeout(),
+            _ => None,
+        }
+    }
+
+    /// The next operation for the disk. Drain events, then operations, after every batch of inputs: this is the
+    /// group commit point. During recovery there is none while events wait, which bounds their number.
+    pub fn poll_op(&mut self, now: Instant) -> Option<DiskOp> {
+        match &mut self.phase {
+            Phase::Recovering(recovery) if self.events.is_empty() => recovery.poll_op(&mut self.ops),
+            Phase::Recovering(_) | Phase::Failed => None,
+            Phase::Running(_) | Phase::Stopped if !self.reads_asked.is_empty() => {
+                let read = self.reads_asked.pop_front().expect("one is there");
+                let op = self.ops.next();
+                self.reads_in_flight.insert(op, read);
+                Some(DiskOp::Read { op, file: read.at.file, position: read.at.position, len: read.len })
+            }
+            Phase::Running(writer) => writer.poll_op(now, &mut self.ops),
+            Phase::Stopped => None,
+        }
+    }
+
+    /// What happened, in order.
+    pub fn poll_event(&mut self) -> Option<JournalEvent> {
+        self.events.pop_front()
+    }
+
+    /// Appends one whole batch that was validated, with `base` and `epoch` put into it. Its bytes are copied once,
+    /// here.
+    ///
+    /// # Errors
+    /// Nothing was appended, and nothing else will follow from the call; see [`AppendRefused`].
+    ///
+    /// # Panics
+    /// If `batch` is longer than `batch_bytes_max` or shorter than a batch's header.
+    pub fn append(
+        &mut self,
+        now: Instant,
+        partition: PartitionId,
+        base: Offset,
+        epoch: LeaderEpoch,
+        batch: &[u8],
+        urgency: Urgency,
+    ) -> Result<Placed, AppendRefused> {
+        assert!(batch.len() <= self.config.batch_bytes_max, "the largest batch was configured");
+        match &mut self.phase {
+            Phase::Running(writer) => writer.append(now, partition, base, epoch, batch, urgency),
+            _ => Err(AppendRefused::NotReady),
+        }
+    }
+
+    /// Asks for bytes that are durable. They come as [`JournalEvent::Read`] as the disk has them: the reader checks
+    /// the CRC. How many reads run at a time is for the caller to bound.
+    pub fn read(&mut self, ticket: u64, at: LogPosition, len: u32) {
+        assert!(!matches!(self.phase, Phase::Recovering(_)), "positions are readable once recovered");
+        if !matches!(self.phase, Phase::Failed) {
+            self.reads_asked.push_back(Read { ticket, at, len });
+        }
+    }
+
+    pub fn stats(&self) -> JournalStats {
+        match &self.phase {
+            Phase::Running(writer) => writer.stats(),
+            _ => JournalStats::default(),
+        }
+    }
+
+    /// Whether so many bytes wait to become durable that answers to lazy appends should wait for
+    /// [`JournalEvent::BacklogCleared`].
+    pub fn over_backlog(&self) -> bool {
+        match &self.phase {
+            Phase::Running(writer) => writer.over_backlog(),
+            _ => false,
+        }
+    }
+
+    /// Takes no more batches and makes those that there are durable; [`JournalEvent::Stopped`] follows.
+    pub fn stop(&mut self) {
+        match &mut self.phase {
+            Phase::Recovering(_) => {
+                self.phase = Phase::Stopped;
+                self.events.push_back(JournalEvent::Stopped);
+            }
+            Phase::Running(writer) => {
+                writer.stop();
+                self.settle();
+            }
+            Phase::Stopped | Phase::Failed => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,362 @@
+//! What one partition remembers of its idempotent producers: enough to tell a repeated batch from a new one and
+//! from one that came out of order.
+//!
+//! Floor 1, pure; owned by the partition's shard. It never looks at records, only at batch headers, and it is
+//! rebuilt from the batches that recovery replays. Source: KIP-98, KIP-360, and Apache Kafka's
+//! `ProducerStateManager`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::batch::{BatchHeader, BatchProducer};
+use crate::ids::{Offset, ProducerEpoch, ProducerId, Sequence};
+use crate::mail::PartitionError;
+use crate::time::Instant;
+
+/// Batches of one producer that are recognised when they come again: as many as a client has in flight.
+pub const BATCHES_KEPT: usize = 5;
+/// A producer that sent nothing for so long is forgotten.
+pub const EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Producers that one partition keeps; beyond it the one idle longest is forgotten. About 200 bytes each.
+pub const PRODUCERS_MAX: usize = 10_000;
+
+/// Idleness is only noted this exactly, so that a busy producer is not moved in the order for every batch.
+const IDLE_GRAIN: Duration = Duration::from_secs(1);
+
+/// What a batch is to the partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Check {
+    /// Append it.
+    New,
+    /// It is in the log already, from this offset on: append nothing and answer as the first time.
+    Duplicate { base_offset: Offset },
+}
+
+/// The idempotent producers of one partition.
+#[derive(Debug)]
+pub struct Producers {
+    // Ordered, not hashed: clients choose the ids that they send.
+    by_id: BTreeMap<ProducerId, Producer>,
+    /// Each producer once, by when it was last noted as active (its `noted`).
+    by_idleness: BTreeSet<(Instant, ProducerId)>,
+    producers_max: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Producer {
+    epoch: ProducerEpoch,
+    noted: Instant,
+    /// The last ones, oldest first; only the first `kept` are meant; at least one.
+    batches: [Kept; BATCHES_KEPT],
+    kept: usize,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Kept {
+    first: Sequence,
+    last: Sequence,
+    base_offset: Offset,
+}
+
+impl Default for Producers {
+    fn default() -> Self {
+        Self::new(PRODUCERS_MAX)
+    }
+}
+
+impl Producers {
+    /// Keeps at most `producers_max` producers, at least one.
+    pub fn new(producers_max: usize) -> Self {
+        assert!(producers_max > 0, "a partition keeps at least the producer that it heard of last");
+        Self { by_id: BTreeMap::new(), by_idleness: BTreeSet::new(), producers_max }
+    }
+
+    /// What a produced batch is. Changes nothing, so that an append can still be refused for another reason;
+    /// [`Self::record`] follows when it was appended.
+    ///
+    /// A record set with a batch of an idempotent producer holds no other batch ([`crate::batch`] sees to it), so
+    /// that checking its one batch is checking the whole append.
+    ///
+    /// # Errors
+    /// `InvalidProducerEpoch` when a newer life of the producer is known; `OutOfOrderSequence` when the batch does
+    /// not follow the producer's last one and is not one of its last [`BATCHES_KEPT`] either.
+    pub fn check(&self, header: &BatchHeader) -> Result<Check, PartitionError> {
+        let Some((batch, last_sequence)) = header.producer.zip(header.last_sequence()) else {
+            return Ok(Check::New);
+        };
+        // Of a producer that was never heard of, or forgotten, any sequence is the first.
+        let Some(known) = self.by_id.get(&batch.id) else {
+            return Ok(Check::New);
+        };
+        if batch.epoch < known.epoch {
+            return Err(PartitionError::InvalidProducerEpoch);
+        }
+        let expected = if batch.epoch > known.epoch {
+            Sequence(0)
+        } else {
+            let kept = &known.batches[..known.kept];
+            if let Some(same) =
+                kept.iter().rev().find(|k| k.first == batch.base_sequence && k.last == last_sequence)
+            {
+                return Ok(Check::Duplicate { base_offset: same.base_offset });
+            }
+            let last = kept.last().expect("a known producer has sent at least one batch");
+            after(last.last)
+        };
+        if batch.base_sequence == expected { Ok(Check::New) } else { Err(PartitionError::OutOfOrderSequence) }
+    }
+
+    /// Notes a batch that was appended at `base_offset`, by this node as leader (after [`Self::check`]), by a
+    /// leader that this node follows, or in an earlier life of this node. It is not checked again: the leader did.
+    pub fn record(&mut self, now: Instant, header: &BatchHeader, base_offset: Offset) {
+        let Some((BatchProducer { id, epoch, base_sequence }, last)) =
+            header.producer.zip(header.last_sequence())
+        else {
+            return;
+        };
+        let batch = Kept { first: base_sequence, last, base_offset };
+        if let Some(known) = self.by_id.get_mut(&id) {
+            if known.epoch != epoch {
+                known.epoch = epoch;
+                known.kept = 0;
+            }
+            known.push(batch);
+            if now - known.noted >= IDLE_GRAIN {
+                self.by_idleness.remove(&(known.noted, id));
+                self.by_idleness.insert((now, id));
+                known.noted = now;
+            }
+            return;
+        }
+        if self.by_id.len() == self.producers_max {
+            self.forget_idlest();
+        }
+        let mut producer = Producer { epoch, noted: now, batches: Default::default(), kept: 0 };
+        producer.push(batch);
+        self.by_id.insert(id, producer);
+        self.by_idleness.insert((now, id));
+    }
+
+    /// Forgets the producers that sent nothing for [`EXPIRY`], to within a second.
+    pub fn expire(&mut self, now: Instant) {
+        while self.by_idleness.first().is_some_and(|&(noted, _)| now - noted >= EXPIRY) {
+            self.forget_idlest();
+        }
+    }
+
+    /// When [`Self::expire`] will next have something to forget, at the earliest.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.by_idleness.first().map(|&(noted, _)| noted + EXPIRY)
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    fn forget_idlest(&mut self) {
+        let (_, id) = self.by_idleness.pop_first().expect("called when there is a producer");
+        let forgotten = self.by_id.remove(&id);
+        assert!(forgotten.is_some(), "both maps hold the same producers");
+    }
+}
+
+impl Producer {
+    fn push(&mut self, batch: Kept) {
+        if self.kept == BATCHES_KEPT {
+            self.batches.rotate_left(1);
+            self.batches[BATCHES_KEPT - 1] = batch;
+        } else {
+            self.batches[self.kept] = batch;
+            self.kept += 1;
+        }
+    }
+}
+
+/// The sequence number that follows; `i32::MAX` is followed by 0.
+fn after(sequence: Sequence) -> Sequence {
+    Sequence(sequence.0.wrapping_add(1) & i32::MAX as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{BatchBuilder, parse_header};
+
+    fn at(secs: u64) -> Instant {
+        Instant::ZERO + Duration::from_secs(secs)
+    }
+
+    /// The header of a batch of `records` records.
+    fn batch(id: u64, epoch: u16, sequence: u32, records: u32) -> BatchHeader {
+        let producer = BatchProducer {
+            id: ProducerId(id),
+            epoch: ProducerEpoch(epoch),
+            base_sequence: Sequence(sequence),
+        };
+        let mut b = BatchBuilder::new().producer(producer);
+        for _ in 0..records {
+            b = b.record(0, None, Some(b"v"));
+        }
+        parse_header(&b.build()).unwrap()
+    }
+
+    fn append(p: &mut Producers, header: &BatchHeader, base: u64) {
+        assert_eq!(p.check(header), Ok(Check::New));
+        p.record(at(0), header, Offset(base));
+    }
+
+    fn duplicate(base: u64) -> Result<Check, PartitionError> {
+        Ok(Check::Duplicate { base_offset: Offset(base) })
+    }
+
+    #[test]
+    fn batch_without_producer_is_always_new_and_leaves_no_state() {
+        let mut p = Producers::default();
+        let header = parse_header(&BatchBuilder::new().record(0, None, None).build()).unwrap();
+        append(&mut p, &header, 0);
+        assert!(p.is_empty());
+    }
+
+    #[test]
+    fn unknown_producer_may_begin_at_any_sequence() {
+        let mut p = Producers::default();
+        append(&mut p, &batch(1, 3, 77, 2), 10);
+        assert_eq!(p.check(&batch(1, 3, 79, 1)), Ok(Check::New));
+    }
+
+    #[test]
+    fn check_alone_changes_nothing() {
+        let p = Producers::default();
+        assert_eq!(p.check(&batch(1, 0, 0, 1)), Ok(Check::New));
+        assert_eq!(p.check(&batch(1, 0, 0, 1)), Ok(Check::New));
+    }
+
+    #[test]
+    fn same_batch_again_is_answered_with_its_first_offset() {
+        let mut p = Producers::default();
+        append(&mut p, &batch(1, 0, 0, 3), 100);
+        append(&mut p, &batch(2, 0, 0, 3), 103);
+        assert_eq!(p.check(&batch(1, 0, 0, 3)), duplicate(100));
+        assert_eq!(p.check(&batch(2, 0, 0, 3)), duplicate(103));
+    }
+
+    #[test]
+    fn only_exactly_equal_sequences_are_a_duplicate() {
+        let mut p = Producers::default();
+        append(&mut p, &batch(1, 0, 0, 3), 100);
+        assert_eq!(p.check(&batch(1, 0, 0, 2)), Err(PartitionError::OutOfOrderSequence));
+        assert_eq!(p.check(&batch(1, 0, 1, 2)), Err(PartitionError::OutOfOrderSequence));
+        assert_eq!(p.check(&batch(1, 0, 0, 4)), Err(PartitionError::OutOfOrderSequence));
+    }
+
+    #[test]
+    fn last_five_batches_are_recognised_and_no_more() {
+        let mut p = Producers::default();
+        for i in 0..6 {
+            append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 2);
+        }
+        assert_eq!(p.check(&batch(1, 0, 0, 2)), Err(PartitionError::OutOfOrderSequence));
+        for i in 1..6 {
+            assert_eq!(p.check(&batch(1, 0, i * 2, 2)), duplicate(u64::from(i) * 2));
+        }
+    }
+
+    #[test]
+    fn gap_and_step_back_are_out_of_order() {
+        let mut p = Producers::default();
+        append(&mut p, &batch(1, 0, 0, 5), 0);
+        assert_eq!(p.check(&batch(1, 0, 6, 1)), Err(PartitionError::OutOfOrderSequence));
+        assert_eq!(p.check(&batch(1, 0, 4, 1)), Err(PartitionError::OutOfOrderSequence));
+        assert_eq!(p.check(&batch(1, 0, 5, 1)), Ok(Check::New));
+    }
+
+    #[test]
+    fn sequence_wraps_after_i32_max() {
+        let max = i32::MAX as u32;
+        let mut p = Producers::default();
+        append(&mut p, &batch(1, 0, max - 1, 2), 0);
+        append(&mut p, &batch(1, 0, 0, 1), 2);
+
+        // And within one batch.
+        append(&mut p, &batch(2, 0, max, 3), 3);
+        assert_eq!(p.check(&batch(2, 0, max, 3)), duplicate(3));
+        assert_eq!(p.check(&batch(2, 0, 2, 1)), Ok(Check::New));
+        assert_eq!(p.check(&batch(2, 0, 1, 1)), Err(PartitionError::OutOfOrderSequence));
+    }
+
+    #[test]
+    fn older_epoch_is_refused_even_with_the_right_sequence() {
+        let mut p = Producers::default();
+        append(&mut p, &batch(1, 5, 0, 1), 0);
+        assert_eq!(p.check(&batch(1, 4, 1, 1)), Err(PartitionError::InvalidProducerEpoch));
+        assert_eq!(p.check(&batch(1, 4, 0, 1)), Err(PartitionError::InvalidProducerEpoch));
+    }
+
+    #[test]
+    fn newer_epoch_begins_at_zero_and_forgets_the_older_batches() {
+        let mut p = Producers::default();
+        append(&mut p, &batch(1, 0, 0, 1), 0);
+        assert_eq!(p.check(&batch(1, 1, 1, 1)), Err(PartitionError::OutOfOrderSequence));
+        append(&mut p, &batch(1, 1, 0, 1), 1);
+        assert_eq!(p.check(&batch(1, 1, 0, 1)), duplicate(1));
+        assert_eq!(p.check(&batch(1, 0, 0, 1)), Err(PartitionError::InvalidProducerEpoch));
+    }
+
+    #[test]
+    fn idle_producer_is_forgotten_after_a_day_and_a_busy_one_is_not() {
+        let mut p = Producers::default();
+        p.record(at(0), &batch(1, 0, 0, 1), Offset(0));
+        p.record(at(0), &batch(2, 0, 0, 1), Offset(1));
+        p.record(at(3600), &batch(2, 0, 1, 1), Offset(2));
+        assert_eq!(p.next_expiry(), Some(at(86_400)));
+        p.expire(at(86_399));
+        assert_eq!(p.len(), 2);
+        p.expire(at(86_400));
+        assert_eq!(p.len(), 1);
+        assert_eq!(p.check(&batch(1, 0, 9, 1)), Ok(Check::New));
+        assert_eq!(p.check(&batch(2, 0, 1, 1)), duplicate(2));
+        assert_eq!(p.next_expiry(), Some(at(90_000)));
+    }
+
+    #[test]
+    fn beyond_the_bound_the_producer_idle_longest_is_forgotten() {
+        let mut p = Producers::new(2);
+        p.record(at(0), &batch(1, 0, 0, 1), Offset(0));
+        p.record(at(10), &batch(2, 0, 0, 1), Offset(1));
+        p.record(at(20), &batch(1, 0, 1, 1), Offset(2));
+        p.record(at(30), &batch(3, 0, 0, 1), Offset(3));
+        assert_eq!(p.len(), 2);
+        assert_eq!(p.check(&batch(1, 0, 1, 1)), duplicate(2));
+        assert_eq!(p.check(&batch(3, 0, 0, 1)), duplicate(3));
+        assert_eq!(p.check(&batch(2, 0, 9, 1)), Ok(Check::New));
+    }
+
+    #[test]
+    fn state_rebuilt_from_the_log_equals_the_one_that_was_lost() {
+        let mut live = Producers::default();
+        let mut appended = Vec::new();
+        for i in 0..20 {
+            let epoch = if i < 8 { 0 } else { 1 };
+            let header = batch(1, epoch, (i % 8) * 2, 2);
+            if live.check(&header) == Ok(Check::New) {
+                live.record(at(0), &header, Offset(u64::from(i) * 2));
+                appended.push((header, Offset(u64::from(i) * 2)));
+            }
+        }
+        let mut rebuilt = Producers::default();
+        for (header, base) in &appended {
+            rebuilt.record(at(5), header, *base);
+        }
+        assert!(appended.len() >= 16);
+        for epoch in 0..3 {
+            for sequence in 0..20 {
+                let probe = batch(1, epoch, sequence, 2);
+                assert_eq!(rebuilt.check(&probe), live.check(&probe));
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The command line: arguments, help, and the `config` commands.
+//!
+//! Runs on the main thread before any core starts. `main` parses with [`Cli::parse`] and carries out the [`Command`];
+//! a bare `highwater` is `highwater serve`.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{
+    CoreClaims, CorePlan, ENV_CONFIG, Host, Loaded, Setting, Sources, load, render_effective,
+    render_reference,
+};
+use crate::error::{ExitStatus, Failure};
+
+/// One byte more than a configuration may have, so that a longer file is seen to be longer.
+const READ_BYTES_MAX: u64 = crate::config::FILE_BYTES_MAX as u64 + 1;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "highwater",
+    version,
+    about = "A coordination and replication engine for brokers, which Kafka clients can talk to.",
+    long_about = "A coordination and replication engine for brokers, which Kafka clients can talk to.\n\n\
+                  Without a command it starts a standalone node on built-in defaults: data in ./highwater-data, Kafka \
+                  clients on 127.0.0.1:9092, metrics on 127.0.0.1:9094, one shard on each core but the first.",
+    after_help = help_end(),
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    serve: ServeArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a node (the default command)
+    #[command(after_help = SERVE_HELP)]
+    Serve(ServeArgs),
+    /// Check a configuration, or print the one with all defaults
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every error of a configuration, or the effective one with the origin of each value
+    ///
+    /// Reads the same layers as `serve`: defaults, profile, file, HIGHWATER_* variables, flags. Also fits the cores to
+    /// this host.
+    Check(CheckArgs),
+    /// Print a commented configuration with every key at its default
+    ShowDefault,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The file to check; without it, what `highwater` alone would use
+    file: Option<PathBuf>,
+    /// Leave out whether the cores exist on this host
+    #[arg(long)]
+    any_host: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+#[derive(Debug, Args, Default)]
+pub struct ServeArgs {
+    /// The configuration file (YAML); the variable HIGHWATER_CONFIG names it too
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// Flags that set keys, over everything else.
+#[derive(Debug, Args, Default)]
+pub struct Overrides {
+    /// Where the node keeps its data [default: ./highwater-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// IP address and port for Kafka clients [default: 127.0.0.1:9092]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// HOST:PORT that clients are told to connect to [default: that of --listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// IP address and port for metrics and health, or `none` [default: 127.0.0.1:9094]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+    /// `auto`, or cores such as 0-2: the first is the control core, the others are shards [default: auto]
+    #[arg(long, value_name = "CORES")]
+    cores: Option<String>,
+    /// Settings for a kind of host in place of the defaults: latency, throughput or dev
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Set any key, such as kafka.auto_create_topics=false; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    set: Vec<(String, String)>,
+}
+
+const SERVE_HELP: &str = "\
+Examples:
+  highwater serve --config /etc/highwater.yaml
+  highwater serve --data-dir /var/lib/highwater --listen 0.0.0.0:9092 --advertise broker1.example:9092
+  highwater serve --cores 0-3 --set storage.tail_bytes=1GiB
+  HIGHWATER_CORES_SHARDS=1,2 highwater serve
+
+Later layers win: built-in defaults, the profile, the file, HIGHWATER_* variables, flags.
+`highwater config show-default` prints every key. SIGINT and SIGTERM stop the node cleanly.
+";
+
+fn help_end() -> String {
+    format!(
+        "Examples:\n  \
+         highwater                                  start a node here and now\n  \
+         highwater --profile dev --data-dir /tmp/hw start a small one\n  \
+         highwater config show-default > hw.yaml    write down every key\n  \
+         highwater config check hw.yaml             is it right, and where does each value come from\n  \
+         highwater serve --config hw.yaml           start a node with it\n\n\
+         Exit status:\n{}",
+        ExitStatus::table()
+    )
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().into(), value.into())),
+        _ => Err("expected KEY=VALUE, such as cores.shards=[1,2]".into()),
+    }
+}
+
+impl Cli {
+    /// Reads the arguments of the process. On `--help`, `--version` and usage errors it prints and ends the process,
+    /// with [`ExitStatus::Ok`] or [`ExitStatus::Usage`].
+    pub fn parse() -> Command {
+        <Self as Parser>::parse().into_command()
+    }
+
+    fn into_command(self) -> Command {
+        self.command.unwrap_or(Command::Serve(self.serve))
+    }
+}
+
+impl ServeArgs {
+    /// The configuration of the node from all layers of this process.
+    pub fn load(&self) -> Result<Loaded, Failure> {
+        self.overrides.load(self.config.as_deref())
+    }
+}
+
+impl Overrides {
+    fn settings(&self) -> Vec<Setting> {
+        let named = [
+            ("--data-dir", "storage.data_dir", &self.data_dir),
+            ("--listen", "cluster.client_addr", &self.listen),
+            ("--advertise", "cluster.client_addr_advertised", &self.advertise),
+            ("--admin", "admin.addr", &self.admin),
+            ("--cores", "cores", &self.cores),
+            ("--profile", "profile", &self.profile),
+        ];
+        let named = named.into_iter().filter_map(|(flag, path, value)| {
+            let value = value.clone()?;
+            Some(Setting { path: path.into(), flag: format!("{flag} {value}"), value })
+        });
+        let set = self.set.iter().map(|(path, value)| Setting {
+            path: path.clone(),
+            value: value.clone(),
+            flag: format!("--set {path}={value}"),
+        });
+        named.chain(set).collect()
+    }
+
+    fn load(&self, file: Option<&Path>) -> Result<Loaded, Failure> {
+        let from_env = std::env::var_os(ENV_CONFIG).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let file = file.map(Path::to_owned).or(from_env);
+        let env = std::env::vars_os()
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
+        let sources = Sources {
+            file: file.as_deref().map(read_file).transpose()?,
+            env: env.collect(),
+            flags: self.settings(),
+        };
+        load(&sources).map_err(|problems| Failure::new(ExitStatus::Refused, problems.to_string()))
+    }
+}
+
+/// The file's name as given and its text.
+fn read_file(path: &Path) -> Result<(String, String), Failure> {
+    let name = path.display().to_string();
+    let refuse = |why: String| Failure::new(ExitStatus::Refused, format!("{name}: {why}"));
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(READ_BYTES_MAX).read_to_end(&mut bytes))
+        .map_err(|e| refuse(format!("the configuration file cannot be read: {e}")))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        refuse(format!("line {line} is not UTF-8 text"))
+    })?;
+    Ok((name, text))
+}
+
+/// Fits the `cores` section to this host, and claims the cores that are pinned for as long as the claims live.
+pub fn plan_cores(loaded: &Loaded) -> Result<(CorePlan, CoreClaims), Failure> {
+    let (host, mut claims) = Host::detect();
+    let plan = CorePlan::resolve(&loaded.config.cores, &host)
+        .map_err(|e| Failure::new(ExitStatus::Environment, e.to_string()))?;
+    claims.keep(&plan);
+    Ok((plan, claims))
+}
+
+impl ConfigCommand {
+    /// Carries the command out; the result is what goes to standard output.
+    pub fn run(&self) -> Result<String, Failure> {
+        match self {
+            Self::ShowDefault => Ok(render_reference()),
+            Self::Check(args) => {
+                let loaded = args.overrides.load(args.file.as_deref())?;
+                let mut out = render_effective(&loaded);
+                if !args.any_host {
+                    let (plan, _) = plan_cores(&loaded)?;
+                    out.push_str(&format!("\n# On this host: {plan}.\n"));
+                }
+                Ok(out)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn command(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace()).map(Cli::into_command)
+    }
+
+    fn serve(line: &str) -> ServeArgs {
+        match command(line).unwrap() {
+            Command::Serve(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bare_call_serves_and_takes_the_flags_of_serve() {
+        assert!(serve("highwater").overrides.settings().is_empty());
+        for line in ["highwater --cores 0-2 -c x.yaml", "highwater serve --cores 0-2 -c x.yaml"] {
+            let args = serve(line);
+            assert_eq!(args.config.as_deref(), Some(Path::new("x.yaml")));
+            assert_eq!(args.overrides.settings()[0].flag, "--cores 0-2");
+        }
+        assert!(command("highwater --cores 0-2 config show-default").is_err());
+    }
+
+    #[test]
+    fn every_flag_sets_a_key_that_exists() {
+        let args = serve(
+            "highwater --data-dir d --listen 0.0.0.0:1 --advertise h:2 --admin none --cores auto --profile dev \
+             --set kafka.connections_max=7 --set log.level=warn,a=debug",
+        );
+        let loaded = load(&Sources { flags: args.overrides.settings(), ..Sources::default() })
+            .unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(loaded.config.storage.data_dir, PathBuf::from("d"));
+        assert_eq!(loaded.config.cluster.advertised().to_string(), "h:2");
+        assert_eq!(loaded.config.admin.addr, None);
+        assert_eq!(loaded.config.kafka.connections_max, 7);
+        assert_eq!(loaded.config.log.level, "warn,a=debug");
+        assert!(command("highwater --set kafka.connections_max").is_err());
+    }
+
+    #[test]
+    fn help_names_examples_defaults_and_every_exit_status() {
+        let help = Cli::command().render_long_help().to_string();
+        for status in ExitStatus::ALL {
+            assert!(help.contains(status.meaning()), "{status:?}");
+        }
+        assert!(help.contains("Examples:") && help.contains("127.0.0.1:9092"), "{help}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let failure = read_file(Path::new("/nonexistent/hw.yaml")).unwrap_err();
+        assert_eq!(failure.status, ExitStatus::Refused);
+        assert!(failure.message.starts_with("/nonexistent/hw.yaml: the configuration file cannot be read"));
+    }
+}

@@ -1,0 +1,302 @@
+//! The configuration of a node: what every section means, with its units.
+//!
+//! A [`Config`] comes from four layers, each over the one before: built-in defaults and a profile, the file, the
+//! environment, flags ([`load`]). `keys` holds the one table of all keys, and everything else (reading, suggestions,
+//! the names of variables, `config show-default`) follows from it, so a key is one line there and one field here.
+//! Only keys that do something exist. Pure apart from `host`, which is a driver; used once at start on the main thread.
+
+mod cores;
+mod host;
+mod keys;
+mod layers;
+mod render;
+mod shape;
+mod yaml;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use highwater_shards::ids::NodeId;
+use highwater_shards::mail::{Durability, PartitionConfig};
+
+pub use cores::{CoreError, CoreId, CorePlan, Host};
+pub use host::CoreClaims;
+pub use layers::{
+    ENV_CONFIG, ENV_PREFIX, Loaded, Origin, Problem, Problems, Setting, Sources, cores_settings, load,
+};
+pub use render::{render_effective, render_reference};
+pub use shape::HostPort;
+pub use yaml::FILE_BYTES_MAX;
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub profile: Option<Profile>,
+    pub cluster: Cluster,
+    pub cores: Cores,
+    pub storage: Storage,
+    pub kafka: Kafka,
+    pub admin: Admin,
+    pub log: Log,
+}
+
+/// Settings for a kind of host or use, embedded from `tuning/`. They take the place of defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    Latency,
+    Throughput,
+    Dev,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// 0 to [`NODE_ID_MAX`].
+    pub node_id: NodeId,
+    pub mode: Mode,
+    pub rack: Option<String>,
+    /// What Kafka clients connect to.
+    pub client_addr: SocketAddr,
+    /// What clients are told to connect to, when it is not `client_addr`.
+    pub client_addr_advertised: Option<HostPort>,
+    pub topic_defaults: TopicDefaults,
+}
+
+/// With core-direct routing a shard is advertised as broker `node_id * 1024 + shard`, a signed 32-bit number.
+pub const NODE_ID_MAX: u32 = (i32::MAX as u32 >> 10) - 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// One node, which is its own cluster.
+    Standalone,
+}
+
+/// What a topic gets when its creator says nothing else.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TopicDefaults {
+    pub partitions: u32,
+    pub durability: Durability,
+    /// The largest record batch that a producer may send.
+    pub batch_bytes_max: u64,
+}
+
+impl TopicDefaults {
+    /// The settings that a partition acts on, of a topic without any of its own.
+    pub fn partition_config(&self) -> PartitionConfig {
+        PartitionConfig {
+            durability: self.durability,
+            batch_bytes_max: u32::try_from(self.batch_bytes_max).expect("the key's shape ends at 1 GiB"),
+            ..PartitionConfig::default()
+        }
+    }
+}
+
+/// Which threads run where; [`CorePlan::resolve`] fits it to the host. `None` is `auto` throughout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cores {
+    pub control: Option<CoreId>,
+    pub shards: Option<Vec<CoreId>>,
+    pub shard_count: Option<u32>,
+    pub pin: Option<bool>,
+    /// How long an idle shard looks for work before it sleeps; zero never spins.
+    pub spin: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Storage {
+    pub data_dir: PathBuf,
+    /// The size of one journal file; each shard has several. A multiple of 4096.
+    pub journal_file_bytes: u64,
+    /// Recent records kept in memory, over all shards of the node.
+    pub tail_bytes: u64,
+    /// The longest time until records of `durability: replicated` are flushed.
+    pub flush_interval: Duration,
+    pub recovery: Recovery,
+}
+
+/// What to do at start when flushed bytes of the journal are damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// Start nothing and say where the damage is.
+    Stop,
+    /// Give up what follows the damage, although it may have been acknowledged.
+    Truncate,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kafka {
+    pub auto_create_topics: bool,
+    pub routing: Routing,
+    /// With `routing: core`, shard `k` listens on this port + `k`.
+    pub core_port_first: u32,
+    /// The largest request; a longer one closes its connection before anything is allocated for it.
+    pub request_bytes_max: u64,
+    /// Connections of one shard; more are closed on accept.
+    pub connections_max: u32,
+    pub connection_idle: Duration,
+    /// Answers that wait in one connection for a slow reader; at the bound its requests are no longer read.
+    pub unsent_bytes_max: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routing {
+    /// One address for the node; a request hops to the owning core.
+    Node,
+    /// Every shard has its own port and is a broker of its own to clients.
+    Core,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    /// `/metrics`, `/healthz` and `/readyz` over HTTP; `None` switches them off.
+    pub addr: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A level, or `target=level` pairs separated by commas.
+    pub level: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            profile: None,
+            cluster: Cluster {
+                node_id: NodeId(1),
+                mode: Mode::Standalone,
+                rack: None,
+                client_addr: local(9092),
+                client_addr_advertised: None,
+                topic_defaults: TopicDefaults {
+                    partitions: 4,
+                    durability: Durability::Fsync,
+                    batch_bytes_max: 8 << 20,
+                },
+            },
+            cores: Cores { control: None, shards: None, shard_count: None, pin: None, spin: None },
+            storage: Storage {
+                data_dir: PathBuf::from("./highwater-data"),
+                journal_file_bytes: 64 << 20,
+                tail_bytes: 256 << 20,
+                flush_interval: Duration::from_millis(50),
+                recovery: Recovery::Stop,
+            },
+            kafka: Kafka {
+                auto_create_topics: true,
+                routing: Routing::Node,
+                core_port_first: 19092,
+                request_bytes_max: 100 << 20,
+                connections_max: 10_000,
+                connection_idle: Duration::from_secs(600),
+                unsent_bytes_max: 16 << 20,
+            },
+            admin: Admin { addr: Some(local(9094)) },
+            log: Log { format: LogFormat::Human, level: "info".into() },
+        }
+    }
+}
+
+impl Cluster {
+    /// What clients are told: the advertised address, or the one that is bound.
+    pub fn advertised(&self) -> HostPort {
+        self.client_addr_advertised.clone().unwrap_or_else(|| HostPort {
+            host: self.client_addr.ip().to_string(),
+            port: self.client_addr.port(),
+        })
+    }
+}
+
+impl Config {
+    /// What single values cannot show: keys that contradict each other. Each entry names the keys and says why.
+    fn contradictions(&self) -> Vec<(&'static [&'static str], String)> {
+        let mut out: Vec<(&'static [&'static str], String)> = Vec::new();
+        let (cluster, kafka, cores) = (&self.cluster, &self.kafka, &self.cores);
+        if cluster.client_addr.ip().is_unspecified() && cluster.client_addr_advertised.is_none() {
+            out.push((
+                &["cluster.client_addr", "cluster.client_addr_advertised"],
+                format!(
+                    "`cluster.client_addr: {}` listens on every address of this host, so say which one clients should \
+                     connect to: `cluster.client_addr_advertised: HOST:{}`",
+                    cluster.client_addr,
+                    cluster.client_addr.port()
+                ),
+            ));
+        }
+        if cores.shards.is_some() && cores.shard_count.is_some() {
+            out.push((
+                &["cores.shards", "cores.shard_count"],
+                "`cores.shards` and `cores.shard_count` are two ways to say the same: keep one of them"
+                    .into(),
+            ));
+        }
+        let batch_bytes_max = cluster.topic_defaults.batch_bytes_max;
+        if batch_bytes_max + REQUEST_OVERHEAD_BYTES > kafka.request_bytes_max {
+            out.push((
+                &["kafka.request_bytes_max", "cluster.topic_defaults.batch_bytes_max"],
+                "`kafka.request_bytes_max` must exceed `cluster.topic_defaults.batch_bytes_max` by at least 64KiB, or \
+                 the largest batch could never arrive"
+                    .into(),
+            ));
+        }
+        if batch_bytes_max > self.storage.journal_file_bytes / 2 {
+            out.push((
+                &["storage.journal_file_bytes", "cluster.topic_defaults.batch_bytes_max"],
+                "`storage.journal_file_bytes` must be at least twice `cluster.topic_defaults.batch_bytes_max`: a batch \
+                 is never split over two files"
+                    .into(),
+            ));
+        }
+        let core_ports = kafka.core_port_first..kafka.core_port_first + SHARDS_MAX;
+        let on_core_ports =
+            |addr: SocketAddr| kafka.routing == Routing::Core && core_ports.contains(&u32::from(addr.port()));
+        if let Some(admin) = self.admin.addr.filter(|admin| overlap_ip(admin.ip(), cluster.client_addr.ip()))
+        {
+            if admin.port() == cluster.client_addr.port() {
+                out.push((
+                    &["admin.addr", "cluster.client_addr"],
+                    format!("`admin.addr` and `cluster.client_addr` both take port {}", admin.port()),
+                ));
+            }
+            if on_core_ports(admin) {
+                out.push((
+                    &["kafka.core_port_first", "admin.addr"],
+                    format!(
+                        "the {SHARDS_MAX} ports from `kafka.core_port_first: {}` contain that of `admin.addr` ({admin})",
+                        kafka.core_port_first
+                    ),
+                ));
+            }
+        }
+        if on_core_ports(cluster.client_addr) {
+            out.push((
+                &["kafka.core_port_first", "cluster.client_addr"],
+                format!(
+                    "the {SHARDS_MAX} ports from `kafka.core_port_first: {}` contain that of `cluster.client_addr` ({})",
+                    kafka.core_port_first, cluster.client_addr
+                ),
+            ));
+        }
+        out
+    }
+}
+
+/// A request's header and the parts of a Produce around its batch, generously.
+const REQUEST_OVERHEAD_BYTES: u64 = 64 << 10;
+/// Shards of one node: the step between the broker ids of two nodes with `routing: core`.
+pub const SHARDS_MAX: u32 = 1024;
+
+fn overlap_ip(a: IpAddr, b: IpAddr) -> bool {
+    a == b || a.is_unspecified() || b.is_unspecified()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,363 @@
+//! The table of all keys: name, shape, the field it sets, and its documentation.
+//!
+//! This is the only list. A key that is not here is unknown, and `config show-default` prints exactly this.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use super::shape::*;
+use super::{Config, Durability, LogFormat, Mode, NODE_ID_MAX, Profile, Recovery, Routing, SHARDS_MAX};
+
+/// One key of the configuration.
+pub struct Key {
+    /// Section and name, joined by dots.
+    pub path: &'static str,
+    /// Sentences for the reference file, one line each.
+    pub doc: &'static [&'static str],
+    /// The words after "must be".
+    pub expected: fn() -> String,
+    /// Sets the field; false when the value is not of the key's shape.
+    pub set: fn(&mut Config, &Raw) -> bool,
+    /// The field's value as YAML on one line.
+    pub show: fn(&Config) -> String,
+}
+
+impl Key {
+    /// The last part of the path.
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or(self.path)
+    }
+}
+
+macro_rules! key {
+    ($path:literal, $shape:expr, |$c:ident| $field:expr, [$($doc:literal),+ $(,)?]) => {
+        Key {
+            path: $path,
+            doc: &[$($doc),+],
+            expected: || $shape.expected(),
+            set: |$c, raw| match $shape.read(raw) {
+                Some(value) => {
+                    $field = value;
+                    true
+                }
+                None => false,
+            },
+            show: |$c| $shape.show(&$field),
+        }
+    };
+}
+
+const fn words<T>() -> OneOf<T> {
+    OneOf(PhantomData)
+}
+
+const fn ms(min: u64, max: u64) -> Time {
+    Time { unit: TimeUnit::Ms, min: Duration::from_millis(min), max: Duration::from_millis(max) }
+}
+
+const fn us(min: u64, max: u64) -> Time {
+    Time { unit: TimeUnit::Us, min: Duration::from_micros(min), max: Duration::from_micros(max) }
+}
+
+const fn size(min: u64, max: u64, step: u64) -> Size {
+    Size { min, max, step }
+}
+
+const fn count(what: &'static str, min: u32, max: u32) -> Count {
+    Count { what, min, max }
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// What each section is for, in the order of the file.
+pub const SECTIONS: &[(&str, &str)] = &[
+    ("cluster", "Who this node is and what it serves."),
+    ("cluster.topic_defaults", "What a topic gets when its creator says nothing else."),
+    (
+        "cores",
+        "Threads and CPU cores. `cores: auto` is short for `auto` throughout, `cores: 0-3` for control on 0, shards on 1-3.",
+    ),
+    ("storage", "Where and how records are kept."),
+    ("kafka", "The listener for Kafka clients."),
+    ("admin", "Metrics and health over HTTP."),
+    ("log", "What the node prints about itself, on standard error."),
+];
+
+/// All keys, in the order of the file: a section's own keys stand together.
+pub static KEYS: &[Key] = &[
+    key!(
+        "profile",
+        Or("none", words::<Profile>()),
+        |c| c.profile,
+        [
+            "Settings for a kind of host, in place of the defaults below:",
+            "`latency` (dedicated cores), `throughput` (large batches), `dev` (small, beside other work).",
+        ]
+    ),
+    key!(
+        "cluster.node_id",
+        count("a number", 0, NODE_ID_MAX),
+        |c| c.cluster.node_id.0,
+        ["The id that clients see as the broker's. It must not change once the node has data.",]
+    ),
+    key!(
+        "cluster.mode",
+        ModeShape,
+        |c| c.cluster.mode,
+        ["`standalone`: one node, which is its own cluster."]
+    ),
+    key!(
+        "cluster.rack",
+        Or("none", Text { what: "a text", len_max: 255 }),
+        |c| c.cluster.rack,
+        ["The failure domain that clients are told.",]
+    ),
+    key!("cluster.client_addr", Addr, |c| c.cluster.client_addr, ["IP address and port for Kafka clients."]),
+    key!(
+        "cluster.client_addr_advertised",
+        Or("auto", Advertised),
+        |c| c.cluster.client_addr_advertised,
+        [
+            "HOST:PORT that clients are told to connect to. `auto`: the same as client_addr.",
+            "Needed when client_addr is 0.0.0.0 or [::], or behind address translation.",
+        ]
+    ),
+    key!(
+        "cluster.topic_defaults.partitions",
+        count("a number", 1, 10_000),
+        |c| c.cluster.topic_defaults.partitions,
+        ["Partitions of a topic.",]
+    ),
+    key!(
+        "cluster.topic_defaults.durability",
+        words::<Durability>(),
+        |c| c.cluster.topic_defaults.durability,
+        [
+            "`fsync`: a record is acknowledged when it is on disk.",
+            "`replicated`: when it is in memory; a power cut may lose what came within storage.flush_interval_ms.",
+        ]
+    ),
+    key!(
+        "cluster.topic_defaults.batch_bytes_max",
+        size(KIB, GIB, 1),
+        |c| c.cluster.topic_defaults.batch_bytes_max,
+        ["The largest record batch a producer may send.",]
+    ),
+    key!(
+        "cores.control",
+        Or("auto", OneCore),
+        |c| c.cores.control,
+        ["The core of the control thread. `auto`: the first one this process may use.",]
+    ),
+    key!(
+        "cores.shards",
+        Or("auto", CoreList),
+        |c| c.cores.shards,
+        ["The cores of the shards, such as [1, 2]: one shard runs on each. `auto`: all the others.",]
+    ),
+    key!(
+        "cores.shard_count",
+        Or("auto", count("a number", 1, SHARDS_MAX)),
+        |c| c.cores.shard_count,
+        ["How many shards, when cores.shards does not name them. `auto`: one per core.",]
+    ),
+    key!(
+        "cores.pin",
+        Or("auto", Flag),
+        |c| c.cores.pin,
+        [
+            "Whether threads are pinned to their cores. `auto`: when cores are named, or when each thread has a core to",
+            "itself, no CPU quota applies and no other node is pinned on this host.",
+        ]
+    ),
+    key!(
+        "cores.spin_us",
+        Or("auto", us(0, 10_000)),
+        |c| c.cores.spin,
+        [
+            "Microseconds an idle shard looks for work before it sleeps. 0 never spins; `auto` spins only while that",
+            "recently found work.",
+        ]
+    ),
+    key!(
+        "storage.data_dir",
+        FilePath,
+        |c| c.storage.data_dir,
+        ["The folder with everything this node stores. Created when missing; only one node may use it.",]
+    ),
+    key!(
+        "storage.journal_file_bytes",
+        size(MIB, 4 * GIB, 4096),
+        |c| c.storage.journal_file_bytes,
+        ["The size of one journal file. Each shard writes its own files with zeros ahead of their use.",]
+    ),
+    key!(
+        "storage.tail_bytes",
+        size(MIB, 1024 * GIB, 1),
+        |c| c.storage.tail_bytes,
+        [
+            "Memory for recent records, which consumers read without touching the disk; shared equally by the shards.",
+        ]
+    ),
+    key!(
+        "storage.flush_interval_ms",
+        ms(1, 60_000),
+        |c| c.storage.flush_interval,
+        ["The longest time until records of `durability: replicated` are flushed.",]
+    ),
+    key!(
+        "storage.recovery",
+        words::<Recovery>(),
+        |c| c.storage.recovery,
+        [
+            "What to do when acknowledged bytes of the journal are damaged at start: `stop`, so that they can be restored,",
+            "or `truncate`, which gives up what follows the damage. A torn write at the end is cut either way.",
+        ]
+    ),
+    key!(
+        "kafka.auto_create_topics",
+        Flag,
+        |c| c.kafka.auto_create_topics,
+        ["Whether a topic is created when a client first asks for it.",]
+    ),
+    key!(
+        "kafka.routing",
+        words::<Routing>(),
+        |c| c.kafka.routing,
+        [
+            "`node`: one address for the node. `core`: every shard listens on a port of its own and clients connect",
+            "straight to the core that owns a partition.",
+        ]
+    ),
+    key!(
+        "kafka.core_port_first",
+        count("a port", 1, 65_535 - SHARDS_MAX),
+        |c| c.kafka.core_port_first,
+        ["With `routing: core`, shard 0 listens on this port, shard 1 on the next, and so on.",]
+    ),
+    key!(
+        "kafka.request_bytes_max",
+        size(64 * KIB, GIB, 1),
+        |c| c.kafka.request_bytes_max,
+        ["The largest request. A connection that announces a longer one is closed.",]
+    ),
+    key!(
+        "kafka.connections_max",
+        count("a number", 1, 1_000_000),
+        |c| c.kafka.connections_max,
+        ["Connections per shard. Further ones are closed at once.",]
+    ),
+    key!(
+        "kafka.connection_idle_ms",
+        ms(1_000, 7 * 86_400_000),
+        |c| c.kafka.connection_idle,
+        ["A connection without a request for so long is closed.",]
+    ),
+    key!(
+        "kafka.unsent_bytes_max",
+        size(64 * KIB, GIB, 1),
+        |c| c.kafka.unsent_bytes_max,
+        [
+            "Answers that may wait in one connection for a slow reader. At the bound its requests are no longer read.",
+        ]
+    ),
+    key!(
+        "admin.addr",
+        Or("none", Addr),
+        |c| c.admin.addr,
+        ["IP address and port of /metrics, /healthz and /readyz. `none` switches them off.",]
+    ),
+    key!("log.format", words::<LogFormat>(), |c| c.log.format, ["`human` or `json` (one object per line)."]),
+    key!(
+        "log.level",
+        LogLevel,
+        |c| c.log.level,
+        [
+            "error, warn, info, debug, trace or off; or per module, such as `info,highwater::kafka=debug`.",
+            "The variable RUST_LOG sets it too.",
+        ]
+    ),
+];
+
+impl Words for Profile {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("latency", Self::Latency), ("throughput", Self::Throughput), ("dev", Self::Dev)];
+}
+
+impl Words for Durability {
+    const ALL: &'static [(&'static str, Self)] = &[("fsync", Self::Fsync), ("replicated", Self::Replicated)];
+}
+
+impl Words for Recovery {
+    const ALL: &'static [(&'static str, Self)] = &[("stop", Self::Stop), ("truncate", Self::Truncate)];
+}
+
+impl Words for Routing {
+    const ALL: &'static [(&'static str, Self)] = &[("node", Self::Node), ("core", Self::Core)];
+}
+
+impl Words for LogFormat {
+    const ALL: &'static [(&'static str, Self)] = &[("human", Self::Human), ("json", Self::Json)];
+}
+
+/// The file of a profile. Its keys take the place of defaults.
+pub fn profile_text(profile: Profile) -> &'static str {
+    match profile {
+        Profile::Latency => include_str!("../../tuning/latency.yaml"),
+        Profile::Throughput => include_str!("../../tuning/throughput.yaml"),
+        Profile::Dev => include_str!("../../tuning/dev.yaml"),
+    }
+}
+
+/// The one mode of this version; whoever asks for another learns why.
+struct ModeShape;
+
+impl Shape for ModeShape {
+    type Value = Mode;
+
+    fn expected(&self) -> String {
+        "`standalone` (this version runs a single node; clusters of nodes come with a later one)".into()
+    }
+
+    fn read(&self, raw: &Raw) -> Option<Mode> {
+        (*raw == Raw::Text("standalone".into())).then_some(Mode::Standalone)
+    }
+
+    fn show(&self, Mode::Standalone: &Mode) -> String {
+        "standalone".into()
+    }
+}
+
+/// A level for everything, or for modules by name.
+struct LogLevel;
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+impl Shape for LogLevel {
+    type Value = String;
+
+    fn expected(&self) -> String {
+        "error, warn, info, debug, trace or off, or pairs such as `info,highwater::kafka=debug`".into()
+    }
+
+    fn read(&self, raw: &Raw) -> Option<String> {
+        let Raw::Text(text) = raw else { return None };
+        let level = |text: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(text));
+        let target = |text: &str| {
+            !text.is_empty()
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-'))
+        };
+        let valid = |part: &str| match part.split_once('=') {
+            Some((name, value)) => target(name) && level(value),
+            None => level(part),
+        };
+        let text = text.trim();
+        (text.len() <= 1024 && text.split(',').all(|part| valid(part.trim()))).then(|| text.replace(' ', ""))
+    }
+
+    fn show(&self, value: &String) -> String {
+        quote(value)
+    }
+}

@@ -1,0 +1,322 @@
+//! Applies one entry of the metadata log to the image.
+//!
+//! Control core, pure and deterministic: the same entries give the same image on every node and at every replay,
+//! so nothing here looks at this node's config file, time or placement of partitions on its shards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use highwater_shards::ids::{
+    LeaderEpoch, NodeId, PartitionEpoch, PartitionId, PartitionIndex, ProducerId, Revision, TopicId,
+};
+
+use super::command::{
+    Command, CreatePartitions, CreateTopic, Entry, PRODUCER_ID_BLOCK, RegisterNode, SetTopicConfig,
+    SettingChange,
+};
+use super::delta::Delta;
+use super::image::{Image, NodeInfo, PartitionState, Topic};
+use super::topic_config::{self, InvalidSetting, TopicDefaults};
+use super::topic_name;
+use crate::control::request::{CreatedTopic, DeletedTopic, Refusal, Why};
+
+/// Topics that a cluster has at most.
+pub const TOPICS_MAX: usize = 100_000;
+/// Partitions that a cluster has at most, over all topics.
+pub const PARTITIONS_MAX: usize = 200_000;
+/// Partitions that one topic has at most.
+pub const PARTITIONS_PER_TOPIC_MAX: usize = 10_000;
+/// Replicas that one partition has at most.
+pub const REPLICAS_MAX: usize = 32;
+
+/// What one command came to; lists stand in the order of the command's items.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Registered(Result<(), Refusal>),
+    Created(Vec<Result<CreatedTopic, Refusal>>),
+    Deleted(Vec<Result<DeletedTopic, Refusal>>),
+    Grown(Vec<Result<(), Refusal>>),
+    TopicConfigSet(Vec<Result<(), Refusal>>),
+    ClusterConfigSet(Result<(), Refusal>),
+    /// The first of the reserved ids.
+    ProducerIds(Result<ProducerId, Refusal>),
+}
+
+impl Image {
+    /// Makes this the image at `revision`, and says what changed and what became of each command.
+    ///
+    /// # Panics
+    /// When `revision` does not follow the image's: an entry was lost or came twice.
+    pub fn apply(&mut self, revision: Revision, entry: &Entry) -> (Delta, Vec<Outcome>) {
+        assert_eq!(revision.0, self.revision.0 + 1, "metadata entries are applied one after the other");
+        let mut delta = Delta { from: self.revision, to: revision, ..Delta::default() };
+        self.revision = revision;
+        let outcomes = entry.commands.iter().map(|command| self.apply_command(command, &mut delta)).collect();
+        // A topic can be made and deleted in one entry: what is gone is not named as changed.
+        delta.changed.retain(|&id| self.partition(id).is_some());
+        (delta, outcomes)
+    }
+
+    fn apply_command(&mut self, command: &Command, delta: &mut Delta) -> Outcome {
+        match command {
+            Command::RegisterNode(node) => Outcome::Registered(self.register_node(node, delta)),
+            Command::CreateTopics(topics) => {
+                Outcome::Created(topics.iter().map(|topic| self.create_topic(topic, delta)).collect())
+            }
+            Command::DeleteTopics(ids) => {
+                Outcome::Deleted(ids.iter().map(|&id| self.delete_topic(id, delta)).collect())
+            }
+            Command::CreatePartitions(all) => {
+                Outcome::Grown(all.iter().map(|more| self.create_partitions(more, delta)).collect())
+            }
+            Command::SetTopicConfig(all) => {
+                Outcome::TopicConfigSet(all.iter().map(|set| self.set_topic_config(set, delta)).collect())
+            }
+            Command::SetClusterConfig(changes) => {
+                Outcome::ClusterConfigSet(self.set_cluster_config(changes, delta))
+            }
+            Command::ReserveProducerIds { node, count } => {
+                Outcome::ProducerIds(self.reserve_producer_ids(*node, *count))
+            }
+        }
+    }
+
+    fn register_node(&mut self, register: &RegisterNode, delta: &mut Delta) -> Result<(), Refusal> {
+        let id = register.node;
+        if let Some(known) = self.nodes.get(&id)
+            && known.incarnation >= register.incarnation
+        {
+            return Err(Refusal::new(
+                Why::InvalidRequest,
+                format!(
+                    "node {id} registered before as incarnation {}, which {} does not follow: another process \
+                     runs as this node, or its data directory is an old copy",
+                    known.incarnation.0, register.incarnation.0
+                ),
+            ));
+        }
+        let info = NodeInfo {
+            id,
+            incarnation: register.incarnation,
+            rack: register.rack.clone(),
+            client: register.client.clone(),
+            shard_clients: register.shard_clients.clone(),
+            fenced: false,
+        };
+        self.nodes.insert(id, Arc::new(info));
+        delta.nodes.insert(id);
+        self.renew_leaderships(id, delta);
+        Ok(())
+    }
+
+    /// A restart is a new leadership: what the node had not flushed is gone, and clients notice by the epoch (R1).
+    fn renew_leaderships(&mut self, node: NodeId, delta: &mut Delta) {
+        let led: Vec<Arc<Topic>> =
+            self.topics().filter(|t| t.partitions.iter().any(|p| p.leader == Some(node))).cloned().collect();
+        for topic in led {
+            let mut topic = Topic::clone(&topic);
+            for (index, state) in (0..).map(PartitionIndex).zip(topic.partitions.iter_mut()) {
+                if state.leader == Some(node) {
+                    state.leader_epoch.0 += 1;
+                    state.partition_epoch.0 += 1;
+                    delta.changed.insert(PartitionId { topic: topic.id, index });
+                }
+            }
+            self.put_topic(topic);
+        }
+    }
+
+    fn create_topic(&mut self, new: &CreateTopic, delta: &mut Delta) -> Result<CreatedTopic, Refusal> {
+        topic_name::check(&new.name)?;
+        if let Some(known) = self.topic_like(&new.name) {
+            if *known.name != *new.name {
+                let words = format!(
+                    "topic '{}' collides with '{}': they differ in '.' and '_' only, which metric names cannot \
+                     tell apart",
+                    new.name, known.name
+                );
+                return Err(Refusal::new(Why::InvalidTopicName, words));
+            }
+            if new.automatic {
+                return Ok(created(known));
+            }
+            return Err(Refusal::new(Why::TopicExists, format!("topic '{}' exists already", new.name)));
+        }
+        if new.id == TopicId::default() || self.topic_by_id(new.id).is_some() {
+            return Err(Refusal::new(Why::InvalidRequest, format!("the topic id {} cannot be used", new.id)));
+        }
+        if self.topic_count() >= TOPICS_MAX {
+            let words = format!("the cluster has {TOPICS_MAX} topics, which is its limit");
+            return Err(Refusal::new(Why::LimitReached, words));
+        }
+        if new.replicas.is_empty() {
+            return Err(Refusal::new(Why::InvalidPartitions, "a topic needs at least one partition"));
+        }
+        self.check_growth(0, &new.replicas)?;
+        let mut config = BTreeMap::new();
+        for (name, value) in &new.config {
+            topic_config::check(name, value).map_err(invalid)?;
+            if config.insert(name.clone(), value.clone()).is_some() {
+                return Err(invalid(InvalidSetting::Twice { name: name.clone() }));
+            }
+        }
+        let topic = Topic {
+            id: new.id,
+            name: new.name.as_str().into(),
+            partitions: new.replicas.iter().map(|replicas| first_state(replicas)).collect(),
+            config: Arc::new(config),
+        };
+        let answer = created(&topic);
+        delta.changed.extend(partition_ids(&topic, 0));
+        self.put_topic(topic);
+        Ok(answer)
+    }
+
+    fn delete_topic(&mut self, id: TopicId, delta: &mut Delta) -> Result<DeletedTopic, Refusal> {
+        let Some(topic) = self.remove_topic(id) else {
+            return Err(unknown(id));
+        };
+        delta.removed.extend(partition_ids(&topic, 0));
+        Ok(DeletedTopic { id, name: topic.name.to_string() })
+    }
+
+    fn create_partitions(&mut self, more: &CreatePartitions, delta: &mut Delta) -> Result<(), Refusal> {
+        let topic = self.topic_by_id(more.topic).ok_or_else(|| unknown(more.topic))?.clone();
+        let had = topic.partitions.len();
+        if usize::try_from(more.first.0) != Ok(had) || more.replicas.is_empty() {
+            let words =
+                format!("topic '{}' has {had} partitions; more can be added, none taken away", topic.name);
+            return Err(Refusal::new(Why::InvalidPartitions, words));
+        }
+        self.check_growth(had, &more.replicas)?;
+        let mut topic = Topic::clone(&topic);
+        topic.partitions.extend(more.replicas.iter().map(|replicas| first_state(replicas)));
+        delta.changed.extend(partition_ids(&topic, had));
+        self.put_topic(topic);
+        Ok(())
+    }
+
+    /// Whether a topic that has `had` partitions can get these.
+    fn check_growth(&self, had: usize, new: &[Vec<NodeId>]) -> Result<(), Refusal> {
+        if had + new.len() > PARTITIONS_PER_TOPIC_MAX {
+            let words = format!("a topic has at most {PARTITIONS_PER_TOPIC_MAX} partitions");
+            return Err(Refusal::new(Why::LimitReached, words));
+        }
+        if self.partition_count() + new.len() > PARTITIONS_MAX {
+            let words = format!(
+                "the cluster has {} partitions of at most {PARTITIONS_MAX}: no room for {} more",
+                self.partition_count(),
+                new.len()
+            );
+            return Err(Refusal::new(Why::LimitReached, words));
+        }
+        for replicas in new {
+            self.check_replicas(replicas)?;
+        }
+        Ok(())
+    }
+
+    fn check_replicas(&self, replicas: &[NodeId]) -> Result<(), Refusal> {
+        let refuse = |words: String| Err(Refusal::new(Why::InvalidAssignment, words));
+        if replicas.is_empty() || replicas.len() > REPLICAS_MAX {
+            return refuse(format!("a partition has 1 to {REPLICAS_MAX} replicas, not {}", replicas.len()));
+        }
+        let mut seen = BTreeSet::new();
+        for node in replicas {
+            if !self.nodes.contains_key(node) {
+                return refuse(format!("node {node} is not in the cluster"));
+            }
+            if !seen.insert(node) {
+                return refuse(format!("node {node} cannot hold two replicas of one partition"));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_topic_config(&mut self, set: &SetTopicConfig, delta: &mut Delta) -> Result<(), Refusal> {
+        let topic = self.topic_by_id(set.topic).ok_or_else(|| unknown(set.topic))?.clone();
+        let config = topic_config::change(&topic.config, &set.changes, |name| self.inherited_anywhere(name))
+            .map_err(invalid)?;
+        if config != *topic.config {
+            let topic = Topic { config: Arc::new(config), ..Topic::clone(&topic) };
+            delta.changed.extend(partition_ids(&topic, 0));
+            self.put_topic(topic);
+        }
+        Ok(())
+    }
+
+    fn set_cluster_config(&mut self, changes: &[SettingChange], delta: &mut Delta) -> Result<(), Refusal> {
+        let unset = Image::default();
+        let config =
+            topic_config::change(&self.cluster_config, changes, |name| unset.inherited_anywhere(name))
+                .map_err(invalid)?;
+        if config != *self.cluster_config {
+            self.cluster_config = Arc::new(config);
+            delta.cluster_config = true;
+        }
+        Ok(())
+    }
+
+    /// A value that every node sees alike: config files may differ from node to node.
+    fn inherited_anywhere(&self, name: &'static str) -> String {
+        topic_config::inherited(name, self, &TopicDefaults::default())
+    }
+
+    fn reserve_producer_ids(&mut self, node: NodeId, count: u32) -> Result<ProducerId, Refusal> {
+        if !self.nodes.contains_key(&node) {
+            return Err(Refusal::new(Why::InvalidRequest, format!("node {node} is not in the cluster")));
+        }
+        if count == 0 || count > PRODUCER_ID_BLOCK {
+            let words = format!("a block has 1 to {PRODUCER_ID_BLOCK} producer ids, not {count}");
+            return Err(Refusal::new(Why::InvalidRequest, words));
+        }
+        let first = self.producer_id_next;
+        let next = first.0 + u64::from(count);
+        if i64::try_from(next).is_err() {
+            return Err(Refusal::new(Why::LimitReached, "all producer ids were given out"));
+        }
+        self.producer_id_next = ProducerId(next);
+        Ok(first)
+    }
+}
+
+fn first_state(replicas: &[NodeId]) -> PartitionState {
+    PartitionState {
+        leader: replicas.first().copied(),
+        leader_epoch: LeaderEpoch(0),
+        partition_epoch: PartitionEpoch(0),
+        replicas: replicas.to_vec(),
+        isr: replicas.to_vec(),
+    }
+}
+
+fn partition_ids(topic: &Topic, from: usize) -> impl Iterator<Item = PartitionId> + '_ {
+    let count = u32::try_from(topic.partitions.len()).expect("bounded by PARTITIONS_PER_TOPIC_MAX");
+    let from = u32::try_from(from).expect("not above the count");
+    (from..count).map(|index| topic.partition_id(PartitionIndex(index)))
+}
+
+fn created(topic: &Topic) -> CreatedTopic {
+    let replicas = topic.partitions.head().map_or(0, |p| p.replicas.len());
+    CreatedTopic {
+        id: topic.id,
+        partitions: u32::try_from(topic.partitions.len()).expect("bounded by PARTITIONS_PER_TOPIC_MAX"),
+        replication_factor: u16::try_from(replicas).expect("bounded by REPLICAS_MAX"),
+        config: topic.config.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+    }
+}
+
+fn unknown(id: TopicId) -> Refusal {
+    Refusal::new(Why::UnknownTopicId, format!("no topic has the id {id}"))
+}
+
+fn invalid(setting: InvalidSetting) -> Refusal {
+    let why = match setting {
+        InvalidSetting::Twice { .. } => Why::InvalidRequest,
+        _ => Why::InvalidConfig,
+    };
+    Refusal::new(why, setting.to_string())
+}
+
+#[cfg(test)]
+mod tests;
