@@ -104,9 +104,6 @@ impl SimDisk {
         let (no, flying, usual) = match op {
             DiskOp::List { op } => (op, InFlight::List, self.config.read.clone()),
             DiskOp::Prepare { op, file, size } => {
-                if self.files.contains_key(&file) {
-                    return Err(format!("{file} is prepared though it exists"));
-                }
                 if size == 0 || !size.is_multiple_of(SECTOR as u64) {
                     return Err(format!("{file} is prepared with {size} bytes, no whole sectors"));
                 }

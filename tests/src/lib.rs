@@ -17,6 +17,7 @@ pub mod disk;
 pub mod faults;
 pub mod front;
 pub mod net;
+pub mod node;
 pub mod producer;
 pub mod queue;
 pub mod records;

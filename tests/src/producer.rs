@@ -50,6 +50,9 @@ struct Track {
     lane: Lane,
     sequence: u32,
     unacked: VecDeque<Unacked>,
+    /// The node knows this producer by a batch that it acknowledged. Until then it takes any sequence for the first,
+    /// so that a second open batch could overtake a first one that failed.
+    known: bool,
     /// Something failed: nothing new until all that was sent is answered, then everything again.
     stalled: bool,
 }
@@ -276,9 +279,10 @@ impl Idempotent {
             let ask = !std::mem::replace(&mut self.asked, true);
             return ask.then(|| Move::Call(Call::NewProducer, Tag::default()));
         };
-        let empty = || Track { lane, sequence: 0, unacked: VecDeque::new(), stalled: false };
+        let empty = || Track { lane, sequence: 0, unacked: VecDeque::new(), known: false, stalled: false };
         let track = self.tracks.entry(partition).or_insert_with(empty);
-        if track.stalled || track.unacked.len() >= OPEN_MAX {
+        let open_max = if track.known { OPEN_MAX } else { 1 };
+        if track.stalled || track.unacked.len() >= open_max {
             return None;
         }
         let mut wanted = wanted(partition, track.lane, scene, rng);
@@ -307,6 +311,7 @@ impl Idempotent {
         match result {
             Ok(base) => {
                 track.unacked.remove(at);
+                track.known = true;
                 scene.checkers.on_acked(uid, base.0, *acks == Acks::All, boot, scene.now)
             }
             Err(PartitionError::OutOfOrderSequence) if at == 0 => {

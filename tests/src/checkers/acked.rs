@@ -15,7 +15,7 @@ use highwater_shards::time::Instant;
 
 use super::{Verdict, Violation, broken};
 use crate::records::Uid;
-use crate::shadow::{Boot, Shadow};
+use crate::shadow::{Boot, Sent, Shadow};
 
 pub const NAME: &str = "I1 acked";
 
@@ -29,6 +29,10 @@ struct Log {
     durability: Durability,
     /// By base offset; they never overlap.
     places: BTreeMap<u64, Place>,
+    /// What stands before this was promised for ever; places there are firm unless suspect.
+    firm_end: u64,
+    /// There may be suspect places.
+    suspects: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +59,7 @@ pub struct Told {
 
 impl Acked {
     pub fn add(&mut self, partition: PartitionId, durability: Durability) {
-        self.logs.insert(partition, Log { durability, places: BTreeMap::new() });
+        self.logs.insert(partition, Log { durability, places: BTreeMap::new(), firm_end: 0, suspects: false });
     }
 
     pub fn is_fsync(&self, partition: PartitionId) -> bool {
@@ -71,13 +75,9 @@ impl Acked {
         match sent.base {
             Some(base) if base == told.base => {
                 let place = log.places.get_mut(&base).expect("a base in the shadow has its place");
-                place.firm |= told.durable;
-                if told.durable {
-                    log.firm_below(base);
-                }
-                if told.boot == present {
-                    log.confirm_to(base);
-                }
+                place.suspect &= told.boot < present;
+                place.firm |= told.durable || (!place.suspect && base < log.firm_end);
+                log.follow(told, sent.last_boot, present);
                 return Ok(());
             }
             Some(base) => {
@@ -98,44 +98,37 @@ impl Acked {
             }
             None => {}
         }
-        let first_sent = shadow.of(told.uid).first_boot;
+        let Sent { first_boot, last_boot, .. } = *shadow.of(told.uid);
         if let Some(base) = log.first_overlap(told.base, records) {
             if stale {
                 return Ok(());
             }
             log.cut(shadow, told, base)?;
-        } else if first_sent == present {
+        } else if first_boot == present {
             // It was appended in this life, so whatever older life had written behind it is gone.
             log.cut_suspects(shadow, told)?;
         }
         let suspect = told.boot < present;
-        let place = Place { uid: told.uid, records, firm: told.durable, suspect, since: told.now };
+        let firm = told.durable || (!suspect && told.base < log.firm_end);
+        let place = Place { uid: told.uid, records, firm, suspect, since: told.now };
+        log.suspects |= suspect;
         log.places.insert(told.base, place);
         shadow.of_mut(told.uid).base = Some(told.base);
-        if told.durable {
-            log.firm_below(told.base);
-        }
-        if told.boot == present {
-            log.confirm_to(told.base);
-        }
+        log.follow(told, last_boot, present);
         Ok(())
     }
 
     pub fn crash(&mut self, now: Instant, flush_within: Option<Duration>) {
         for log in self.logs.values_mut() {
             let replicated = log.durability == Durability::Replicated;
-            let mut firm = None;
-            for (&base, place) in &mut log.places {
-                let aged = flush_within.is_some_and(|d| place.since + d < now);
-                place.suspect = true;
-                if replicated && aged {
-                    firm = Some(base);
+            if let Some(within) = flush_within.filter(|_| replicated) {
+                let aged = log.places.iter().rev().find(|(_, p)| !p.suspect && p.since + within < now);
+                if let Some((&base, _)) = aged {
+                    log.firm_to(base);
                 }
             }
-            if let Some(base) = firm {
-                log.places.get_mut(&base).expect("just seen").firm = true;
-                log.firm_below(base);
-            }
+            log.places.values_mut().for_each(|p| p.suspect = true);
+            log.suspects = !log.places.is_empty();
         }
     }
 
@@ -144,8 +137,7 @@ impl Acked {
         for log in self.logs.values_mut() {
             let confirmed = log.places.iter().rev().find(|(_, p)| !p.suspect).map(|(&base, _)| base);
             if let Some(base) = confirmed {
-                log.places.get_mut(&base).expect("just seen").firm = true;
-                log.firm_below(base);
+                log.firm_to(base);
             }
         }
     }
@@ -171,24 +163,27 @@ impl Acked {
 }
 
 impl Log {
-    /// Everything before a firm place is firm.
-    fn firm_below(&mut self, base: u64) {
-        for (_, place) in self.places.range_mut(..base).rev() {
-            if place.firm {
-                return;
+    /// What follows for the places before the one that was told.
+    fn follow(&mut self, told: &Told, last_sent: Boot, present: Boot) {
+        // The log is a prefix of what it was: what was not sent in this life and is there confirms all before it.
+        if last_sent < present && told.boot == present && self.suspects {
+            for (&base, place) in self.places.range_mut(..told.base) {
+                place.suspect = false;
+                place.firm |= base < self.firm_end;
             }
-            place.firm = true;
+            self.suspects = self.places.range(told.base..).any(|(_, p)| p.suspect);
+        }
+        if told.durable {
+            self.firm_to(told.base);
         }
     }
 
-    /// The log is a prefix: what is there confirms all before it.
-    fn confirm_to(&mut self, base: u64) {
-        for (_, place) in self.places.range_mut(..=base).rev() {
-            if !place.suspect {
-                return;
-            }
-            place.suspect = false;
+    /// Everything up to there is firm, but for what may have given way unnoticed.
+    fn firm_to(&mut self, base: u64) {
+        for (_, place) in self.places.range_mut(self.firm_end..=base.max(self.firm_end)) {
+            place.firm |= !place.suspect;
         }
+        self.firm_end = self.firm_end.max(base + 1);
     }
 
     fn first_overlap(&self, base: u64, records: u64) -> Option<u64> {
@@ -197,14 +192,24 @@ impl Log {
         overlapping.or_else(|| self.places.range(base..base + records).next().map(|(&b, _)| b))
     }
 
-    /// The log was cut at or before `from`, or else nothing could stand where `told` says.
+    /// The crash cut the log at or before `from`, or else nothing could stand where `told` says.
     fn cut(&mut self, shadow: &mut Shadow, told: &Told, from: u64) -> Verdict {
-        let gone = self.places.split_off(&from);
-        for (base, place) in gone {
-            if place.firm || !place.suspect {
-                return Err(conflict(told, base, &place));
+        let end = told.base + u64::from(shadow.of(told.uid).records);
+        let mut gone = Vec::new();
+        for (&base, place) in self.places.range(from..) {
+            // What this life appended behind it may stay, unless it is in the way.
+            if !place.suspect && base >= end {
+                continue;
             }
-            shadow.of_mut(place.uid).base = None;
+            if place.firm || !place.suspect {
+                return Err(conflict(told, base, place));
+            }
+            gone.push(base);
+        }
+        for base in gone {
+            if let Some(place) = self.places.remove(&base) {
+                shadow.of_mut(place.uid).base = None;
+            }
         }
         Ok(())
     }
