@@ -127,7 +127,7 @@ impl Auditor {
     }
 
     fn finish(&mut self, partition: PartitionId, end: u64, scene: &mut Scene<'_>) -> Verdict {
-        scene.checkers.acked.audit(partition, &self.log, end)?;
+        scene.checkers.acked.audit(partition, &self.log, end, scene.checkers.boot)?;
         order::audit(&scene.checkers.shadow, partition, &self.log)?;
         self.records += end;
         self.log.clear();

@@ -16,7 +16,7 @@ use crate::producer::Producer;
 use crate::records::Uid;
 use crate::rng::Rng;
 use crate::shadow::Boot;
-use crate::wire::{Call, Heard, Wire};
+use crate::wire::{Call, Heard, Said, Wire};
 
 /// The longest frame that a client takes; a longer one is a bug of the node.
 const FRAME_MAX: usize = 64 * 1024 * 1024;
@@ -158,6 +158,8 @@ impl Client {
             };
             let correlation = self.next_correlation;
             self.next_correlation += 1;
+            let id = self.id;
+            scene.checkers.tell(|| format!("client {id} sends call {correlation}, batches {:?}", tag.uids));
             acts.push(Act::Frame(wire.encode(&call, correlation)));
             if call.is_answered() {
                 let floor = match &call {
@@ -225,6 +227,8 @@ impl Client {
                 scene.checkers.revisions.on_shown(link.conn, revision)?;
             }
             let boot = link.boot;
+            let id = self.id;
+            scene.checkers.tell(|| format!("client {id}: {} -> {}", open.describe(), describe(&heard.said)));
             self.hear(&open, heard, boot, scene)?;
         }
     }
@@ -235,6 +239,28 @@ impl Client {
             Role::Consumer(c) => c.hear(open, heard.said, boot, scene),
             Role::Auditor(a) => a.hear(open, heard.said, boot, scene),
         }
+    }
+}
+
+impl Open {
+    /// For the story.
+    fn describe(&self) -> String {
+        let what = match &self.call {
+            Call::Append { partition, acks, .. } => {
+                format!("append {:?} to {partition}, {acks:?}", self.tag.uids)
+            }
+            Call::Read(r) => format!("read {} at {}", r.partition, r.offset),
+            Call::Locate { partition, at } => format!("locate {at:?} of {partition}"),
+            Call::NewProducer => "new producer".to_owned(),
+        };
+        format!("call {}, {what}", self.correlation)
+    }
+}
+
+fn describe(said: &Said) -> String {
+    match said {
+        Said::Read(Ok(r)) => format!("up to {}, {} bytes", r.high_watermark, r.records.len()),
+        other => format!("{other:?}"),
     }
 }
 

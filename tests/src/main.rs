@@ -5,8 +5,8 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use highwater_sim::run::Job;
 use highwater_sim::node::ShardBuilder;
+use highwater_sim::run::Job;
 use highwater_sim::toy::ToyBuilder;
 use highwater_sim::world::Outcome;
 
@@ -81,11 +81,7 @@ impl Args {
 }
 
 fn run(job: Job, args: &Args) -> Outcome {
-    if args.toy {
-        job.run(ToyBuilder::default(), args.trace)
-    } else {
-        job.run(ShardBuilder, args.trace)
-    }
+    if args.toy { job.run(ToyBuilder::default(), args.trace) } else { job.run(ShardBuilder, args.trace) }
 }
 
 fn main() -> ExitCode {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use highwater_shards::ids::{ConnId, PartitionId};
 use highwater_shards::mail::{Acks, PartitionError};
+use highwater_shards::time::Instant;
 
 use crate::checkers::{Verdict, broken};
 use crate::client::{Move, Open, Scene, Tag};
@@ -15,10 +16,13 @@ use crate::rng::Rng;
 use crate::shadow::{Boot, Lane, Wanted};
 use crate::wire::{Call, Said};
 
-/// A broker remembers so many batches of a producer, so no more may be open.
+/// A broker remembers so many batches of a producer at a partition.
 const OPEN_MAX: usize = 5;
 /// Batches of one multi-batch append, at most.
 const MULTI_MAX: u64 = 4;
+
+/// Between a failure and the next attempt.
+const BACKOFF: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
 pub struct Producer {
@@ -49,16 +53,22 @@ struct Idempotent {
 struct Track {
     lane: Lane,
     sequence: u32,
+    /// Batches made.
+    made: usize,
     unacked: VecDeque<Unacked>,
     /// The node knows this producer by a batch that it acknowledged. Until then it takes any sequence for the first,
     /// so that a second open batch could overtake a first one that failed.
     known: bool,
     /// Something failed: nothing new until all that was sent is answered, then everything again.
     stalled: bool,
+    /// Nothing is sent again before this.
+    again_at: Instant,
 }
 
 #[derive(Debug)]
 struct Unacked {
+    /// How many batches were made before it.
+    index: usize,
     uid: Uid,
     records: Bytes,
     in_flight: bool,
@@ -221,7 +231,7 @@ fn hear_plain(
                 at += records;
             }
         }
-        Err(e) if is_definite(e) => {
+        Err(e) if is_definite(e, open.tag.uids.len()) => {
             for &uid in &open.tag.uids {
                 let sent = scene.checkers.shadow.of_mut(uid);
                 if sent.base.is_some() {
@@ -235,13 +245,16 @@ fn hear_plain(
     Ok(())
 }
 
-/// Whether the error says that nothing was appended.
-fn is_definite(e: PartitionError) -> bool {
+/// Whether the error says that nothing of so many batches was appended.
+fn is_definite(e: PartitionError, batches: usize) -> bool {
     use PartitionError as E;
-    !matches!(
-        e,
-        E::TimedOut | E::NotEnoughReplicasAfterAppend | E::NotLeader | E::NotOwned | E::StorageFailed
-    )
+    // A shard that runs full in the middle of an append keeps the batches before.
+    let in_part = batches > 1 && matches!(e, E::Overloaded | E::StorageFull);
+    !in_part
+        && !matches!(
+            e,
+            E::TimedOut | E::NotEnoughReplicasAfterAppend | E::NotLeader | E::NotOwned | E::StorageFailed
+        )
 }
 
 impl Idempotent {
@@ -250,7 +263,7 @@ impl Idempotent {
         let boot = scene.checkers.boot;
         let acks = if self.acks_leader { Acks::Leader } else { Acks::All };
         for (&partition, track) in &mut self.tracks {
-            if !track.stalled {
+            if !track.stalled || track.again_at > scene.now {
                 continue;
             }
             let sent = track.unacked.iter().take_while(|u| u.in_flight).count();
@@ -279,17 +292,29 @@ impl Idempotent {
             let ask = !std::mem::replace(&mut self.asked, true);
             return ask.then(|| Move::Call(Call::NewProducer, Tag::default()));
         };
-        let empty = || Track { lane, sequence: 0, unacked: VecDeque::new(), known: false, stalled: false };
+        let empty = || Track {
+            lane,
+            sequence: 0,
+            made: 0,
+            unacked: VecDeque::new(),
+            known: false,
+            stalled: false,
+            again_at: Instant::ZERO,
+        };
         let track = self.tracks.entry(partition).or_insert_with(empty);
         let open_max = if track.known { OPEN_MAX } else { 1 };
-        if track.stalled || track.unacked.len() >= open_max {
+        // The oldest open batch must be among those that the node remembers, whatever became of the ones since.
+        let span = track.unacked.front().map_or(0, |u| track.made - u.index);
+        if track.stalled || span >= open_max {
             return None;
         }
         let mut wanted = wanted(partition, track.lane, scene, rng);
         wanted.stamp = Some(Stamp { producer, epoch, sequence: track.sequence });
         track.sequence += wanted.records;
         let (uid, records) = scene.checkers.shadow.make(&wanted);
-        track.unacked.push_back(Unacked { uid, records: records.clone(), in_flight: true });
+        let index = track.made;
+        track.made += 1;
+        track.unacked.push_back(Unacked { index, uid, records: records.clone(), in_flight: true });
         let acks = if self.acks_leader { Acks::Leader } else { Acks::All };
         let call = Call::Append { partition, acks, timeout: timeout(rng), records };
         Some(Move::Call(call, Tag { uids: vec![uid] }))
@@ -332,6 +357,7 @@ impl Idempotent {
             Err(_) => {
                 track.unacked[at].in_flight = false;
                 track.stalled = true;
+                track.again_at = scene.now + BACKOFF;
                 Ok(())
             }
         }

@@ -90,6 +90,11 @@ impl Trace {
         }
     }
 
+    /// Something that is no part of the run's identity.
+    pub fn story(&self, now: Instant, line: &str) {
+        println!("{:>13.6} ms     {line}", millis(now));
+    }
+
     fn begin(&mut self, now: Instant, shard: ShardId, arrow: &str) {
         self.events += 1;
         self.mix(now.as_nanos());

@@ -194,7 +194,7 @@ impl<B: Builder> World<B> {
             },
             conns: Vec::new(),
             clients: Vec::new(),
-            checkers: Checkers::default(),
+            checkers: Checkers { story: print.then(Vec::new), ..Checkers::default() },
             phase: Phase::Faults,
             partitions: Vec::new(),
             ready: Vec::new(),
@@ -262,7 +262,11 @@ impl<B: Builder> World<B> {
     fn step(&mut self) -> Verdict {
         let (at, event) = self.queue.pop().expect("clients always have an appointment");
         self.now = at;
-        self.dispatch(event)?;
+        let verdict = self.dispatch(event);
+        for line in self.checkers.story.iter_mut().flat_map(|s| s.drain(..)) {
+            self.trace.story(at, &line);
+        }
+        verdict?;
         if self.script.crash_is_due(self.trace.events()) && self.up {
             let power = self.script.next_crash();
             self.crash(power);
@@ -714,14 +718,13 @@ impl<B: Builder> World<B> {
         self.trace
             .note(self.now, if crash == Crash::Power { "the power goes" } else { "the process is killed" });
         let within = self.script.flush_within(&self.config, self.now);
-        self.checkers.on_crash(self.now, Some(within));
+        self.checkers.on_crash(self.now, within);
         self.node_down(crash);
     }
 
     fn stopped(&mut self) {
         self.trace.note(self.now, "the node has stopped");
-        self.checkers.acked.clean_stop();
-        self.checkers.on_crash(self.now, None);
+        self.checkers.on_clean_stop();
         let crash = if self.dice.crash.flip() { Crash::Power } else { Crash::Kill };
         self.node_down(crash);
     }

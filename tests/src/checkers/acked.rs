@@ -1,10 +1,10 @@
 //! I1: what was acknowledged is readable, exactly once, whatever crashed.
 //!
-//! For each partition the checker keeps where batches were seen to stand. A place is *firm* once the node has
-//! promised it for ever: an `Acks::All` of an fsync topic, anything that was read from one, anything that a clean
-//! stop flushed, and of a replicated topic what was told longer ago than its flush interval when a crash came.
-//! Other places turn *suspect* at a crash: the log that returns is a prefix of what it was, so they are either
-//! confirmed, with all before them, or give way to something new, with all behind them.
+//! For each partition the checker keeps where batches were seen to stand, and in which life of the node that was
+//! last known. A place is *firm* once the node has promised it for ever: an `Acks::All` of an fsync topic, anything
+//! that was read from one, anything that a clean stop flushed, and of a replicated topic what was told longer ago
+//! than its flush interval when a crash came. Of the others a crash may take any that stand behind what it leaves:
+//! the log that returns is a prefix of what it was.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,10 +29,10 @@ struct Log {
     durability: Durability,
     /// By base offset; they never overlap.
     places: BTreeMap<u64, Place>,
-    /// What stands before this was promised for ever; places there are firm unless suspect.
+    /// What stands before this was promised for ever.
     firm_end: u64,
-    /// There may be suspect places.
-    suspects: bool,
+    /// Up to where places were found again in which life.
+    confirmed: (Boot, u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,8 @@ struct Place {
     uid: Uid,
     records: u64,
     firm: bool,
-    suspect: bool,
+    /// The last life in which it is known to have been there.
+    boot: Boot,
     since: Instant,
 }
 
@@ -59,7 +60,8 @@ pub struct Told {
 
 impl Acked {
     pub fn add(&mut self, partition: PartitionId, durability: Durability) {
-        self.logs.insert(partition, Log { durability, places: BTreeMap::new(), firm_end: 0, suspects: false });
+        let log = Log { durability, places: BTreeMap::new(), firm_end: 0, confirmed: (0, 0) };
+        self.logs.insert(partition, log);
     }
 
     pub fn is_fsync(&self, partition: PartitionId) -> bool {
@@ -70,90 +72,74 @@ impl Acked {
         let log = self.logs.get_mut(&told.partition).expect("partitions are added when they are made");
         // What an earlier life said and may have lost since: it binds only where nothing newer speaks against it.
         let stale = told.boot < present && !told.durable;
-        let sent = shadow.of(told.uid);
+        let sent = shadow.of(told.uid).clone();
         let records = u64::from(sent.records);
-        match sent.base {
-            Some(base) if base == told.base => {
-                let place = log.places.get_mut(&base).expect("a base in the shadow has its place");
-                place.suspect &= told.boot < present;
-                place.firm |= told.durable || (!place.suspect && base < log.firm_end);
-                log.follow(told, sent.last_boot, present);
+        if let Some(base) = sent.base {
+            let place = log.places.get_mut(&base).expect("a base in the shadow has its place");
+            if base == told.base {
+                place.boot = place.boot.max(told.boot);
+                log.follow(told, &sent);
                 return Ok(());
             }
-            Some(base) => {
-                let place = log.places[&base];
-                // A producer sent it again since the crash that took it away.
-                let may_have_moved = place.suspect && !place.firm && sent.last_boot == present;
-                if stale {
-                    return Ok(());
-                }
-                if !may_have_moved {
-                    let what = format!(
-                        "{}: {:?} stands at {} and at {base}: it is there twice, or was moved",
-                        told.partition, told.uid, told.base
-                    );
-                    return Err(broken(NAME, what));
-                }
-                log.cut(shadow, told, base)?;
-            }
-            None => {}
-        }
-        let Sent { first_boot, last_boot, .. } = *shadow.of(told.uid);
-        if let Some(base) = log.first_overlap(told.base, records) {
             if stale {
                 return Ok(());
             }
+            // It may have been sent again after a crash that took it away.
+            if place.firm || place.boot >= sent.last_boot {
+                let what = format!(
+                    "{}: {:?} stands at {} and at {base}: it is there twice, or was moved",
+                    told.partition, told.uid, told.base
+                );
+                return Err(broken(NAME, what));
+            }
+            log.places.remove(&base);
             log.cut(shadow, told, base)?;
-        } else if first_boot == present {
-            // It was appended in this life, so whatever older life had written behind it is gone.
-            log.cut_suspects(shadow, told)?;
         }
-        let suspect = told.boot < present;
-        let firm = told.durable || (!suspect && told.base < log.firm_end);
-        let place = Place { uid: told.uid, records, firm, suspect, since: told.now };
-        log.suspects |= suspect;
+        let overlap = log.first_overlap(told.base, records);
+        if stale && overlap.is_some() {
+            return Ok(());
+        }
+        log.cut(shadow, told, overlap.unwrap_or(told.base))?;
+        let place = Place { uid: told.uid, records, firm: false, boot: told.boot, since: told.now };
         log.places.insert(told.base, place);
         shadow.of_mut(told.uid).base = Some(told.base);
-        log.follow(told, last_boot, present);
+        log.follow(told, &sent);
         Ok(())
     }
 
-    pub fn crash(&mut self, now: Instant, flush_within: Option<Duration>) {
-        for log in self.logs.values_mut() {
-            let replicated = log.durability == Durability::Replicated;
-            if let Some(within) = flush_within.filter(|_| replicated) {
-                let aged = log.places.iter().rev().find(|(_, p)| !p.suspect && p.since + within < now);
-                if let Some((&base, _)) = aged {
-                    log.firm_to(base);
-                }
-            }
-            log.places.values_mut().for_each(|p| p.suspect = true);
-            log.suspects = !log.places.is_empty();
-        }
-    }
-
-    /// The node flushed everything and said so.
-    pub fn clean_stop(&mut self) {
-        for log in self.logs.values_mut() {
-            let confirmed = log.places.iter().rev().find(|(_, p)| !p.suspect).map(|(&base, _)| base);
-            if let Some(base) = confirmed {
-                log.firm_to(base);
+    /// The life `boot` ended.
+    pub fn crash(&mut self, now: Instant, boot: Boot, flush_within: Duration) {
+        for log in self.logs.values_mut().filter(|l| l.durability == Durability::Replicated) {
+            let aged = |p: &Place| p.boot == boot && p.since + flush_within < now;
+            let last = log.places.iter().rev().find(|(_, p)| aged(p)).map(|(&base, _)| base);
+            if let Some(base) = last {
+                log.firm_to(base, boot);
             }
         }
     }
 
-    /// The whole log was read, up to `end`; every batch in it was told to [`Acked::learn`].
-    pub fn audit(&self, partition: PartitionId, seen: &[(u64, Uid)], end: u64) -> Verdict {
+    /// The node flushed everything and said so, at the end of its life `boot`.
+    pub fn clean_stop(&mut self, boot: Boot) {
+        for log in self.logs.values_mut() {
+            let last = log.places.iter().rev().find(|(_, p)| p.boot == boot).map(|(&base, _)| base);
+            if let Some(base) = last {
+                log.firm_to(base, boot);
+            }
+        }
+    }
+
+    /// The whole log was read in the life `boot`, up to `end`; every batch in it was told to [`Acked::learn`].
+    pub fn audit(&self, partition: PartitionId, seen: &[(u64, Uid)], end: u64, boot: Boot) -> Verdict {
         let log = &self.logs[&partition];
         let mut seen = seen.iter().peekable();
         for (&base, place) in &log.places {
             while seen.next_if(|&&(b, _)| b < base).is_some() {}
             let there = seen.peek().is_some_and(|&&(b, uid)| b == base && uid == place.uid);
-            if !there && (place.firm || !place.suspect) {
-                let promise = if place.firm { "promised for ever" } else { "acknowledged in this life" };
+            if !there && (place.firm || place.boot == boot) {
                 let what = format!(
-                    "{partition}: {:?} at {base} was {promise} and is gone; the log ends at {end}",
-                    place.uid
+                    "{partition}: {:?} at {base} {} and is gone; the log ends at {end}",
+                    place.uid,
+                    place.promise()
                 );
                 return Err(broken(NAME, what));
             }
@@ -162,26 +148,44 @@ impl Acked {
     }
 }
 
+impl Place {
+    fn promise(&self) -> String {
+        if self.firm {
+            "was promised for ever".to_owned()
+        } else {
+            format!("was there in life {}", self.boot)
+        }
+    }
+}
+
 impl Log {
-    /// What follows for the places before the one that was told.
-    fn follow(&mut self, told: &Told, last_sent: Boot, present: Boot) {
-        // The log is a prefix of what it was: what was not sent in this life and is there confirms all before it.
-        if last_sent < present && told.boot == present && self.suspects {
-            for (&base, place) in self.places.range_mut(..told.base) {
-                place.suspect = false;
-                place.firm |= base < self.firm_end;
+    /// What follows for other places from the one that was told.
+    fn follow(&mut self, told: &Told, sent: &Sent) {
+        // The log is a prefix of what it was: what survived confirms all that stood before it.
+        let (boot, upto) = self.confirmed;
+        let from = if boot == told.boot { upto } else { 0 };
+        if sent.last_boot < told.boot && from < told.base {
+            for (_, place) in self.places.range_mut(from..told.base) {
+                if place.boot >= sent.last_boot {
+                    place.boot = place.boot.max(told.boot);
+                    place.firm |= place.boot == told.boot && told.base < self.firm_end;
+                }
             }
-            self.suspects = self.places.range(told.base..).any(|(_, p)| p.suspect);
+            self.confirmed = (told.boot, told.base);
         }
         if told.durable {
-            self.firm_to(told.base);
+            self.firm_to(told.base, told.boot);
+        } else if told.base < self.firm_end
+            && let Some(place) = self.places.get_mut(&told.base)
+        {
+            place.firm = true;
         }
     }
 
-    /// Everything up to there is firm, but for what may have given way unnoticed.
-    fn firm_to(&mut self, base: u64) {
-        for (_, place) in self.places.range_mut(self.firm_end..=base.max(self.firm_end)) {
-            place.firm |= !place.suspect;
+    /// In the life `boot` everything up to there was promised for ever.
+    fn firm_to(&mut self, base: u64, boot: Boot) {
+        for (_, place) in self.places.range_mut(self.firm_end.min(base)..=base) {
+            place.firm |= place.boot >= boot;
         }
         self.firm_end = self.firm_end.max(base + 1);
     }
@@ -192,16 +196,18 @@ impl Log {
         overlapping.or_else(|| self.places.range(base..base + records).next().map(|(&b, _)| b))
     }
 
-    /// The crash cut the log at or before `from`, or else nothing could stand where `told` says.
+    /// A crash cut the log at or before `from`, before the batch that was told came to stand there: what is known
+    /// from earlier lives only is gone from there on, and nothing may be in its way.
     fn cut(&mut self, shadow: &mut Shadow, told: &Told, from: u64) -> Verdict {
-        let end = told.base + u64::from(shadow.of(told.uid).records);
+        let sent = shadow.of(told.uid);
+        let (end, first_boot) = (told.base + u64::from(sent.records), sent.first_boot);
         let mut gone = Vec::new();
         for (&base, place) in self.places.range(from..) {
-            // What this life appended behind it may stay, unless it is in the way.
-            if !place.suspect && base >= end {
+            let in_the_way = base < end && base + place.records > told.base;
+            if !in_the_way && place.boot >= first_boot {
                 continue;
             }
-            if place.firm || !place.suspect {
+            if place.firm || (in_the_way && place.boot >= told.boot) {
                 return Err(conflict(told, base, place));
             }
             gone.push(base);
@@ -213,18 +219,16 @@ impl Log {
         }
         Ok(())
     }
-
-    fn cut_suspects(&mut self, shadow: &mut Shadow, told: &Told) -> Verdict {
-        let behind = self.places.range(told.base..).find(|(_, p)| p.suspect).map(|(&b, _)| b);
-        behind.map_or(Ok(()), |base| self.cut(shadow, told, base))
-    }
 }
 
 fn conflict(told: &Told, base: u64, place: &Place) -> Violation {
-    let promise = if place.firm { "promised for ever" } else { "told in this life" };
     let what = format!(
-        "{}: {:?} at {} speaks against {:?} at {base}, which was {promise}",
-        told.partition, told.uid, told.base, place.uid
+        "{}: {:?} at {} speaks against {:?} at {base}, which {}",
+        told.partition,
+        told.uid,
+        told.base,
+        place.uid,
+        place.promise()
     );
     broken(NAME, what)
 }

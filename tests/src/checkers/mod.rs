@@ -47,6 +47,8 @@ pub struct Checkers {
     /// The present life of the node, or the next one while it is down: what the last one said and is heard only
     /// now is news of the past.
     pub boot: Boot,
+    /// What clients heard, in words; kept only where somebody wants to read it.
+    pub story: Option<Vec<String>>,
 }
 
 /// A read that was answered, and what was known when it was sent.
@@ -61,6 +63,13 @@ pub struct ReadSeen {
 }
 
 impl Checkers {
+    /// Adds to the story.
+    pub fn tell(&mut self, line: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            story.push(line());
+        }
+    }
+
     pub fn add_partition(&mut self, partition: PartitionId, durability: Durability) {
         self.acked.add(partition, durability);
         self.high_watermark.add(partition, durability);
@@ -114,8 +123,18 @@ impl Checkers {
 
     /// The node's life ended without a clean stop. Records of a replicated topic that were told of at least
     /// `flush_within` before are safe all the same.
-    pub fn on_crash(&mut self, now: Instant, flush_within: Option<Duration>) {
-        self.acked.crash(now, flush_within);
+    pub fn on_crash(&mut self, now: Instant, flush_within: Duration) {
+        self.acked.crash(now, self.boot, flush_within);
+        self.on_end();
+    }
+
+    /// The node's life ended after it had flushed everything.
+    pub fn on_clean_stop(&mut self) {
+        self.acked.clean_stop(self.boot);
+        self.on_end();
+    }
+
+    fn on_end(&mut self) {
         self.high_watermark.crash();
         self.boot += 1;
     }
