@@ -40,6 +40,9 @@ pub struct Script {
     fatal_expected: bool,
     slow: bool,
     slow_ended: Option<Instant>,
+    /// New files found no room, so that what is in memory could not be flushed.
+    full: bool,
+    full_in_this_life: bool,
     kinds: Vec<Kind>,
 }
 
@@ -80,7 +83,7 @@ impl Script {
             (f.stalls, Kind::Stall),
         ];
         let kinds = all.into_iter().filter(|k| k.0).map(|k| k.1).collect();
-        Self { crash: None, fatal_expected: false, slow: false, slow_ended: None, kinds }
+        Self { crash: None, fatal_expected: false, slow: false, slow_ended: None, full: false, full_in_this_life: false, kinds }
     }
 
     pub fn draw(&self, config: &Config, rng: &mut Rng, partitions: &[PartitionId]) -> Option<Fault> {
@@ -134,7 +137,13 @@ impl Script {
         self.fatal_expected
     }
 
+    pub fn full(&mut self, full: bool) {
+        self.full = full;
+        self.full_in_this_life |= full;
+    }
+
     pub fn node_down(&mut self) {
+        self.full_in_this_life = self.full;
         self.crash = None;
         self.fatal_expected = false;
     }
@@ -149,17 +158,22 @@ impl Script {
     }
 
     /// How long before a crash at `now` the records of a replicated topic must have been flushed: the topic's
-    /// promise, and as long as disk and core may have taken for one flush behind another.
-    pub fn flush_within(&self, config: &Config, now: Instant) -> Duration {
+    /// promise, and as long as disk and core may have taken for one flush behind another and a new file. Nothing is
+    /// promised while the disk is full.
+    pub fn flush_within(&self, config: &Config, now: Instant) -> Option<Duration> {
+        if self.full_in_this_life {
+            return None;
+        }
         let lately_slow = self.slow_ended.is_some_and(|t| now.since(t) < SLOW_AFTERMATH);
         let factor = if self.slow || lately_slow { config.slow_factor } else { 1 };
-        let flush = config.disk.flush_max(factor) * 3;
+        let flush = config.disk.flush_max(factor) * 3 + config.disk.prepare.end * 10 * factor;
         let stall = if config.features.stalls { STALL_MAX } else { Duration::ZERO };
-        config.flush_interval + flush + stall + config.wake.end * 40
+        Some(config.flush_interval + flush + stall + config.wake.end * 40)
     }
 
     pub fn heal(&mut self) {
         self.crash = None;
+        self.full = false;
         self.kinds.clear();
     }
 }

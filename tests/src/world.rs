@@ -815,6 +815,7 @@ impl<B: Builder> World<B> {
             }
             Fault::FullDisk => {
                 self.hosts.iter_mut().for_each(|h| h.disk.faults.full = true);
+                self.script.full(true);
                 self.after(undo_after, Event::Undo(fault));
             }
             Fault::FailWrite(shard) => {
@@ -855,7 +856,10 @@ impl<B: Builder> World<B> {
                 self.hosts.iter_mut().for_each(|h| h.disk.faults.slow = 1);
                 self.script.slow_until(self.now);
             }
-            Fault::FullDisk => self.hosts.iter_mut().for_each(|h| h.disk.faults.full = false),
+            Fault::FullDisk => {
+                self.hosts.iter_mut().for_each(|h| h.disk.faults.full = false);
+                self.script.full(false);
+            }
             Fault::Change(partition, _) => self.heal_partition(partition),
             _ => {}
         }

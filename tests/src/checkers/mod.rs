@@ -122,9 +122,11 @@ impl Checkers {
     }
 
     /// The node's life ended without a clean stop. Records of a replicated topic that were told of at least
-    /// `flush_within` before are safe all the same.
-    pub fn on_crash(&mut self, now: Instant, flush_within: Duration) {
-        self.acked.crash(now, self.boot, flush_within);
+    /// `flush_within` before are safe all the same, if that is promised.
+    pub fn on_crash(&mut self, now: Instant, flush_within: Option<Duration>) {
+        if let Some(within) = flush_within {
+            self.acked.crash(now, self.boot, within);
+        }
         self.on_end();
     }
 
