@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use highwater_shards::ids::{PartitionId, ShardId, TopicId};
+use highwater_shards::shard::FatalReason;
 use highwater_shards::time::Instant;
 
 use crate::config::Config;
@@ -83,7 +84,15 @@ impl Script {
             (f.stalls, Kind::Stall),
         ];
         let kinds = all.into_iter().filter(|k| k.0).map(|k| k.1).collect();
-        Self { crash: None, fatal_expected: false, slow: false, slow_ended: None, full: false, full_in_this_life: false, kinds }
+        Self {
+            crash: None,
+            fatal_expected: false,
+            slow: false,
+            slow_ended: None,
+            full: false,
+            full_in_this_life: false,
+            kinds,
+        }
     }
 
     pub fn draw(&self, config: &Config, rng: &mut Rng, partitions: &[PartitionId]) -> Option<Fault> {
@@ -133,8 +142,11 @@ impl Script {
         self.fatal_expected = true;
     }
 
-    pub fn expects_fatal(&self) -> bool {
-        self.fatal_expected
+    /// Whether a fault of the disk explains that the node ends itself. Nothing explains a damaged journal: a power
+    /// loss takes what is not durable, and what was is never damaged.
+    pub fn expects(&self, reason: &FatalReason) -> bool {
+        use FatalReason as R;
+        self.fatal_expected && matches!(reason, R::FlushFailed { .. } | R::RecoveryFailed { .. })
     }
 
     pub fn full(&mut self, full: bool) {

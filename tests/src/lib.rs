@@ -23,6 +23,7 @@ pub mod queue;
 pub mod records;
 pub mod rng;
 pub mod run;
+pub mod saboteur;
 pub mod shadow;
 pub mod toy;
 pub mod trace;

@@ -484,7 +484,7 @@ impl<B: Builder> World<B> {
                 self.after(latency, Event::Disk(shard, boot, op));
             }
             Output::Fatal(reason) => {
-                if !self.script.expects_fatal() {
+                if !self.script.expects(&reason) {
                     return Err(broken("fatal", format!("shard {shard} gave up without a fault: {reason}")));
                 }
                 self.trace.note(self.now, "the node ends itself");
