@@ -45,6 +45,85 @@ pub enum Command {
     /// Check a configuration, or print the one with all defaults
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Create, list, describe or delete topics of a running node
+    #[command(subcommand, after_help = TOPIC_HELP)]
+    Topic(TopicCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Create topics
+    Create(CreateArgs),
+    /// List all topics
+    List(NodeArgs),
+    /// Show partitions, leaders, offsets and settings of topics
+    Describe(DescribeArgs),
+    /// Delete topics and everything in them
+    Delete(DeleteArgs),
+}
+
+impl TopicCommand {
+    pub fn node(&self) -> &NodeArgs {
+        match self {
+            Self::Create(args) => &args.node,
+            Self::List(node) => node,
+            Self::Describe(args) => &args.node,
+            Self::Delete(args) => &args.node,
+        }
+    }
+}
+
+/// Which node to ask, and how to print its answer.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Where a node listens for Kafka clients; of several, separated by commas, the first that answers
+    #[arg(long, short, value_name = "HOST:PORT", default_value = "127.0.0.1:9092")]
+    pub bootstrap: String,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Seconds to wait for the node at each step
+    #[arg(long = "timeout", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub timeout_s: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Names of the topics: letters, digits, `.`, `_` and `-`
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// How many partitions [default: what the node is configured to, cluster.topic_defaults.partitions]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i32::MAX as i64))]
+    pub partitions: Option<u32>,
+    /// A setting of the topics, such as max.message.bytes=1048576; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    pub config: Vec<(String, String)>,
+    /// Succeed for topics that exist already
+    #[arg(long)]
+    pub if_not_exists: bool,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DescribeArgs {
+    /// Names of the topics
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Names of the topics
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Succeed for topics that do not exist
+    #[arg(long)]
+    pub if_exists: bool,
+    #[command(flatten)]
+    pub node: NodeArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -115,6 +194,15 @@ Later layers win: built-in defaults, the profile, the file, HIGHWATER_* variable
 `highwater config show-default` prints every key. SIGINT and SIGTERM stop the node cleanly.
 ";
 
+const TOPIC_HELP: &str = "\
+Examples:
+  highwater topic create orders --partitions 8
+  highwater topic create audit --config max.message.bytes=1048576 --if-not-exists
+  highwater topic list --bootstrap broker1.example:9092 --json
+  highwater topic describe orders
+  highwater topic delete orders audit
+";
+
 fn help_end() -> String {
     format!(
         "Examples:\n  \
@@ -122,7 +210,8 @@ fn help_end() -> String {
          highwater --profile dev --data-dir /tmp/hw start a small one\n  \
          highwater config show-default > hw.yaml    write down every key\n  \
          highwater config check hw.yaml             is it right, and where does each value come from\n  \
-         highwater serve --config hw.yaml           start a node with it\n\n\
+         highwater serve --config hw.yaml           start a node with it\n  \
+         highwater topic create orders              make a topic on the node that runs here\n\n\
          Exit status:\n{}",
         ExitStatus::table()
     )
@@ -279,6 +368,21 @@ mod tests {
         assert_eq!(loaded.config.kafka.connections_max, 7);
         assert_eq!(loaded.config.log.level, "warn,a=debug");
         assert!(command("highwater --set kafka.connections_max").is_err());
+    }
+
+    #[test]
+    fn topic_commands_need_names_and_know_the_local_node() {
+        let Command::Topic(list) = command("highwater topic list").unwrap() else { panic!("not topic") };
+        assert_eq!((list.node().bootstrap.as_str(), list.node().timeout_s), ("127.0.0.1:9092", 30));
+        for bad in [
+            "highwater topic create",
+            "highwater topic create a --partitions 0",
+            "highwater topic create a --config novalue",
+            "highwater topic delete",
+            "highwater topic list --timeout 0",
+        ] {
+            assert_eq!(command(bad).unwrap_err().exit_code(), ExitStatus::Usage as i32, "{bad}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod cores;
 mod host;
 mod keys;
 mod layers;
+mod parts;
 mod render;
 mod shape;
 mod yaml;
@@ -18,7 +19,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use highwater_shards::ids::NodeId;
-use highwater_shards::mail::{Durability, PartitionConfig};
+use highwater_shards::log::journal::OnDamage;
+use highwater_shards::mail::Durability;
 
 pub use cores::{CoreError, CoreId, CorePlan, Host};
 pub use host::CoreClaims;
@@ -80,17 +82,6 @@ pub struct TopicDefaults {
     pub batch_bytes_max: u64,
 }
 
-impl TopicDefaults {
-    /// The settings that a partition acts on, of a topic without any of its own.
-    pub fn partition_config(&self) -> PartitionConfig {
-        PartitionConfig {
-            durability: self.durability,
-            batch_bytes_max: u32::try_from(self.batch_bytes_max).expect("the key's shape ends at 1 GiB"),
-            ..PartitionConfig::default()
-        }
-    }
-}
-
 /// Which threads run where; [`CorePlan::resolve`] fits it to the host. `None` is `auto` throughout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cores {
@@ -111,16 +102,8 @@ pub struct Storage {
     pub tail_bytes: u64,
     /// The longest time until records of `durability: replicated` are flushed.
     pub flush_interval: Duration,
-    pub recovery: Recovery,
-}
-
-/// What to do at start when flushed bytes of the journal are damaged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recovery {
-    /// Start nothing and say where the damage is.
-    Stop,
-    /// Give up what follows the damage, although it may have been acknowledged.
-    Truncate,
+    /// What to do at start when flushed bytes of the journal are damaged.
+    pub recovery: OnDamage,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -131,6 +114,8 @@ pub struct Kafka {
     pub core_port_first: u32,
     /// The largest request; a longer one closes its connection before anything is allocated for it.
     pub request_bytes_max: u64,
+    /// Records in one answer to a fetch; a single larger batch is answered whole.
+    pub fetch_bytes_max: u64,
     /// Connections of one shard; more are closed on accept.
     pub connections_max: u32,
     pub connection_idle: Duration,
@@ -179,7 +164,7 @@ impl Default for Config {
                 topic_defaults: TopicDefaults {
                     partitions: 4,
                     durability: Durability::Fsync,
-                    batch_bytes_max: 8 << 20,
+                    batch_bytes_max: 4 << 20,
                 },
             },
             cores: Cores { control: None, shards: None, shard_count: None, pin: None, spin: None },
@@ -188,13 +173,14 @@ impl Default for Config {
                 journal_file_bytes: 64 << 20,
                 tail_bytes: 256 << 20,
                 flush_interval: Duration::from_millis(50),
-                recovery: Recovery::Stop,
+                recovery: OnDamage::Refuse,
             },
             kafka: Kafka {
                 auto_create_topics: true,
                 routing: Routing::Node,
                 core_port_first: 19092,
                 request_bytes_max: 100 << 20,
+                fetch_bytes_max: 55 << 20,
                 connections_max: 10_000,
                 connection_idle: Duration::from_secs(600),
                 unsent_bytes_max: 16 << 20,
@@ -247,11 +233,11 @@ impl Config {
                     .into(),
             ));
         }
-        if batch_bytes_max > self.storage.journal_file_bytes / 2 {
+        if batch_bytes_max > u64::from(self.storage.batch_bytes_max()) {
             out.push((
                 &["storage.journal_file_bytes", "cluster.topic_defaults.batch_bytes_max"],
-                "`storage.journal_file_bytes` must be at least twice `cluster.topic_defaults.batch_bytes_max`: a batch \
-                 is never split over two files"
+                "`storage.journal_file_bytes` must exceed `cluster.topic_defaults.batch_bytes_max` by at least 64KiB: a \
+                 batch is never split over two files"
                     .into(),
             ));
         }

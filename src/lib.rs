@@ -11,3 +11,5 @@ pub mod error;
 pub mod kafka;
 #[cfg(feature = "engine")]
 pub mod logging;
+#[cfg(feature = "engine")]
+pub mod topic_commands;

@@ -58,6 +58,7 @@ const PACKAGES: [Package; 2] = [
             ("error", Driver),
             ("logging", Driver),
             ("cli", Driver),
+            ("topic_commands", Driver),
             ("store", Driver),
             ("raft", Driver),
             ("net", Driver),

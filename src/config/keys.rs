@@ -6,7 +6,8 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use super::shape::*;
-use super::{Config, Durability, LogFormat, Mode, NODE_ID_MAX, Profile, Recovery, Routing, SHARDS_MAX};
+use super::{Config, Durability, LogFormat, Mode, NODE_ID_MAX, OnDamage, Profile, Routing, SHARDS_MAX};
+use crate::control::metadata::topic_config::BATCH_BYTES_LIMIT;
 
 /// One key of the configuration.
 pub struct Key {
@@ -141,7 +142,7 @@ pub static KEYS: &[Key] = &[
     ),
     key!(
         "cluster.topic_defaults.batch_bytes_max",
-        size(KIB, GIB, 1),
+        size(KIB, BATCH_BYTES_LIMIT as u64, 1),
         |c| c.cluster.topic_defaults.batch_bytes_max,
         ["The largest record batch a producer may send.",]
     ),
@@ -209,7 +210,7 @@ pub static KEYS: &[Key] = &[
     ),
     key!(
         "storage.recovery",
-        words::<Recovery>(),
+        words::<OnDamage>(),
         |c| c.storage.recovery,
         [
             "What to do when acknowledged bytes of the journal are damaged at start: `stop`, so that they can be restored,",
@@ -244,6 +245,12 @@ pub static KEYS: &[Key] = &[
         ["The largest request. A connection that announces a longer one is closed.",]
     ),
     key!(
+        "kafka.fetch_bytes_max",
+        size(KIB, GIB, 1),
+        |c| c.kafka.fetch_bytes_max,
+        ["The most record bytes in one answer to a fetch; a single larger batch is answered whole.",]
+    ),
+    key!(
         "kafka.connections_max",
         count("a number", 1, 1_000_000),
         |c| c.kafka.connections_max,
@@ -253,7 +260,7 @@ pub static KEYS: &[Key] = &[
         "kafka.connection_idle_ms",
         ms(1_000, 7 * 86_400_000),
         |c| c.kafka.connection_idle,
-        ["A connection without a request for so long is closed.",]
+        ["A connection on which no byte moved for so long, in either direction, is closed.",]
     ),
     key!(
         "kafka.unsent_bytes_max",
@@ -290,8 +297,8 @@ impl Words for Durability {
     const ALL: &'static [(&'static str, Self)] = &[("fsync", Self::Fsync), ("replicated", Self::Replicated)];
 }
 
-impl Words for Recovery {
-    const ALL: &'static [(&'static str, Self)] = &[("stop", Self::Stop), ("truncate", Self::Truncate)];
+impl Words for OnDamage {
+    const ALL: &'static [(&'static str, Self)] = &[("stop", Self::Refuse), ("truncate", Self::Truncate)];
 }
 
 impl Words for Routing {

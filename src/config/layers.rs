@@ -377,8 +377,11 @@ fn names_in(section: &str) -> impl Iterator<Item = &'static str> {
 fn unknown_key(section: &str, name: &str) -> String {
     let place = if section.is_empty() { String::new() } else { format!(" in `{section}`") };
     let near = nearest(name, names_in(section)).map(str::to_owned);
-    // A known key in the wrong section.
-    let near = near.or_else(|| KEYS.iter().find(|key| key.name() == name).map(|key| key.path.to_owned()));
+    // A key in the wrong section, perhaps misspelt as well.
+    let near = near.or_else(|| {
+        let elsewhere = nearest(name, KEYS.iter().map(Key::name))?;
+        KEYS.iter().find(|key| key.name() == elsewhere).map(|key| key.path.to_owned())
+    });
     let hint = match near {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("known there: {}", names_in(section).collect::<Vec<_>>().join(", ")),

@@ -162,6 +162,10 @@ fn an_unknown_key_names_its_line_and_the_nearest_key() {
         "highwater.yaml, line 1: unknown key `tail_bytes` in `kafka`; did you mean `storage.tail_bytes`?"
     );
     assert_eq!(
+        refused("storage: {durabilty: fsync}\n"),
+        "highwater.yaml, line 1: unknown key `durabilty` in `storage`; did you mean `cluster.topic_defaults.durability`?"
+    );
+    assert_eq!(
         refused("cores: {quux: 1}\n"),
         "highwater.yaml, line 1: unknown key `quux` in `cores`; known there: control, shards, shard_count, pin, spin_us"
     );
@@ -252,7 +256,7 @@ fn keys_that_contradict_each_other_are_refused() {
             "line 3: `cores.shards` and `cores.shard_count` are two ways",
         ),
         ("kafka: {request_bytes_max: 1MiB}\n", "must exceed `cluster.topic_defaults.batch_bytes_max`"),
-        ("storage: {journal_file_bytes: 8MiB}\n", "at least twice"),
+        ("storage: {journal_file_bytes: 4MiB}\n", "must exceed `cluster.topic_defaults.batch_bytes_max` by"),
         ("admin: {addr: 127.0.0.1:9092}\n", "both take port 9092"),
         ("kafka: {routing: core, core_port_first: 9000}\n", "contain that of `admin.addr`"),
     ] {

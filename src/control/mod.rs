@@ -1,4 +1,15 @@
-//! What the control core decides. Pure: it reads no clock, opens nothing, and what it wants durable it proposes.
+//! What the control core decides: topics, settings, producer ids, and which shard owns what.
+//!
+//! Control core, pure: it reads no clock, opens nothing, and what it wants durable it proposes.
 
+mod core;
+mod io;
+mod limits;
 pub mod metadata;
+mod placement;
+mod plan;
+mod producer_ids;
 pub mod request;
+
+pub use self::core::{Control, ControlConfig, ControlStats};
+pub use self::io::{ControlFatal, Input, KeepId, LocalId, Output, Placements, ProposalId};

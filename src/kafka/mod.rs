@@ -2,7 +2,24 @@
 //! shard core that the connection came to. Pure: no sockets, no clock, no threads.
 //!
 //! - [`wire`], [`api`], [`messages`]: bytes to messages and back, both sides of the protocol
+//! - [`errors`]: the one place where the node's errors become Kafka's codes
+//! - [`session`]: the order of requests and answers; one file per API family does the work
 
+mod admin;
 pub mod api;
+mod configs;
+pub mod errors;
+mod fetch;
 pub mod messages;
+mod metadata;
+mod offsets;
+mod produce;
+mod producer_ids;
+mod route;
+mod session;
+pub mod stats;
+#[cfg(test)]
+mod tests;
 pub mod wire;
+
+pub use session::{Kafka, KafkaConfig, Session};

@@ -174,6 +174,11 @@ impl<'a> Reader<'a> {
         Ok(Some(n))
     }
 
+    /// The count of an array that cannot be null; see [`Self::count`].
+    pub fn array_len(&mut self, v: Version, element_min: usize) -> Result<usize> {
+        self.count(v, element_min)?.ok_or_else(|| self.error(DecodeKind::Null))
+    }
+
     fn take(&mut self, n: usize) -> &'a [u8] {
         let bytes = &self.frame[self.at..self.at + n];
         self.at += n;
@@ -188,6 +193,11 @@ impl<'a> Reader<'a> {
             Ok(s) => Ok(Some(s)),
             Err(_) => Err(DecodeError { what: "", at, kind: DecodeKind::NotUtf8 }),
         }
+    }
+
+    /// A string that cannot be null.
+    pub fn required_str(&mut self, v: Version) -> Result<&'a str> {
+        self.str(v)?.ok_or_else(|| self.error(DecodeKind::Null))
     }
 
     /// A byte string as a slice of the frame, or `None` for null.
@@ -451,7 +461,7 @@ macro_rules! strings {
             }
 
             fn decode(r: &mut Reader<'_>, v: Version) -> Result<Self> {
-                r.str(v)?.map(Into::into).ok_or_else(|| r.error(DecodeKind::Null))
+                r.required_str(v).map(Into::into)
             }
 
             fn encode(&self, w: &mut Writer, v: Version) {

@@ -207,7 +207,7 @@ fn check_all(addr: SocketAddr, lanes: &[Lane]) -> usize {
 fn every_acked_record_is_there_once_and_in_order_after_kill_9_under_load() {
     let kills: u32 = std::env::var("HIGHWATER_KILLS").map_or(5, |kills| kills.parse().expect("a number"));
     let mut random = Random::from_environment();
-    let home = Home::new("kill").small_journal();
+    let home = Home::new("kill").small_journal().two_shards();
     let mut node = home.start();
     let mut conn = Conn::open(home.client).unwrap();
     conn.create_topic(TOPIC, LANES, &[]);

@@ -82,6 +82,11 @@ impl Home {
         self.set("storage.journal_file_bytes", "8MiB")
     }
 
+    /// Two shards also where `auto` gives one, so that requests cross from core to core.
+    pub fn two_shards(self) -> Self {
+        self.set("cores.shard_count", "2")
+    }
+
     /// Puts the data directory somewhere else, such as on a small file system.
     pub fn data_in(mut self, folder: &Path) -> Self {
         self.data = folder.join("data");

@@ -171,3 +171,29 @@ fn read_record(input: &mut &[u8], base: i64) -> Option<Record> {
     let (key, value) = (part()?, part()?);
     Some(Record { offset, key, value })
 }
+
+#[test]
+fn batches_of_this_suite_are_read_alike_by_another_library() {
+    use kafka_protocol::records::RecordBatchDecoder;
+
+    let producer = Producer { id: 77, epoch: 3, sequence: 12 };
+    let long = vec![b'x'; 70_000];
+    let pairs: [KeyValue<'_>; 3] = [(Some(b"k"), Some(b"v")), (None, Some(&long)), (Some(b""), None)];
+    let bytes = batch(1_700_000_000_000, producer, &pairs);
+    let read = RecordBatchDecoder::decode(&mut bytes::Bytes::from(bytes.clone())).unwrap().records;
+    assert_eq!(read.len(), 3);
+    for (n, ((key, value), record)) in pairs.iter().zip(&read).enumerate() {
+        assert_eq!((record.key.as_deref(), record.value.as_deref()), (*key, *value));
+        assert_eq!((record.producer_id, record.producer_epoch), (77, 3));
+        assert_eq!(
+            (record.offset, record.sequence),
+            (i64::try_from(n).unwrap(), 12 + i32::try_from(n).unwrap())
+        );
+        assert_eq!(record.timestamp, 1_700_000_000_000);
+    }
+    // The end of a fetch answer may be a piece of the next batch.
+    let mut two = bytes.clone();
+    two.extend(&bytes[..100]);
+    let own = read_batches(&two);
+    assert!(own.iter().map(|r| (r.key.as_deref(), r.value.as_deref())).eq(pairs.iter().copied()));
+}

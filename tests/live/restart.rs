@@ -27,7 +27,7 @@ fn config(conn: &mut Conn, topic: &str, key: &str) -> Option<String> {
 
 #[test]
 fn a_clean_restart_keeps_topics_configs_records_and_producers() {
-    let home = Home::new("restart").small_journal();
+    let home = Home::new("restart").small_journal().two_shards();
     let mut node = home.start();
     let mut conn = Conn::open(node.client).unwrap();
     conn.create_topic("kept", 3, &[("retention.ms", "123456")]);
@@ -116,9 +116,9 @@ fn a_stopping_node_answers_what_it_took_in_or_closes() {
 }
 
 #[test]
-fn a_node_without_its_journal_memory_still_reads_old_records() {
-    // More than one journal file and more than the fetch limit, read back from the disk after a restart.
-    let home = Home::new("reread").small_journal();
+fn records_that_left_memory_are_read_from_the_journal() {
+    // Several journal files, and far more than the memory for recent records holds.
+    let home = Home::new("reread").small_journal().set("storage.tail_bytes", "4MiB");
     let mut node = home.start();
     let mut conn = Conn::open(node.client).unwrap();
     conn.create_topic("large", 2, &[]);

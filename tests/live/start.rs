@@ -5,11 +5,14 @@ use std::net::TcpListener;
 
 use crate::node::Home;
 
-/// Starts a node that must refuse, and checks that it says each of `words`.
-fn refused(home: &Home, words: &[&str]) {
+/// Exit statuses, as `highwater --help` lists them.
+const REFUSED: i32 = 1;
+const ENVIRONMENT: i32 = 3;
+
+/// Starts a node that must refuse with an exit status, and checks that it says each of `words`.
+fn refused(home: &Home, code: i32, words: &[&str]) {
     let (status, said) = home.start_refused();
-    assert!(!status.success(), "it ended with success and said:\n{said}");
-    assert!(status.code().is_some(), "it must end by itself, not by a signal: {status}\n{said}");
+    assert_eq!(status.code(), Some(code), "{status}; it said:\n{said}");
     assert!(!said.contains("panicked"), "a refusal is not a panic:\n{said}");
     for word in words {
         assert!(said.contains(word), "{word:?} is missing from:\n{said}");
@@ -22,7 +25,7 @@ fn a_second_node_on_the_same_data_is_refused() {
     let mut first = home.start();
     let mut second = Home::new("twice-too").small_journal();
     second.data = home.data.clone();
-    refused(&second, &[&home.data.display().to_string()]);
+    refused(&second, ENVIRONMENT, &[&home.data.display().to_string()]);
     assert!(first.is_running(), "the first one goes on");
     first.kill();
     // The lock ends with the process, also after kill -9.
@@ -33,10 +36,10 @@ fn a_second_node_on_the_same_data_is_refused() {
 fn a_port_in_use_is_named() {
     let home = Home::new("port").small_journal();
     let held = TcpListener::bind(home.client).unwrap();
-    refused(&home, &[&home.client.to_string()]);
+    refused(&home, ENVIRONMENT, &[&home.client.to_string()]);
     drop(held);
     let held = TcpListener::bind(home.admin).unwrap();
-    refused(&home, &[&home.admin.to_string()]);
+    refused(&home, ENVIRONMENT, &[&home.admin.to_string()]);
     drop(held);
     home.start();
 }
@@ -48,25 +51,30 @@ fn two_nodes_never_share_a_port() {
     let _first = home.start();
     let mut second = Home::new("share-too").small_journal();
     second.client = home.client;
-    refused(&second, &[&home.client.to_string()]);
+    refused(&second, ENVIRONMENT, &[&home.client.to_string()]);
 }
 
 #[test]
 fn a_data_directory_that_is_a_file_is_named() {
     let home = Home::new("file");
     fs::write(&home.data, "not a folder").unwrap();
-    refused(&home, &[&home.data.display().to_string()]);
+    refused(&home, ENVIRONMENT, &[&home.data.display().to_string()]);
 }
 
 #[test]
 fn settings_that_do_not_exist_or_fit_are_refused() {
     refused(
         &Home::new("unknown").set("storage.journl_file_bytes", "8MiB"),
+        REFUSED,
         &["journl_file_bytes", "journal_file_bytes"],
     );
-    refused(&Home::new("value").set("storage.journal_file_bytes", "many"), &["journal_file_bytes", "many"]);
-    refused(&Home::new("core").set("cores.shards", "[8000]"), &["8000", "does not exist"]);
-    refused(&Home::new("shards").set("cores.shard_count", "1000"), &["cores"]);
+    refused(
+        &Home::new("value").set("storage.journal_file_bytes", "many"),
+        REFUSED,
+        &["journal_file_bytes", "many"],
+    );
+    refused(&Home::new("core").set("cores.shards", "[8000]"), ENVIRONMENT, &["8000", "does not exist"]);
+    refused(&Home::new("shards").set("cores.shard_count", "1000"), ENVIRONMENT, &["1000 shards do not fit"]);
 }
 
 #[test]
@@ -79,7 +87,7 @@ fn a_config_file_with_a_mistake_names_the_line() {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_highwater"));
         let output = command.args(check).arg(&file).current_dir(&home.root).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-        assert!(!output.status.success(), "{check:?} accepted it: {said}");
+        assert_eq!(output.status.code(), Some(REFUSED), "{check:?}: {said}");
         for word in ["node.yaml", "4", "durabilty", "durability"] {
             assert!(said.contains(word), "{check:?}: {word:?} is missing from:\n{said}");
         }

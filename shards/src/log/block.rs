@@ -14,8 +14,13 @@ use super::disk::SECTOR;
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
 /// A new chunk is not begun in a block that has less left than this: chunks would become small.
 const BLOCK_REST_MIN: usize = 64 * 1024;
-/// Used-up blocks that are kept to be filled again once no one reads them: their pages are mapped already.
-const BLOCKS_KEPT_MAX: usize = 16;
+/// Used-up blocks that are remembered, to be filled again once no one reads them: their pages are mapped already,
+/// which is worth more than the copy into them.
+const USED_MAX: usize = 1024;
+/// Of those, so many may be there that no one reads any more; what is above is given back by and by.
+const FREE_MAX: usize = 32;
+/// How many of the oldest are asked whether they are free: one that is read for long must not hold up the others.
+const ASKED_MAX: usize = 4;
 
 /// The block that is being filled, and used-up ones.
 #[derive(Debug, Default)]
@@ -52,28 +57,30 @@ impl Blocks {
         if self.current_bytes == BLOCK_BYTES {
             self.used.push_back(used_up);
         }
-        if self.used.len() > BLOCKS_KEPT_MAX {
+        if self.used.len() > USED_MAX {
             self.used.pop_front();
         }
-        let capacity = bytes + SECTOR;
-        let mut next = BytesMut::new();
-        // The oldest one is the likeliest to have no readers any more; if it has some, it goes to the back.
-        if let Some(mut oldest) = self.used.pop_front() {
-            if bytes == BLOCK_BYTES && oldest.try_reclaim(capacity) {
-                next = oldest;
-            } else {
-                self.used.push_back(oldest);
-            }
+        let mut next = match bytes {
+            BLOCK_BYTES => self.take_free(),
+            _ => None,
+        };
+        if self.used.len() > FREE_MAX {
+            drop(self.take_free());
         }
-        if next.capacity() == 0 {
-            next = BytesMut::with_capacity(capacity);
-        }
+        let next = next.get_or_insert_with(|| BytesMut::with_capacity(bytes + SECTOR));
         let unaligned = next.as_ptr().align_offset(SECTOR);
         next.put_bytes(0, unaligned);
         // What is split off here is the front that no chunk uses.
         drop(next.split());
-        self.current = next;
+        self.current = std::mem::take(next);
         self.current_bytes = bytes;
+    }
+
+    /// A used-up block that no one reads any more.
+    fn take_free(&mut self) -> Option<BytesMut> {
+        let asked = self.used.len().min(ASKED_MAX);
+        let free = (0..asked).find(|&i| self.used[i].try_reclaim(BLOCK_BYTES + SECTOR))?;
+        self.used.remove(free)
     }
 }
 
@@ -113,7 +120,7 @@ mod tests {
             b.put_bytes(1, BLOCK_BYTES / 2);
             addresses.insert(b.split().freeze().as_ptr() as usize);
         }
-        assert!(addresses.len() <= 2 * (BLOCKS_KEPT_MAX + 2), "{}", addresses.len());
+        assert!(addresses.len() <= 4, "{}", addresses.len());
     }
 
     #[test]

@@ -276,10 +276,15 @@ mod tests {
     use crate::ids::{LeaderEpoch, Offset};
 
     fn chunk() -> (ChunkHeader, Vec<u8>) {
+        chunk_of(0)
+    }
+
+    /// Chunks that differ in their records only.
+    fn chunk_of(value: u8) -> (ChunkHeader, Vec<u8>) {
         let mut out = BytesMut::new();
         let mut crc = ChunkHeader::seed(3, 9);
         for i in 0..3_u64 {
-            let batch = BatchBuilder::new().record(1, None, Some(&[i as u8; 10])).build();
+            let batch = BatchBuilder::new().record(1, None, Some(&[value + i as u8; 10])).build();
             let partition = PartitionId { topic: TopicId(7), index: PartitionIndex(i as u32) };
             let mut entry = BytesMut::new();
             put_entry_header(&mut entry, crc, partition, batch.len() as u32);
@@ -361,6 +366,16 @@ mod tests {
         newer.write(bytes.first_chunk_mut().unwrap());
         assert!(ChunkHeader::parse(&bytes).is_some());
         assert_eq!(read_entries(&newer, &bytes), None);
+    }
+
+    #[test]
+    fn entries_of_another_write_do_not_pass_under_a_header_with_the_same_numbers() {
+        let (header, mut bytes) = chunk_of(0);
+        let (other, other_bytes) = chunk_of(100);
+        assert_eq!(ChunkHeader { last_crc: 0, ..header }, ChunkHeader { last_crc: 0, ..other });
+        bytes[CHUNK_HEADER_BYTES..].copy_from_slice(&other_bytes[CHUNK_HEADER_BYTES..]);
+        assert!(read_entries(&other, &bytes).is_some());
+        assert_eq!(read_entries(&header, &bytes), None);
     }
 
     #[test]

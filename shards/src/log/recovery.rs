@@ -6,14 +6,15 @@
 //! first file on. It goes from one file to the next when the next one begins with the chunk that is expected. It
 //! ends where that fails, and the chunk there is dropped as a whole: it had not been reported flushed.
 //!
-//! What lies behind the end is left as it is and must never come back. Two rules see to it:
+//! What lies behind the end is left as it is and must never come back. Three rules see to it:
 //! - everything behind the end is read once more for chunk headers, and this life takes an incarnation above all
-//!   that were seen anywhere. So what this life writes is followed by nothing older: an older chunk has a lower
-//!   incarnation than its predecessor, which ends the log. (A header that cannot be read now will not be readable
-//!   later, and entries only count under the very header they were written with, see `chunk.rs`.)
+//!   that were seen anywhere;
+//! - if anything lies there, this life first writes an empty chunk at the end and waits until it is durable. What
+//!   it writes after that is followed by nothing older: an older chunk has a lower incarnation than that, which ends
+//!   the log, even one that was torn and is made whole by later bytes that happen to be the same;
 //! - a chunk behind a gap does not have the sequence that is expected.
 //!
-//! Nothing needs to be written for that, so a crash right after recovery, or within it, finds what this one found.
+//! Recovery itself writes nothing, so a crash in it, or before that empty chunk is durable, changes nothing.
 //!
 //! Damage: a chunk behind the end, of the last good chunk's incarnation or a later one, that was written when the
 //! missing chunk was known to be durable, proves that flushed bytes were lost. (One of an earlier life proves

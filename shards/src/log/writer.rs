@@ -72,6 +72,8 @@ pub(super) struct Writer {
     stop: Stop,
     /// Whether there are chunks with entries that no chunk on disk says to be durable.
     unconfirmed: bool,
+    /// Chunks after this one are not written before it is durable.
+    barrier: u64,
     stats: JournalStats,
 }
 
@@ -127,7 +129,7 @@ enum State {
 impl Writer {
     pub fn new(config: JournalConfig, recovered: Recovered) -> Self {
         let flushed = recovered.next_sequence - 1;
-        Self {
+        let mut writer = Self {
             config,
             journal: recovered.journal,
             incarnation: recovered.incarnation,
@@ -150,8 +152,18 @@ impl Writer {
             refused_as_full: false,
             stop: Stop::No,
             unconfirmed: recovered.unconfirmed,
+            barrier: flushed,
             stats: JournalStats::default(),
+        };
+        // Nothing of this life is written behind what was cut off before the disk knows of this life: otherwise a
+        // torn chunk of an earlier one could be made whole by a later write with the same bytes.
+        if recovered.report.cut.is_some() {
+            writer.open_chunk(Instant::ZERO, 0);
+            writer.seal();
+            writer.barrier = flushed + 1;
+            writer.wanted = writer.barrier;
         }
+        writer
     }
 
     pub fn append(
@@ -305,7 +317,8 @@ impl Writer {
             since: open.since,
             state: State::Sealed { parts: open.parts, sync: false },
         });
-        self.unconfirmed |= open.entries > 0;
+        let confirms_all = self.flushed + 1 == open.sequence;
+        self.unconfirmed = open.entries > 0 || (self.unconfirmed && !confirms_all);
     }
 
     pub fn poll_op(&mut self, now: Instant, ops: &mut OpCounter) -> Option<DiskOp> {
@@ -349,7 +362,8 @@ impl Writer {
             return None;
         }
         let chunk = self.chunks.get_mut(self.issued)?;
-        if !self.files.contains_key(&chunk.file) {
+        let is_held = chunk.sequence > self.barrier && self.flushed < self.barrier;
+        if is_held || !self.files.contains_key(&chunk.file) {
             return None;
         }
         let State::Sealed { parts, sync } = &mut chunk.state else {

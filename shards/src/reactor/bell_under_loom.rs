@@ -7,6 +7,7 @@ mod sync {
 }
 
 #[path = "bell.rs"]
+#[expect(clippy::duplicate_mod, reason = "with other atomics")]
 mod bell;
 
 use bell::Bell;

@@ -6,7 +6,10 @@
 mod bell;
 #[cfg(test)]
 mod bell_under_loom;
+pub mod boot;
+pub mod clock;
 pub mod mailbox;
+pub mod uring;
 
 /// Where `bell.rs` takes its atomics from; its test under loom puts others in this place.
 mod sync {

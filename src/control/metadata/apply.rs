@@ -22,8 +22,8 @@ use crate::control::request::{CreatedTopic, DeletedTopic, Refusal, Why};
 
 /// Topics that a cluster has at most.
 pub const TOPICS_MAX: usize = 100_000;
-/// Partitions that a cluster has at most, over all topics.
-pub const PARTITIONS_MAX: usize = 200_000;
+/// Replicas that a node has at most, on average over the nodes of the cluster.
+pub const REPLICAS_PER_NODE_MAX: usize = 100_000;
 /// Partitions that one topic has at most.
 pub const PARTITIONS_PER_TOPIC_MAX: usize = 10_000;
 /// Replicas that one partition has at most.
@@ -202,11 +202,13 @@ impl Image {
             let words = format!("a topic has at most {PARTITIONS_PER_TOPIC_MAX} partitions");
             return Err(Refusal::new(Why::LimitReached, words));
         }
-        if self.partition_count() + new.len() > PARTITIONS_MAX {
+        let room = REPLICAS_PER_NODE_MAX * self.nodes.len();
+        let wanted: usize = new.iter().map(Vec::len).sum();
+        if self.replica_count() + wanted > room {
             let words = format!(
-                "the cluster has {} partitions of at most {PARTITIONS_MAX}: no room for {} more",
-                self.partition_count(),
-                new.len()
+                "the cluster has {} replicas of at most {room} ({REPLICAS_PER_NODE_MAX} a node): no room for \
+                 {wanted} more",
+                self.replica_count(),
             );
             return Err(Refusal::new(Why::LimitReached, words));
         }

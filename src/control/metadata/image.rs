@@ -32,6 +32,8 @@ pub struct Image {
     blurred: OrdMap<Arc<str>, TopicId>,
     /// Over all topics.
     partitions: usize,
+    /// Over all partitions.
+    replicas: usize,
     /// Which shard of this node owns a partition: the node's own affair, kept in its local store.
     local_shards: OrdMap<PartitionId, ShardId>,
 }
@@ -81,6 +83,10 @@ impl Topic {
     pub fn partition_id(&self, index: PartitionIndex) -> PartitionId {
         PartitionId { topic: self.id, index }
     }
+
+    fn replica_count(&self) -> usize {
+        self.partitions.iter().map(|p| p.replicas.len()).sum()
+    }
 }
 
 impl Image {
@@ -111,6 +117,11 @@ impl Image {
         self.partitions
     }
 
+    /// Replicas over all partitions.
+    pub fn replica_count(&self) -> usize {
+        self.replicas
+    }
+
     pub fn partition(&self, id: PartitionId) -> Option<&PartitionState> {
         self.topics.get(&id.topic)?.partition(id.index)
     }
@@ -127,6 +138,7 @@ impl Image {
     pub fn put_topic(&mut self, topic: Topic) {
         self.remove_topic(topic.id);
         self.partitions += topic.partitions.len();
+        self.replicas += topic.replica_count();
         self.names.insert(topic.name.clone(), topic.id);
         if let Some(blurred) = blur(&topic.name) {
             self.blurred.insert(blurred.into(), topic.id);
@@ -141,6 +153,7 @@ impl Image {
             self.blurred.remove(blurred.as_str());
         }
         self.partitions -= topic.partitions.len();
+        self.replicas -= topic.replica_count();
         Some(topic)
     }
 
@@ -202,8 +215,8 @@ mod tests {
         image.put_topic(topic(1, "a", 3));
         image.put_topic(topic(1, "a", 5));
         image.put_topic(topic(2, "b", 1));
-        assert_eq!(image.partition_count(), 6);
+        assert_eq!((image.partition_count(), image.replica_count()), (6, 6));
         image.remove_topic(TopicId(1));
-        assert_eq!((image.partition_count(), image.topic_count()), (1, 1));
+        assert_eq!((image.partition_count(), image.replica_count(), image.topic_count()), (1, 1, 1));
     }
 }

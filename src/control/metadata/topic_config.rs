@@ -10,8 +10,8 @@ use highwater_shards::mail::{Durability, PartitionConfig};
 use super::command::{SettingChange, SettingOp};
 use super::image::{Image, Topic};
 
-/// The largest record batch that a topic can be set to take, in bytes.
-pub const BATCH_BYTES_LIMIT: u32 = 100 * 1024 * 1024;
+/// The largest record batch that a topic can be set to take anywhere, in bytes.
+const BATCH_BYTES_LIMIT: u32 = 512 * 1024 * 1024;
 
 const BATCH_BYTES_DEFAULT: u32 = 1024 * 1024 + 12;
 const DURABILITY: &str = "highwater.durability";
@@ -23,20 +23,38 @@ const ISR_MIN: &str = "min.insync.replicas";
 pub struct TopicDefaults {
     pub partitions: u32,
     pub replication_factor: u16,
+    /// The largest record batch that this node's journal and its request limit leave room for, in bytes.
+    pub batch_bytes_limit: u32,
     settings: BTreeMap<String, String>,
 }
 
 impl Default for TopicDefaults {
     fn default() -> Self {
-        Self { partitions: 4, replication_factor: 1, settings: BTreeMap::new() }
+        Self {
+            partitions: 4,
+            replication_factor: 1,
+            batch_bytes_limit: BATCH_BYTES_LIMIT,
+            settings: BTreeMap::new(),
+        }
     }
 }
 
 impl TopicDefaults {
     /// Puts `value` over the built-in default of the setting.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), InvalidSetting> {
-        check(name, value)?;
+        self.check(name, value)?;
         self.settings.insert(name.to_owned(), value.to_owned());
+        Ok(())
+    }
+
+    /// Like [`check`], and whether this node can do what the value asks for.
+    pub fn check(&self, name: &str, value: &str) -> Result<(), InvalidSetting> {
+        check(name, value)?;
+        let limit = self.batch_bytes_limit;
+        if name == BATCH_BYTES && value.parse::<u32>().is_ok_and(|bytes| bytes > limit) {
+            let rule = format!("this node's journal files and request limit leave room for {limit} bytes");
+            return Err(InvalidSetting::Value { name: BATCH_BYTES, value: value.to_owned(), rule });
+        }
         Ok(())
     }
 }
@@ -319,7 +337,10 @@ pub fn partition_config(topic: &Topic, image: &Image, defaults: &TopicDefaults) 
             _ => Durability::Fsync,
         },
         isr_min: value(ISR_MIN).parse().unwrap_or(1),
-        batch_bytes_max: value(BATCH_BYTES).parse().unwrap_or(BATCH_BYTES_DEFAULT),
+        batch_bytes_max: value(BATCH_BYTES)
+            .parse()
+            .unwrap_or(BATCH_BYTES_DEFAULT)
+            .min(defaults.batch_bytes_limit),
     }
 }
 
@@ -450,6 +471,15 @@ mod tests {
         assert_eq!(seen(&plain, &image, &defaults), ("3".into(), ConfigSource::Cluster));
         assert_eq!(seen(&own, &image, &defaults), ("5".into(), ConfigSource::Topic));
         assert_eq!(describe_cluster(&image, &defaults).len(), SETTINGS.len());
+    }
+
+    #[test]
+    fn no_batch_may_be_larger_than_the_node_has_room_for() {
+        let defaults = TopicDefaults { batch_bytes_limit: 1000, ..TopicDefaults::default() };
+        assert!(defaults.check(BATCH_BYTES, "1000").is_ok());
+        assert!(defaults.check(BATCH_BYTES, "1001").unwrap_err().to_string().contains("1000 bytes"));
+        let set_elsewhere = topic(&[(BATCH_BYTES, "5000")]);
+        assert_eq!(partition_config(&set_elsewhere, &Image::default(), &defaults).batch_bytes_max, 1000);
     }
 
     #[test]

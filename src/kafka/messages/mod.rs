@@ -13,7 +13,7 @@ pub mod metadata;
 pub mod offsets;
 pub mod produce;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// The default of a field.
 macro_rules! default_of {

@@ -1,1 +1,7 @@
+//! The journal on a disk that crashes: see [`model`] and [`rig`].
 
+mod model;
+mod random;
+mod recovery;
+mod rig;
+mod running;

@@ -1,0 +1,115 @@
+//! What goes into [`super::Control`] and what comes out of it: the contract with its driver.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_shards::ids::{PartitionId, Revision, ShardId};
+use highwater_shards::mail::{FromControl, ToControl};
+
+use super::metadata::command::Entry;
+use super::metadata::image::Image;
+use super::request::{Reply, Request};
+
+/// A proposal of this node in this life.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ProposalId(pub u64);
+
+/// One write to the store of local placements.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct KeepId(pub u64);
+
+/// A request that came from this process rather than through a shard; chosen by the driver.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LocalId(pub u64);
+
+/// Which shard is to own a partition, or that none is any more.
+pub type Placements = Vec<(PartitionId, Option<ShardId>)>;
+
+#[derive(Debug)]
+pub enum Input {
+    /// The instant that `poll_timeout` named has come.
+    Timeout,
+    FromShard {
+        shard: ShardId,
+        message: ToControl<Request>,
+    },
+    /// The next entry of the metadata log; in order, each once, whoever proposed it.
+    Committed {
+        revision: Revision,
+        /// Set when this node proposed it in this life.
+        proposal: Option<ProposalId>,
+        entry: Entry,
+    },
+    /// The entry is not in the log and will not come.
+    ProposalFailed {
+        proposal: ProposalId,
+        reason: String,
+    },
+    /// A placement is durable.
+    Kept {
+        id: KeepId,
+    },
+    KeepFailed {
+        id: KeepId,
+        reason: String,
+    },
+    /// A request of this process.
+    Local {
+        id: LocalId,
+        request: Request,
+    },
+    /// Stop all shards; ends with [`Output::Stopped`].
+    Stop {
+        deadline: Duration,
+    },
+}
+
+#[derive(Debug)]
+pub enum Output {
+    /// Answered by [`Input::Committed`] or [`Input::ProposalFailed`].
+    Propose {
+        proposal: ProposalId,
+        entry: Entry,
+    },
+    ToShard {
+        shard: ShardId,
+        message: FromControl<Arc<Image>, Reply>,
+    },
+    /// Make durable which shard owns a partition, or that none does any more. All of it or nothing.
+    Keep {
+        id: KeepId,
+        changes: Vec<(PartitionId, Option<ShardId>)>,
+    },
+    LocalReply {
+        id: LocalId,
+        reply: Reply,
+    },
+    /// Every shard has its partitions: clients can be served. Once.
+    Ready,
+    /// Every shard stopped, but for those that are late. Once.
+    Stopped {
+        late: Vec<ShardId>,
+    },
+    /// The node cannot go on.
+    Fatal(ControlFatal),
+}
+
+/// Why the node cannot go on.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlFatal {
+    #[error("the cluster refused this node: {0}")]
+    RegistrationRefused(String),
+    #[error("the metadata store could not take the registration of this node: {0}")]
+    RegistrationFailed(String),
+    #[error(
+        "partition {partition} belongs to shard {owner}, but its records lie in the journal of shard {found}: \
+         the files of the data directory do not belong together. Restore all of them from one copy"
+    )]
+    Misplaced { partition: PartitionId, owner: ShardId, found: ShardId },
+    #[error(
+        "partition {partition} belongs to shard {owner}, but only {shards} shards are configured. Start with at \
+         least {} shards", owner.0 + 1
+    )]
+    MissingShard { partition: PartitionId, owner: ShardId, shards: u16 },
+}
