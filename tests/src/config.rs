@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::disk::DiskConfig;
+use crate::disk::{Crash, DiskConfig};
+use crate::faults::Fault;
 use crate::rng::Rng;
 
 /// Everything that shapes a run besides the code under test.
@@ -42,6 +43,12 @@ pub struct Config {
     pub value_max: u32,
     pub batch_records_max: u32,
     pub features: Features,
+    /// Faults of a directed run, besides those that the features allow.
+    pub script: Vec<(Duration, Fault)>,
+    /// The node ends when so many inputs and outputs were counted.
+    pub crash_at: Option<(u64, Crash)>,
+    /// At the end of each life one bit that was durable flips.
+    pub rot: bool,
 }
 
 macro_rules! features {
@@ -136,8 +143,8 @@ impl Config {
             partitions_per_topic: small(&mut r, 1..4),
             producers: small(&mut r, 1..5),
             consumers: small(&mut r, 1..4),
-            batches: small(&mut r, 20..80),
-            duration: Duration::from_millis(r.range(100..600)),
+            batches: small(&mut r, 20..200),
+            duration: Duration::from_millis(r.range(100..1200)),
             fault_every: Duration::from_millis(2)..Duration::from_millis(r.range(20..100)),
             disk: DiskConfig {
                 write: us(20 * speed)..us(150 * speed),
@@ -156,6 +163,9 @@ impl Config {
             value_max: *r.pick(&[16, 100, 1000, 6000]),
             batch_records_max: *r.pick(&[1, 3, 10]),
             features,
+            script: Vec::new(),
+            crash_at: None,
+            rot: false,
         }
     }
 }

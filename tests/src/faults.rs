@@ -85,7 +85,7 @@ impl Script {
         ];
         let kinds = all.into_iter().filter(|k| k.0).map(|k| k.1).collect();
         Self {
-            crash: None,
+            crash: config.crash_at,
             fatal_expected: false,
             slow: false,
             slow_ended: None,

@@ -138,7 +138,7 @@ fn report(job: Job, outcome: &Outcome) -> ExitCode {
 fn many(args: &Args, began: std::time::Instant) -> ExitCode {
     let next = AtomicU64::new(args.first);
     let failed = AtomicBool::new(false);
-    let events = AtomicU64::new(0);
+    let totals = std::array::from_fn::<_, 4, _>(|_| AtomicU64::new(0));
     let done = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..args.jobs {
@@ -151,7 +151,11 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
                     let job = args.job(seed);
                     RUNNING.set(Some(job));
                     let outcome = run(job, args);
-                    events.fetch_add(outcome.events, Ordering::Relaxed);
+                    let counts =
+                        [outcome.events, outcome.boots.into(), outcome.batches as u64, outcome.records];
+                    for (total, count) in totals.iter().zip(counts) {
+                        total.fetch_add(count, Ordering::Relaxed);
+                    }
                     done.fetch_add(1, Ordering::Relaxed);
                     if report(job, &outcome) != ExitCode::SUCCESS {
                         failed.store(true, Ordering::Relaxed);
@@ -160,7 +164,11 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
             });
         }
     });
-    let (events, done) = (events.into_inner(), done.into_inner());
-    println!("{done} seeds, {events} inputs and outputs, {:.1} s", began.elapsed().as_secs_f64());
+    let [events, lives, batches, records] = totals.map(AtomicU64::into_inner);
+    println!(
+        "{} seeds in {:.1} s: {events} inputs and outputs, {lives} lives, {batches} batches, {records} records audited",
+        done.into_inner(),
+        began.elapsed().as_secs_f64()
+    );
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

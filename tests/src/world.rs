@@ -9,7 +9,7 @@ use highwater_shards::front::{CloseReason, Front};
 use highwater_shards::ids::{ConnId, PartitionId, ShardId};
 use highwater_shards::log::disk::OpNo;
 use highwater_shards::mail::{FromControl, ShardMail, ToControl};
-use highwater_shards::shard::{ClientInput, Input, Machine, Output};
+use highwater_shards::shard::{ClientInput, FatalReason, Input, Machine, Output};
 use highwater_shards::time::Instant;
 
 use crate::auditor::Auditor;
@@ -104,6 +104,7 @@ enum Event<F: Front> {
     Arrive(ConnId),
     Turn(usize, u64),
     Fault,
+    Inflict(Fault),
     Undo(Fault),
     Restart,
     StopOverdue(Boot),
@@ -225,6 +226,9 @@ impl<B: Builder> World<B> {
         }
         let first = self.dice.fault.between(self.config.fault_every.start, self.config.fault_every.end);
         self.after(first, Event::Fault);
+        for (at, fault) in std::mem::take(&mut self.config.script) {
+            self.after(at, Event::Inflict(fault));
+        }
         self.after(self.config.duration, Event::Heal);
         self.restart();
     }
@@ -324,6 +328,13 @@ impl<B: Builder> World<B> {
             Event::Turn(client, appointment) => self.turn(client, appointment),
             Event::Fault => {
                 self.on_fault();
+                Ok(())
+            }
+            Event::Inflict(fault) => {
+                if self.up {
+                    self.trace.note(self.now, &format!("fault: {fault:?}"));
+                    self.inflict(fault);
+                }
                 Ok(())
             }
             Event::Undo(fault) => {
@@ -482,6 +493,12 @@ impl<B: Builder> World<B> {
                 let submitted = self.host(shard).disk.submit(op);
                 let (op, latency) = submitted.map_err(|e| broken("disk contract", e))?;
                 self.after(latency, Event::Disk(shard, boot, op));
+            }
+            Output::Fatal(FatalReason::JournalDamaged { .. }) if self.config.rot => {
+                // It refuses to serve what it knows to be incomplete; a run has nothing more to show.
+                self.trace.note(self.now, "the node refuses to start");
+                self.phase = Phase::Done;
+                self.up = false;
             }
             Output::Fatal(reason) => {
                 if !self.script.expects(&reason) {
@@ -742,6 +759,9 @@ impl<B: Builder> World<B> {
             host.disk.faults.fail_next_write = false;
             host.disk.faults.fail_next_read = false;
             host.disk.crash(crash);
+            if self.config.rot {
+                host.disk.rot();
+            }
         }
         for i in 0..self.conns.len() {
             if !self.conns[i].closed {
@@ -796,7 +816,7 @@ impl<B: Builder> World<B> {
         let undo_after = rng.between(Duration::from_micros(100), Duration::from_millis(30));
         match fault {
             Fault::Crash(crash) => {
-                let soon = rng.below(300);
+                let soon = rng.below(100);
                 self.script.crash_after(self.trace.events() + soon, crash);
             }
             Fault::Stop => {
