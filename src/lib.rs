@@ -4,6 +4,8 @@
 //! [`highwater_shards::front::Front`]). Drivers are behind the feature `engine`.
 
 #[cfg(feature = "engine")]
+pub mod api;
+#[cfg(feature = "engine")]
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -11,5 +13,9 @@ pub mod error;
 pub mod kafka;
 #[cfg(feature = "engine")]
 pub mod logging;
+#[cfg(feature = "engine")]
+pub mod runtime;
+#[cfg(feature = "engine")]
+pub mod store;
 #[cfg(feature = "engine")]
 pub mod topic_commands;

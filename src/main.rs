@@ -1,1 +1,89 @@
-fn main() {}
+//! The `highwater` program: carries out a command line.
+//!
+//! The main thread starts the node and then only waits for a signal, or for the node's end.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use highwater::api::Engine;
+use highwater::cli::{Cli, Command, ServeArgs};
+use highwater::error::{ExitStatus, Failure};
+use highwater::logging;
+use highwater::runtime::boot::Addresses;
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let done = match Cli::parse() {
+        Command::Serve(args) => serve(&args),
+        Command::Config(command) => command.run().and_then(|text| print(&text)),
+        Command::Topic(command) => command.run(&mut std::io::stdout().lock()),
+    };
+    match done {
+        Ok(()) => ExitStatus::Ok.into(),
+        Err(failure) => {
+            eprintln!("highwater: {failure}");
+            failure.status.into()
+        }
+    }
+}
+
+/// Prints `text`; a reader that has gone, as `head` does, is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(ExitStatus::Environment, format!("cannot print: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs a node until a signal ends it, or until it cannot go on.
+fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    let loaded = args.load()?;
+    let _logging = logging::init(&loaded.config.log)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|e| Failure::new(ExitStatus::Environment, format!("no runtime for signals: {e}")))?;
+    let entered = runtime.enter();
+    let no_signals = |e| Failure::new(ExitStatus::Environment, format!("signals cannot be handled: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    drop(entered);
+    let engine = Engine::start(&loaded)?;
+    print(&greeting(engine.addresses()))?;
+    let ended = engine.ended();
+    let asked_to_stop = runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+            () = ended => false,
+        }
+    });
+    if asked_to_stop {
+        tracing::info!("stopping: flushing what was taken in, then closing connections");
+    }
+    engine.stop()?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A line for each listener, and what to try first.
+fn greeting(addresses: &Addresses) -> String {
+    let mut text = String::new();
+    if let Some(clients) = addresses.clients {
+        text += &format!("Kafka clients on {clients}\n");
+    }
+    for (shard, address) in addresses.shards.iter().enumerate() {
+        text += &format!("Kafka clients of shard {shard} on {address}\n");
+    }
+    if let Some(admin) = addresses.admin {
+        text += &format!("metrics and health on http://{admin}/metrics, /healthz, /readyz\n");
+    }
+    if let Some(clients) = addresses.clients {
+        text += &format!(
+            "ready; try:  echo hello | kcat -b {clients} -t greetings -P  &&  kcat -b {clients} -t greetings -C -e\n"
+        );
+    }
+    text
+}

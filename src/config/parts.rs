@@ -43,6 +43,7 @@ impl Config {
         let own = &self.cluster.topic_defaults;
         let mut defaults = TopicDefaults::default();
         defaults.partitions = own.partitions;
+        defaults.batch_bytes_limit = self.storage.batch_bytes_max();
         let durability = match own.durability {
             Durability::Fsync => "fsync",
             Durability::Replicated => "replicated",

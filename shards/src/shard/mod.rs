@@ -49,7 +49,7 @@ pub struct ShardConfig {
     pub node: NodeId,
     pub shard: ShardId,
     pub journal: JournalConfig,
-    /// Record bytes held in memory for readers; older ones are read from disk.
+    /// The stretch of the journal that is held in memory for readers; what is older is read from disk.
     pub tail_bytes_max: usize,
     /// Bytes sent to one client and not yet taken by it, beyond which its requests wait.
     pub unsent_bytes_max: usize,
@@ -258,7 +258,7 @@ impl<F: Front> Shard<F> {
         stats.connections = self.clients.len() as u64;
         stats.connections_closed = self.clients.closed_by_reason();
         stats.journal = self.journal.stats();
-        stats.journal.tail_bytes = self.partitions.tail_bytes() as u64;
+        stats.journal.tail_bytes = self.partitions.tail_bytes();
         stats.partitions_total = self.partitions.len() as u64;
         stats.partitions = self.partitions.stats();
         stats

@@ -39,24 +39,34 @@ pub(super) struct Partitions {
 const ON_DISK: Marker = Marker(0);
 
 /// The batches in memory, oldest first over all partitions.
+///
+/// Memory is counted as the stretch of the journal from the oldest batch to the newest: batches share the blocks that
+/// the journal wrote, padding included, and a block is free only when none of its batches is held.
 #[derive(Default)]
 struct Tail {
     entries: VecDeque<TailEntry>,
-    bytes: usize,
+    /// Where the newest batch ends, in bytes of all journal files one after the other.
+    end: u64,
 }
 
 #[derive(Clone, Copy)]
 struct TailEntry {
     slot: Slot,
-    len: usize,
+    /// Counted as `Tail::end`.
+    at: u64,
     /// Once this is flushed the batch can be read from disk, and may leave memory.
     marker: Marker,
 }
 
 impl Tail {
-    fn push(&mut self, slot: Slot, len: usize, marker: Marker) {
-        self.entries.push_back(TailEntry { slot, len, marker });
-        self.bytes += len;
+    fn push(&mut self, slot: Slot, batch: &BatchRef, file_bytes: u64, marker: Marker) {
+        let at = batch.at.file.0 * file_bytes + batch.at.position;
+        self.entries.push_back(TailEntry { slot, at, marker });
+        self.end = at + u64::from(batch.len);
+    }
+
+    fn bytes(&self) -> u64 {
+        self.entries.front().map_or(0, |oldest| self.end.saturating_sub(oldest.at))
     }
 }
 
@@ -76,8 +86,8 @@ impl Partitions {
         self.by_id.len()
     }
 
-    pub fn tail_bytes(&self) -> usize {
-        self.tail.bytes
+    pub fn tail_bytes(&self) -> u64 {
+        self.tail.bytes()
     }
 
     /// In the order of ids.
@@ -116,12 +126,11 @@ impl Partitions {
 
     /// Lets go of the oldest batches until the tail fits. What is not on disk yet stays.
     fn evict(&mut self, bytes_max: usize) {
-        while self.tail.bytes > bytes_max
+        while self.tail.bytes() > bytes_max as u64
             && let Some(oldest) = self.tail.entries.front().copied()
             && oldest.marker <= self.flushed
         {
             self.tail.entries.pop_front();
-            self.tail.bytes -= oldest.len;
             if let Some(partition) = self.get_mut(oldest.slot) {
                 partition.evict_oldest();
             }
@@ -180,10 +189,9 @@ impl<F: Front> Shard<F> {
     ) {
         let slot = self.partitions.slot_or_new(id);
         let batch = batch_ref(header, base, at);
-        let len = bytes.len();
         let partition = self.partitions.get_mut(slot).expect("the slot was just found or made");
         partition.replay(self.now, batch, header, bytes);
-        self.partitions.tail.push(slot, len, ON_DISK);
+        self.partitions.tail.push(slot, &batch, self.config.journal.file_bytes, ON_DISK);
         self.partitions.evict(self.config.tail_bytes_max);
     }
 
@@ -264,13 +272,13 @@ impl<F: Front> Shard<F> {
                         // Batches before this one stay, as if the answer to them had been lost on its way. A
                         // producer that numbers its batches sends one at a time, so nothing is doubled for it.
                         .map_err(refused)?;
-                    let len = placed.bytes.len();
-                    partition.appended(self.now, batch_ref(header, base, placed.at), header, placed.bytes);
+                    let batch = batch_ref(header, base, placed.at);
+                    partition.appended(self.now, batch, header, placed.bytes);
                     let end = partition.log_end();
                     self.stats.records_appended += u64::from(header.records);
                     self.stats.batches_appended += 1;
-                    self.stats.bytes_appended += len as u64;
-                    tail.push(slot, len, placed.marker);
+                    self.stats.bytes_appended += u64::from(batch.len);
+                    tail.push(slot, &batch, self.config.journal.file_bytes, placed.marker);
                     note_flushing(flushing, placed.marker, slot, end);
                 }
                 base_offset

@@ -1,5 +1,7 @@
 //! Reads of a shard: from memory at once, from the journal when the disk has answered.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use super::partitions::Slot;
@@ -25,9 +27,15 @@ pub(super) struct ReadOp {
 /// What waits for the disk, by the ticket that the journal gives back.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
+    /// Given to the journal: at most [`DISK_READS_MAX`].
     pending: Map<u64, Pending>,
+    /// Waiting for their turn, with the bytes to read. At most one for each partition of each client's request.
+    waiting: VecDeque<(Pending, u32)>,
     last_ticket: u64,
 }
+
+/// Reads of one shard that the disk has at a time; each takes up to a stretch of the journal or one batch of memory.
+const DISK_READS_MAX: usize = 64;
 
 #[derive(Debug)]
 struct Pending {
@@ -92,14 +100,24 @@ impl<F: Front> Shard<F> {
 
     fn read_from_disk(&mut self, pending: Pending, len: u32) {
         self.stats.reads_from_disk += 1;
-        self.reads.last_ticket += 1;
-        let ticket = self.reads.last_ticket;
-        self.journal.read(ticket, pending.at, len);
-        self.reads.pending.insert(ticket, pending);
+        self.reads.waiting.push_back((pending, len));
+        self.begin_reads();
+    }
+
+    fn begin_reads(&mut self) {
+        while self.reads.pending.len() < DISK_READS_MAX
+            && let Some((pending, len)) = self.reads.waiting.pop_front()
+        {
+            self.reads.last_ticket += 1;
+            let ticket = self.reads.last_ticket;
+            self.journal.read(ticket, pending.at, len);
+            self.reads.pending.insert(ticket, pending);
+        }
     }
 
     pub(super) fn on_disk_read(&mut self, ticket: u64, result: Result<Bytes, DiskError>) {
         let pending = self.reads.pending.remove(&ticket).expect("the journal answers each ticket once");
+        self.begin_reads();
         let Some(batches) = self.check_read(&pending, result) else {
             let error = PartitionError::StorageFailed;
             let answer = match pending.then {

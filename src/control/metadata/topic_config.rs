@@ -11,7 +11,7 @@ use super::command::{SettingChange, SettingOp};
 use super::image::{Image, Topic};
 
 /// The largest record batch that a topic can be set to take anywhere, in bytes.
-const BATCH_BYTES_LIMIT: u32 = 512 * 1024 * 1024;
+pub const BATCH_BYTES_LIMIT: u32 = 512 * 1024 * 1024;
 
 const BATCH_BYTES_DEFAULT: u32 = 1024 * 1024 + 12;
 const DURABILITY: &str = "highwater.durability";

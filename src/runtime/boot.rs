@@ -1,0 +1,223 @@
+//! Starts a node: data directory, store, shards, control core, in this order; a failure at any step leaves nothing
+//! running. Driver; runs on the thread that starts the node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use highwater_shards::ids::ShardId;
+use highwater_shards::reactor::boot::{Listen, ShardSetup, Shards, start};
+use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
+use highwater_shards::shard::{Shard, ShardConfig};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::control_core::{self, ControlCore};
+use super::data_dir::DataDir;
+use super::{COMMANDS_MAX, Command, NodeError};
+use crate::config::{Config, CorePlan, Routing};
+use crate::control::metadata::command::RegisterNode;
+use crate::control::metadata::image::Endpoint;
+use crate::control::{Control, ControlConfig};
+use crate::kafka::{Kafka, KafkaConfig};
+use crate::store::{self, StoreConfig};
+
+/// Requests of one connection that are worked on at once.
+const IN_FLIGHT_MAX: usize = 256;
+/// Operations of one shard at other shards that are not answered yet.
+const REMOTE_OPS_MAX: usize = 65_536;
+
+/// Where a started node listens.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Addresses {
+    /// For Kafka clients, shared by all shards.
+    pub clients: Option<SocketAddr>,
+    /// With core-direct routing, of each shard.
+    pub shards: Vec<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+}
+
+/// A node whose control core is at work; it is ready when `ready` says so.
+#[derive(Debug)]
+pub struct Node {
+    pub addresses: Addresses,
+    pub commands: mpsc::Sender<Command>,
+    /// Becomes true once. Its sender is gone when the node has ended.
+    pub ready: watch::Receiver<bool>,
+    pub control: JoinHandle<Result<(), NodeError>>,
+}
+
+/// Starts a node with the threads where `plan` says.
+///
+/// # Errors
+/// What failed first; nothing is left running.
+pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
+    let data_dir = DataDir::hold(&config.storage.data_dir)?;
+    let shard_count = u16::try_from(plan.shards.len()).expect("the plan is bounded by its keys");
+    let (events_sender, events) = mpsc::unbounded_channel();
+    // The store has a bounded number of events to tell: one for each thing that it was given.
+    let opened = store::open(&store_config(config, shard_count)?, move |event| {
+        let _ = events_sender.send(event);
+    })?;
+    let admin = config.admin.addr.map(listen_admin).transpose()?;
+    let shards = start(shard_setups(config, plan, &data_dir)?)?;
+    let addresses = addresses_of(&shards, config, admin.as_ref());
+    let register = RegisterNode {
+        node: config.cluster.node_id,
+        incarnation: opened.identity.incarnation,
+        rack: config.cluster.rack.clone(),
+        client: advertised(config, addresses.clients),
+        shard_clients: addresses
+            .shards
+            .iter()
+            .map(|at| Endpoint { host: config.cluster.advertised().host, port: at.port() })
+            .collect(),
+    };
+    let control = Control::new(
+        ControlConfig { register, shards: shard_count, defaults: config.topic_defaults(), seed: entropy()? },
+        opened.image,
+    );
+    let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+    let (ready_sender, ready) = watch::channel(false);
+    let core = ControlCore {
+        control,
+        shards,
+        store: opened.store,
+        store_events: events,
+        commands: inbox,
+        ready: ready_sender,
+        data_dir,
+    };
+    let core_id = plan.control.map(|core| usize::from(core.0));
+    let admin = admin.map(|listener| (listener, commands.clone()));
+    let control = std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || control_core::run(core, core_id, admin))
+        .map_err(|error| NodeError::Resources(error.to_string()))?;
+    Ok(Node { addresses, commands, ready, control })
+}
+
+/// Asks the control core for something and waits for it; `None` when the node has ended.
+pub async fn ask<T>(
+    commands: &mpsc::Sender<Command>,
+    command: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    commands.send(command(reply)).await.ok()?;
+    answer.await.ok()
+}
+
+fn store_config(config: &Config, shards: u16) -> Result<StoreConfig, NodeError> {
+    Ok(StoreConfig {
+        data_dir: config.storage.data_dir.clone(),
+        node: config.cluster.node_id,
+        shards,
+        cluster_id: None,
+        entropy: entropy()?,
+    })
+}
+
+fn entropy<const N: usize>() -> Result<[u8; N], NodeError> {
+    let mut bytes = [0; N];
+    let drawn = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
+    match drawn {
+        Ok(n) if n == N => Ok(bytes),
+        Ok(_) => Err(NodeError::Resources("too little entropy".into())),
+        Err(error) => Err(NodeError::Resources(format!("no entropy: {error}"))),
+    }
+}
+
+fn listen_admin(address: SocketAddr) -> Result<std::net::TcpListener, NodeError> {
+    let failed = |error: std::io::Error| NodeError::Admin { address, reason: error.to_string() };
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+fn shard_setups(
+    config: &Config,
+    plan: &CorePlan,
+    data_dir: &DataDir,
+) -> Result<Vec<ShardSetup<Shard<Kafka>>>, NodeError> {
+    let kafka = &config.kafka;
+    let bounded = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let link = LinkConfig {
+        frame_bytes_max: bounded(kafka.request_bytes_max),
+        connections_max: kafka.connections_max,
+        connection_idle: kafka.connection_idle,
+        ..LinkConfig::default()
+    };
+    let spin = match config.cores.spin {
+        None => Spin::Auto,
+        Some(time) => Spin::Micros(u32::try_from(time.as_micros()).unwrap_or(u32::MAX)),
+    };
+    let front = KafkaConfig {
+        node: config.cluster.node_id,
+        auto_create_topics: kafka.auto_create_topics,
+        topic_defaults: config.topic_defaults(),
+        request_bytes_max: usize::try_from(kafka.request_bytes_max).unwrap_or(usize::MAX),
+        fetch_bytes_max: bounded(kafka.fetch_bytes_max),
+        ..KafkaConfig::default()
+    };
+    let mut setups = Vec::with_capacity(plan.shards.len());
+    for (number, core) in (0..).zip(&plan.shards) {
+        let shard = ShardId(number);
+        let shard_config = ShardConfig {
+            node: config.cluster.node_id,
+            shard,
+            journal: config.storage.journal(shard, u64::from_ne_bytes(entropy()?)),
+            tail_bytes_max: config.storage.tail_bytes_of_shard(plan.shards.len()),
+            unsent_bytes_max: usize::try_from(kafka.unsent_bytes_max).unwrap_or(usize::MAX),
+            in_flight_max: IN_FLIGHT_MAX,
+            remote_ops_max: REMOTE_OPS_MAX,
+        };
+        let front = front.clone();
+        setups.push(ShardSetup {
+            shard,
+            core: core.map(|core| usize::from(core.0)),
+            journal_dir: data_dir.journal_of(shard),
+            listen: listeners(config, number),
+            link: link.clone(),
+            spin,
+            kernel_use: KernelUse::default(),
+            make: Box::new(move || Shard::new(shard_config, Kafka::new(front))),
+        });
+    }
+    Ok(setups)
+}
+
+fn listeners(config: &Config, shard: u16) -> Vec<Listen> {
+    let shared = Listen::Shared(config.cluster.client_addr);
+    match config.kafka.routing {
+        Routing::Node => vec![shared],
+        Routing::Core => {
+            let port = config.kafka.core_port_first + u32::from(shard);
+            let port = u16::try_from(port).expect("the keys leave room for all shards' ports");
+            vec![shared, Listen::Own(SocketAddr::new(config.cluster.client_addr.ip(), port))]
+        }
+    }
+}
+
+fn addresses_of(shards: &Shards<Kafka>, config: &Config, admin: Option<&std::net::TcpListener>) -> Addresses {
+    let own = |listens: &Vec<SocketAddr>| listens.get(1).copied();
+    Addresses {
+        clients: shards.addresses.first().and_then(|listens| listens.first()).copied(),
+        shards: match config.kafka.routing {
+            Routing::Node => Vec::new(),
+            Routing::Core => shards.addresses.iter().filter_map(own).collect(),
+        },
+        admin: admin.and_then(|listener| listener.local_addr().ok()),
+    }
+}
+
+/// What clients are told: the configured name, or where the node really listens (a port 0 became a real one).
+fn advertised(config: &Config, bound: Option<SocketAddr>) -> Endpoint {
+    let told = config.cluster.advertised();
+    let port = match (told.port, bound) {
+        (0, Some(bound)) => bound.port(),
+        (port, _) => port,
+    };
+    Endpoint { host: told.host, port }
+}
+
+/// Shared by all who look at it.
+pub type SharedImage = Arc<crate::control::metadata::image::Image>;

@@ -1,0 +1,329 @@
+//! The loop of the control core: what comes from shards, store, clock and the rest of the process goes into
+//! [`Control`], and what it says goes out. One thread, a tokio `current_thread` runtime; the metadata flushes on a
+//! thread of its own, so that no disk holds this loop up.
+
+#![expect(clippy::disallowed_methods, reason = "driver: reads the clock")]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant as Clock};
+
+use highwater_shards::ids::ShardId;
+use highwater_shards::mail::{FromControl, ToControl};
+use highwater_shards::reactor::boot::{ShardExit, Shards, ToShard};
+use highwater_shards::reactor::mailbox::Full;
+use highwater_shards::stats::ShardStats;
+use highwater_shards::time::Instant;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::bell::Bell;
+use super::data_dir::DataDir;
+use super::{Command, NodeError, Snapshot};
+use crate::control::request::Reply;
+use crate::control::{Control, Input, LocalId, Output};
+use crate::kafka::Kafka;
+use crate::store::{LocalStore as _, MetadataLog as _, Store, StoreEvent};
+
+/// How long a stop waits for shards to flush and for clients to take their answers.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a snapshot waits for a shard's counters.
+const STATS_DEADLINE: Duration = Duration::from_secs(2);
+/// When to try again to hand a message to a shard whose ring was full.
+const RING_RETRY: Duration = Duration::from_millis(1);
+
+/// Everything that the control core's thread owns.
+pub(super) struct ControlCore {
+    pub control: Control,
+    pub shards: Shards<Kafka>,
+    pub store: Store,
+    pub store_events: mpsc::UnboundedReceiver<StoreEvent>,
+    pub commands: mpsc::Receiver<Command>,
+    pub ready: watch::Sender<bool>,
+    /// Held until the node has ended.
+    pub data_dir: DataDir,
+}
+
+/// Runs the control core until the node has stopped or cannot go on.
+pub(super) fn run(
+    core: ControlCore,
+    pin_to: Option<usize>,
+    admin: Option<(std::net::TcpListener, mpsc::Sender<Command>)>,
+) -> Result<(), NodeError> {
+    if let Some(core) = pin_to {
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(core);
+        rustix::thread::sched_setaffinity(None, &set).map_err(|e| {
+            NodeError::Resources(format!("the control core cannot be pinned to core {core}: {e}"))
+        })?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| NodeError::Resources(e.to_string()))?;
+    runtime.block_on(async move {
+        if let Some((listener, commands)) = admin {
+            let listener = tokio::net::TcpListener::from_std(listener)
+                .map_err(|e| NodeError::Resources(e.to_string()))?;
+            tokio::spawn(super::http::serve(listener, commands));
+        }
+        Loop::new(core)?.run().await
+    })
+}
+
+/// A snapshot that waits for the shards' counters.
+struct Asked {
+    id: u64,
+    deadline: Instant,
+    shards: Vec<(ShardId, Option<ShardStats>)>,
+    reply: oneshot::Sender<Snapshot>,
+}
+
+struct Loop {
+    core: ControlCore,
+    bell: Bell,
+    started: Clock,
+    /// By shard: messages that its ring had no room for, in order. Control bounds what it has to say at a time.
+    backlog: Vec<VecDeque<ToShard<Kafka>>>,
+    waiting: VecDeque<(LocalId, oneshot::Sender<Reply>)>,
+    local_next: u64,
+    asked: Vec<Asked>,
+    asked_next: u64,
+    /// Set when the node has stopped.
+    stopped: Option<Vec<ShardId>>,
+}
+
+impl Loop {
+    fn new(core: ControlCore) -> Result<Self, NodeError> {
+        let bell =
+            Bell::new(Arc::clone(&core.shards.doorbell)).map_err(|e| NodeError::Resources(e.to_string()))?;
+        let backlog = core.shards.links.iter().map(|_| VecDeque::new()).collect();
+        Ok(Self {
+            core,
+            bell,
+            started: Clock::now(),
+            backlog,
+            waiting: VecDeque::new(),
+            local_next: 0,
+            asked: Vec::new(),
+            asked_next: 0,
+            stopped: None,
+        })
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    async fn run(mut self) -> Result<(), NodeError> {
+        self.drain_outputs()?;
+        loop {
+            self.take_from_shards()?;
+            self.retry_backlog();
+            self.answer_snapshots();
+            if self.core.control.poll_timeout().is_some_and(|at| at <= self.now()) {
+                self.handle(Input::Timeout)?;
+            }
+            if let Some(late) = self.stopped.take() {
+                return self.end(late);
+            }
+            if self.core.shards.may_sleep() {
+                self.sleep().await?;
+            }
+        }
+    }
+
+    /// Waits for whatever comes first.
+    async fn sleep(&mut self) -> Result<(), NodeError> {
+        let wake_at = self.wake_at();
+        let until = wake_at
+            .map(|at| tokio::time::Instant::from_std(self.started + Duration::from_nanos(at.as_nanos())));
+        let timeout = async {
+            match until {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.bell.rung() => self.core.shards.doorbell.up(),
+            event = self.core.store_events.recv() => {
+                self.core.shards.doorbell.up();
+                if let Some(event) = event {
+                    self.on_store(event)?;
+                }
+            }
+            command = self.core.commands.recv() => {
+                self.core.shards.doorbell.up();
+                self.on_command(command.unwrap_or(Command::Stop))?;
+            }
+            () = timeout => self.core.shards.doorbell.up(),
+        }
+        Ok(())
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let retry = self.backlog.iter().any(|b| !b.is_empty()).then(|| self.now() + RING_RETRY);
+        let stats = self.asked.iter().map(|a| a.deadline).min();
+        [self.core.control.poll_timeout(), retry, stats].into_iter().flatten().min()
+    }
+
+    fn take_from_shards(&mut self) -> Result<(), NodeError> {
+        for shard in 0..self.core.shards.links.len() {
+            while let Some(message) = self.core.shards.links[shard].recv() {
+                let shard = self.core.shards.links[shard].shard;
+                match message {
+                    ToControl::Stats { id, stats } => self.on_stats(shard, id, *stats),
+                    message => self.handle(Input::FromShard { shard, message })?,
+                }
+            }
+        }
+        while let Some((shard, exit)) = self.core.shards.try_exit() {
+            match exit {
+                ShardExit::Stopped => {}
+                ShardExit::Fatal(reason) => return Err(NodeError::Shard { shard, reason }),
+                ShardExit::Panicked => return Err(NodeError::ShardPanicked { shard }),
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, input: Input) -> Result<(), NodeError> {
+        let now = self.now();
+        self.core.control.handle(now, input);
+        self.drain_outputs()
+    }
+
+    fn drain_outputs(&mut self) -> Result<(), NodeError> {
+        while let Some(output) = self.core.control.poll_output() {
+            match output {
+                Output::Propose { proposal, entry } => self.core.store.propose(proposal, entry),
+                Output::Keep { id, changes } => self.core.store.keep(id, changes),
+                Output::ToShard { shard, message } => self.tell(shard, message),
+                Output::LocalReply { id, reply } => {
+                    if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == id)
+                        && let Some((_, asker)) = self.waiting.remove(at)
+                    {
+                        // Who asked may have gone.
+                        let _ = asker.send(reply);
+                    }
+                }
+                Output::Ready => {
+                    self.core.ready.send_replace(true);
+                }
+                Output::Stopped { late } => self.stopped = Some(late),
+                Output::Fatal(reason) => return Err(NodeError::Control(reason)),
+            }
+        }
+        if self.core.store.wants_snapshot() {
+            self.core.store.snapshot(self.core.control.image().clone());
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, shard: ShardId, message: ToShard<Kafka>) {
+        let at = usize::from(shard.0);
+        if self.backlog[at].is_empty() {
+            match self.core.shards.links[at].send(message) {
+                Ok(()) => {}
+                Err(Full(message)) => self.backlog[at].push_back(message),
+            }
+        } else {
+            self.backlog[at].push_back(message);
+        }
+    }
+
+    fn retry_backlog(&mut self) {
+        for (link, backlog) in self.core.shards.links.iter().zip(&mut self.backlog) {
+            while let Some(message) = backlog.pop_front() {
+                if let Err(Full(message)) = link.send(message) {
+                    backlog.push_front(message);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn on_store(&mut self, event: StoreEvent) -> Result<(), NodeError> {
+        match event {
+            StoreEvent::Input(input) => self.handle(input),
+            StoreEvent::Snapshotted(revision) => {
+                tracing::debug!(%revision, "metadata snapshot taken");
+                Ok(())
+            }
+            StoreEvent::Failed(error) => Err(NodeError::Store(error)),
+        }
+    }
+
+    fn on_command(&mut self, command: Command) -> Result<(), NodeError> {
+        match command {
+            Command::Request { request, reply } => {
+                self.local_next += 1;
+                let id = LocalId(self.local_next);
+                self.waiting.push_back((id, reply));
+                self.handle(Input::Local { id, request })
+            }
+            Command::Snapshot { reply } => {
+                self.ask_stats(reply);
+                Ok(())
+            }
+            Command::Stop => self.handle(Input::Stop { deadline: STOP_DEADLINE }),
+        }
+    }
+
+    fn ask_stats(&mut self, reply: oneshot::Sender<Snapshot>) {
+        self.asked_next += 1;
+        let id = self.asked_next;
+        let shards: Vec<ShardId> = self.core.shards.links.iter().map(|link| link.shard).collect();
+        for &shard in &shards {
+            self.tell(shard, FromControl::Stats { id });
+        }
+        let shards = shards.into_iter().map(|shard| (shard, None)).collect();
+        self.asked.push(Asked { id, deadline: self.now() + STATS_DEADLINE, shards, reply });
+    }
+
+    fn on_stats(&mut self, shard: ShardId, id: u64, stats: ShardStats) {
+        if let Some(asked) = self.asked.iter_mut().find(|asked| asked.id == id)
+            && let Some((_, place)) = asked.shards.iter_mut().find(|(of, _)| *of == shard)
+        {
+            *place = Some(stats);
+        }
+    }
+
+    fn answer_snapshots(&mut self) {
+        let now = self.now();
+        let mut at = 0;
+        while at < self.asked.len() {
+            let asked = &self.asked[at];
+            if asked.deadline > now && asked.shards.iter().any(|(_, stats)| stats.is_none()) {
+                at += 1;
+                continue;
+            }
+            let asked = self.asked.swap_remove(at);
+            let snapshot = Snapshot {
+                ready: self.core.control.is_ready(),
+                image: Arc::new(self.core.control.image().clone()),
+                control: self.core.control.stats(),
+                shards: asked.shards,
+            };
+            // Who asked may have gone.
+            let _ = asked.reply.send(snapshot);
+        }
+    }
+
+    /// The shards have stopped: lets the store finish and gives the data directory back.
+    fn end(self, late: Vec<ShardId>) -> Result<(), NodeError> {
+        let ControlCore { store, shards, data_dir, .. } = self.core;
+        drop(store);
+        if !late.is_empty() {
+            return Err(NodeError::Late(late));
+        }
+        for (shard, exit) in shards.join() {
+            match exit {
+                ShardExit::Stopped => {}
+                ShardExit::Fatal(reason) => return Err(NodeError::Shard { shard, reason }),
+                ShardExit::Panicked => return Err(NodeError::ShardPanicked { shard }),
+            }
+        }
+        drop(data_dir);
+        Ok(())
+    }
+}

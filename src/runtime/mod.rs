@@ -1,0 +1,104 @@
+//! The drivers of a node: what starts it, the loop of its control core, and the admin HTTP. No rule of any protocol
+//! is decided here.
+
+mod bell;
+pub mod boot;
+mod control_core;
+mod data_dir;
+mod http;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use highwater_shards::ids::ShardId;
+use highwater_shards::reactor::boot::StartError;
+use highwater_shards::shard::FatalReason;
+use highwater_shards::stats::ShardStats;
+use tokio::sync::oneshot;
+
+use crate::control::metadata::image::Image;
+use crate::control::request::{Reply, Request};
+use crate::control::{ControlFatal, ControlStats};
+use crate::error::{ExitStatus, Failure};
+use crate::store::StoreError;
+
+pub use data_dir::DataDirError;
+
+/// Commands that wait for the control core at most; further ones wait in their senders.
+pub const COMMANDS_MAX: usize = 64;
+
+/// What the rest of the process asks of the control core.
+#[derive(Debug)]
+pub enum Command {
+    Request {
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+    },
+    Snapshot {
+        reply: oneshot::Sender<Snapshot>,
+    },
+    /// A clean end: nothing new is taken, everything is flushed, connections close.
+    Stop,
+}
+
+/// The node at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub ready: bool,
+    pub image: Arc<Image>,
+    pub control: ControlStats,
+    /// By shard; `None` for one that did not answer in time.
+    pub shards: Vec<(ShardId, Option<ShardStats>)>,
+}
+
+/// Why a node did not start, or ended otherwise than by being told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Shards(#[from] StartError),
+    #[error("cannot serve metrics and health on {address}: {reason}; choose another `admin.addr`, or `none`")]
+    Admin { address: SocketAddr, reason: String },
+    #[error("the operating system did not give what the node needs: {0}")]
+    Resources(String),
+    #[error("shard {shard}: {reason}")]
+    Shard { shard: ShardId, reason: FatalReason },
+    #[error("shard {shard} ended by a bug; please report what is in the log")]
+    ShardPanicked { shard: ShardId },
+    #[error(transparent)]
+    Control(ControlFatal),
+    #[error("these shards did not stop in time, what they had not flushed may be lost: {0:?}")]
+    Late(Vec<ShardId>),
+    #[error("the control core ended by a bug; please report what is in the log")]
+    ControlPanicked,
+}
+
+impl NodeError {
+    pub fn exit_status(&self) -> ExitStatus {
+        match self {
+            Self::DataDir(_) | Self::Shards(_) | Self::Admin { .. } | Self::Resources(_) => {
+                ExitStatus::Environment
+            }
+            Self::Store(
+                StoreError::OtherNode { .. }
+                | StoreError::OtherCluster { .. }
+                | StoreError::FewerShards { .. },
+            ) => ExitStatus::Refused,
+            Self::Control(ControlFatal::RegistrationRefused(_) | ControlFatal::MissingShard { .. }) => {
+                ExitStatus::Refused
+            }
+            Self::Store(_) | Self::Shard { .. } | Self::Control(_) | Self::Late(_) => ExitStatus::Storage,
+            Self::ShardPanicked { .. } | Self::ControlPanicked => ExitStatus::Storage,
+        }
+    }
+}
+
+impl From<NodeError> for Failure {
+    fn from(error: NodeError) -> Self {
+        Self::new(error.exit_status(), error.to_string())
+    }
+}
