@@ -17,6 +17,7 @@ use crate::kafka::messages::cluster::{
     AlterConfigsResource, AlterableConfig, DescribeClusterRequest, DescribeConfigsRequest,
     DescribeConfigsResource, IncrementalAlterConfigsRequest,
 };
+use crate::kafka::messages::coordinator::FindCoordinatorRequest;
 use crate::kafka::messages::metadata::{MetadataRequest, MetadataRequestTopic, MetadataResponse};
 use crate::kafka::messages::offsets::{
     InitProducerIdRequest, ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic,
@@ -403,6 +404,26 @@ fn producers_get_ids_in_every_version_and_transactions_are_refused_for_good() {
             InitProducerIdRequest { transactional_id: Some("t".into()), ..InitProducerIdRequest::default() };
         client.request(version, 2, &transactional);
         assert_eq!(client.response::<InitProducerIdRequest>(version).1.error_code, 53);
+    }
+}
+
+#[test]
+fn nobody_coordinates_groups_or_transactions_in_any_version() {
+    for version in versions(ApiKey::FindCoordinator) {
+        for (key_type, code) in [(0, 15), (1, 53), (2, 42)].into_iter().take(if version == 0 { 1 } else { 3 })
+        {
+            let mut client = Client::new();
+            let body = FindCoordinatorRequest {
+                key: "g".into(),
+                key_type,
+                coordinator_keys: vec!["g".into(), "h".into()],
+            };
+            client.request(version, 1, &body);
+            let (_, response) = client.response::<FindCoordinatorRequest>(version);
+            let codes: Vec<_> = response.coordinators.iter().map(|c| c.error_code).collect();
+            assert_eq!(codes, if version < 4 { vec![] } else { vec![code; 2] });
+            assert_eq!(response.error_code, if version < 4 { code } else { 0 });
+        }
     }
 }
 
