@@ -15,7 +15,7 @@ use highwater_shards::time::Instant;
 use crate::auditor::Auditor;
 use crate::checkers::{Checkers, Verdict, Violation, broken, liveness};
 use crate::client::{Act, Client, Role, Scene};
-use crate::config::Config;
+use crate::config::{Config, STALL_MAX};
 use crate::consumer::Consumer;
 use crate::control::{Control, NewTopic, Tell};
 use crate::disk::{Crash, SimDisk};
@@ -802,7 +802,7 @@ impl<B: Builder> World<B> {
 
     fn inflict(&mut self, fault: Fault) {
         let rng = &mut self.dice.fault;
-        let undo_after = rng.between(Duration::from_micros(100), Duration::from_millis(30));
+        let undo_after = rng.between(Duration::from_micros(100), STALL_MAX);
         match fault {
             Fault::Crash(crash) => {
                 let soon = rng.below(100);
