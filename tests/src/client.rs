@@ -51,8 +51,10 @@ pub struct Open {
     correlation: u32,
     pub call: Call,
     pub tag: Tag,
-    sent_at: Instant,
+    pub sent_at: Instant,
     pub floor: Floor,
+    /// Nothing else was open, and the client has read ever since.
+    pub undisturbed: bool,
 }
 
 /// What a role remembers with a call.
@@ -138,6 +140,7 @@ impl Client {
         }
         if !scene.healing && features.paused_clients && link.reading && self.rng.chance(8) {
             link.reading = false;
+            link.open.iter_mut().for_each(|o| o.undisturbed = false);
             acts.push(Act::Reading(false));
         } else if !link.reading && (scene.healing || self.rng.chance(60)) {
             link.reading = true;
@@ -167,7 +170,8 @@ impl Client {
                     Call::Locate { partition, .. } => scene.checkers.high_watermark.floor(*partition),
                     Call::Append { .. } | Call::NewProducer => Floor::default(),
                 };
-                link.open.push_back(Open { correlation, call, tag, sent_at: scene.now, floor });
+                let undisturbed = link.open.is_empty() && link.reading;
+                link.open.push_back(Open { correlation, call, tag, sent_at: scene.now, floor, undisturbed });
             }
         }
     }

@@ -7,6 +7,9 @@ use crate::disk::{Crash, DiskConfig};
 use crate::faults::Fault;
 use crate::rng::Rng;
 
+/// How long a shard's core may be away.
+pub const STALL_MAX: Duration = Duration::from_millis(30);
+
 /// Everything that shapes a run besides the code under test.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -116,6 +119,20 @@ features! {
     stalls,
     /// Tiny journal files.
     small_files,
+}
+
+impl Config {
+    /// The longest that it takes until the answer to a read that need not wait has arrived, with so many bytes.
+    pub fn read_max(&self, bytes: usize) -> Duration {
+        // Everything takes up to ten times as long as usual, now and then.
+        let longest = |range: &Range<Duration>| range.end * 10;
+        let slow = if self.features.slow_disk { self.slow_factor } else { 1 };
+        let pieces = u32::try_from(bytes / self.socket_bytes).unwrap_or(u32::MAX) + 1;
+        let stall = if self.features.stalls { STALL_MAX * 3 } else { Duration::ZERO };
+        // There, a watch that ends, a second read, and back; each hop ends with a wait for the core.
+        let hops = (longest(&self.mail) + longest(&self.wake)) * 6 + longest(&self.wake) * pieces;
+        hops + longest(&self.net) * (pieces + 1) + longest(&self.disk.read) * 2 * slow + stall
+    }
 }
 
 impl Config {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use highwater_shards::ids::{Offset, PartitionId};
 use highwater_shards::mail::{Locate, PartitionError};
 
-use crate::checkers::{ReadSeen, Verdict, broken, visible};
+use crate::checkers::{ReadSeen, Verdict, answered, broken, visible};
 use crate::client::{Move, Open, Scene, Tag};
 use crate::rng::Rng;
 use crate::shadow::Boot;
@@ -80,6 +80,9 @@ fn hear_read(
         Ok(said) => {
             let seen = ReadSeen { partition, offset, boot, floor: open.floor, now: scene.now };
             let (_, next) = scene.checkers.on_read(&seen, &said)?;
+            if open.undisturbed && read.bytes_min == 1 && boot == scene.checkers.boot {
+                check_awake(open, read, said.records.len(), scene)?;
+            }
             Ok(Some(next))
         }
         Err(PartitionError::OffsetOutOfRange) if offset <= open.floor.0 => {
@@ -89,6 +92,20 @@ fn hear_read(
         }
         Err(_) => Ok(None),
     }
+}
+
+/// A read that waits for anything ends soon after there is something, not when its time is up.
+fn check_awake(open: &Open, read: &ReadCall, bytes: usize, scene: &Scene<'_>) -> Verdict {
+    let heard = scene.checkers.high_watermark.heard_above(read.partition, read.offset.0);
+    let Some(there) = heard.map(|at| at.max(open.sent_at)) else { return Ok(()) };
+    let waited = scene.now.since(there);
+    if waited > scene.config.read_max(bytes) {
+        let (partition, offset) = (read.partition, read.offset);
+        let what =
+            format!("{partition}: a read at {offset} slept on for {waited:?} though there was something");
+        return Err(broken(answered::NAME, what));
+    }
+    Ok(())
 }
 
 fn hear_located(
@@ -105,7 +122,8 @@ fn hear_located(
         (Locate::Earliest, Ok(Some(Offset(0)))) => Ok(()),
         (Locate::Latest, Ok(Some(offset))) => {
             let present = scene.checkers.boot;
-            scene.checkers.high_watermark.on_seen(partition, offset.0, open.floor, boot, present)
+            let marks = &mut scene.checkers.high_watermark;
+            marks.on_seen(partition, offset.0, open.floor, boot, present, scene.now)
         }
         (Locate::Earliest | Locate::Latest, Ok(found)) => wrong(format!("{found:?}")),
         (_, Ok(None)) if open.floor.0 > 0 => wrong("nothing, though there are records".to_owned()),

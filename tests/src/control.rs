@@ -50,6 +50,13 @@ struct ShardState {
     stopped: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewTopic {
+    pub partitions: u32,
+    pub durability: Durability,
+    pub batch_bytes_max: u32,
+}
+
 /// What the script may do to a partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
@@ -170,9 +177,7 @@ impl Control {
     pub fn create_topic<W: Wire>(
         &mut self,
         wire: &W,
-        partitions: u32,
-        durability: Durability,
-        batch_bytes_max: u32,
+        new: NewTopic,
         rng: &mut Rng,
         checkers: &mut Checkers,
         out: &mut Vec<Tell<W>>,
@@ -182,7 +187,7 @@ impl Control {
         let metadata = Arc::make_mut(&mut self.metadata);
         metadata.revision.0 += 1;
         let mut changed = Vec::new();
-        for index in (0..partitions).map(PartitionIndex) {
+        for index in (0..new.partitions).map(PartitionIndex) {
             let partition = PartitionId { topic, index };
             let assignment = Assignment {
                 partition,
@@ -191,14 +196,18 @@ impl Control {
                 partition_epoch: PartitionEpoch(0),
                 replicas: vec![SELF, OTHER],
                 isr: vec![SELF],
-                config: PartitionConfig { durability, isr_min: 1, batch_bytes_max },
+                config: PartitionConfig {
+                    durability: new.durability,
+                    isr_min: 1,
+                    batch_bytes_max: new.batch_bytes_max,
+                },
             };
             let shard = *rng.pick(&(0..self.shards.len()).collect::<Vec<_>>());
             let shard = ShardId(u16::try_from(shard).expect("few shards"));
             metadata.partitions.insert(partition, (shard, assignment));
             let state = State { changed: metadata.revision, frozen: false };
             self.states.insert(partition, state);
-            checkers.add_partition(partition, durability);
+            checkers.add_partition(partition, new.durability);
             changed.push(partition);
         }
         self.publish(wire, &changed, &[], out);

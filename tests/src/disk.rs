@@ -366,7 +366,7 @@ fn tear(rng: &mut Rng, old: &Bytes, new: &Bytes) -> Bytes {
             out[cut..].copy_from_slice(&new[cut..]);
         }
         _ => {
-            let pieces = rng.next();
+            let pieces = rng.draw();
             for piece in (0..SECTOR / 512).filter(|p| pieces >> p & 1 == 1) {
                 let range = piece * 512..(piece + 1) * 512;
                 out[range.clone()].copy_from_slice(&new[range]);

@@ -6,7 +6,7 @@ use highwater_shards::ids::{PartitionId, ShardId, TopicId};
 use highwater_shards::shard::FatalReason;
 use highwater_shards::time::Instant;
 
-use crate::config::Config;
+use crate::config::{Config, STALL_MAX};
 use crate::control::Change;
 use crate::disk::Crash;
 use crate::rng::Rng;
@@ -14,8 +14,6 @@ use crate::rng::Rng;
 /// Topics that there are at least and at most while topics come and go.
 const TOPICS_MIN: usize = 1;
 const TOPICS_MAX: usize = 6;
-/// How long a shard's core may be away; see `World::inflict`.
-const STALL_MAX: Duration = Duration::from_millis(30);
 /// How long a slow disk's operations may still be under way after it has recovered.
 const SLOW_AFTERMATH: Duration = Duration::from_secs(1);
 

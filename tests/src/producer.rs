@@ -205,7 +205,7 @@ fn plain(lane: Lane, partition: PartitionId, scene: &mut Scene<'_>, rng: &mut Rn
     let mut records = records.freeze();
     if features.damaged_batches && rng.chance(30) {
         // Damaging one batch must keep out the others of its append too.
-        records = records::damage(records, rng.next());
+        records = records::damage(records, rng.draw());
         uids.iter().for_each(|&u| scene.checkers.shadow.of_mut(u).refused = true);
     }
     Move::Call(Call::Append { partition, acks, timeout: timeout(rng), records }, Tag { uids })

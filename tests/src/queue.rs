@@ -27,7 +27,7 @@ impl<E> Queue<E> {
             u32::try_from(self.slots.len() - 1).expect("a run has few events under way")
         });
         self.slots[slot as usize] = Some(event);
-        let tie = u32::try_from(self.rng.next() >> 32).expect("32 bits");
+        let tie = u32::try_from(self.rng.draw() >> 32).expect("32 bits");
         self.heap.push(Reverse((at, tie, slot)));
     }
 

@@ -29,7 +29,7 @@ impl Rng {
         Self { state }
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         let s = &mut self.state;
         let out = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
         let t = s[1] << 17;
@@ -44,7 +44,7 @@ impl Rng {
 
     /// Uniform in `0..n`; 0 when `n` is 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        let wide = u128::from(self.next()) * u128::from(n);
+        let wide = u128::from(self.draw()) * u128::from(n);
         u64::try_from(wide >> 64).expect("the high half of a 128-bit product has 64 bits")
     }
 
@@ -64,7 +64,7 @@ impl Rng {
     }
 
     pub fn flip(&mut self) -> bool {
-        self.next() & 1 == 1
+        self.draw() & 1 == 1
     }
 
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
@@ -94,14 +94,14 @@ mod tests {
 
     #[test]
     fn streams_of_one_seed_differ_and_repeat() {
-        let draw = |seed, purpose, index| {
+        let three = |seed, purpose, index| {
             let mut r = Rng::new(seed, purpose, index);
-            [r.next(), r.next(), r.next()]
+            [r.draw(), r.draw(), r.draw()]
         };
-        assert_eq!(draw(1, "disk", 0), draw(1, "disk", 0));
-        assert_ne!(draw(1, "disk", 0), draw(1, "disk", 1));
-        assert_ne!(draw(1, "disk", 0), draw(1, "mail", 0));
-        assert_ne!(draw(1, "disk", 0), draw(2, "disk", 0));
+        assert_eq!(three(1, "disk", 0), three(1, "disk", 0));
+        assert_ne!(three(1, "disk", 0), three(1, "disk", 1));
+        assert_ne!(three(1, "disk", 0), three(1, "mail", 0));
+        assert_ne!(three(1, "disk", 0), three(2, "disk", 0));
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl Trace {
         self.begin(now, shard, "<-");
         match input {
             Input::Timeout => self.word("timeout", &[]),
-            Input::Control(m) => self.from_control(m),
+            Input::Control(m) => self.told_shard(m),
             Input::Mail(m) => self.mail(m),
             Input::Client(c) => match c {
                 ClientInput::Opened { conn, .. } => self.word("opened", &[conn.0]),
@@ -59,7 +59,7 @@ impl Trace {
     pub fn output<F: Front>(&mut self, now: Instant, shard: ShardId, output: &Output<F>) {
         self.begin(now, shard, "->");
         match output {
-            Output::Control(m) => self.to_control(m),
+            Output::Control(m) => self.told_control(m),
             Output::Mail { to, mail } => {
                 self.word("to shard", &[u64::from(to.0)]);
                 self.mail(mail);
@@ -152,7 +152,7 @@ impl Trace {
         }
     }
 
-    fn from_control<V, R: std::fmt::Debug>(&mut self, m: &FromControl<V, R>) {
+    fn told_shard<V, R: std::fmt::Debug>(&mut self, m: &FromControl<V, R>) {
         match m {
             FromControl::Delta { revision, assign, unassign, .. } => {
                 self.word("delta", &[revision.0]);
@@ -178,7 +178,7 @@ impl Trace {
         }
     }
 
-    fn to_control<Q: std::fmt::Debug>(&mut self, m: &ToControl<Q>) {
+    fn told_control<Q: std::fmt::Debug>(&mut self, m: &ToControl<Q>) {
         match m {
             ToControl::Recovered { partitions } => {
                 self.word("recovered", &[]);

@@ -8,16 +8,16 @@ use std::time::Duration;
 use highwater_shards::front::{CloseReason, Front};
 use highwater_shards::ids::{ConnId, PartitionId, ShardId};
 use highwater_shards::log::disk::OpNo;
-use highwater_shards::mail::{FromControl, ShardMail, ToControl};
+use highwater_shards::mail::{Durability, FromControl, ShardMail, ToControl};
 use highwater_shards::shard::{ClientInput, FatalReason, Input, Machine, Output};
 use highwater_shards::time::Instant;
 
 use crate::auditor::Auditor;
 use crate::checkers::{Checkers, Verdict, Violation, broken, liveness};
 use crate::client::{Act, Client, Role, Scene};
-use crate::config::Config;
+use crate::config::{Config, STALL_MAX};
 use crate::consumer::Consumer;
-use crate::control::{Control, Tell};
+use crate::control::{Control, NewTopic, Tell};
 use crate::disk::{Crash, SimDisk};
 use crate::faults::{Fault, Script};
 use crate::net::{Conn, Up};
@@ -721,7 +721,7 @@ impl<B: Builder> World<B> {
                 config: &self.config,
                 shard: ShardId(i),
                 boot: self.boot,
-                seed: self.dice.machine.next(),
+                seed: self.dice.machine.draw(),
                 front: self.wire.front(),
             };
             let machine = self.builder.build(plan);
@@ -774,25 +774,14 @@ impl<B: Builder> World<B> {
     }
 
     fn create_topic(&mut self) {
-        let replicated = self.config.features.replicated && self.dice.fault.flip();
-        let durability = if replicated {
-            highwater_shards::mail::Durability::Replicated
-        } else {
-            highwater_shards::mail::Durability::Fsync
-        };
         let rng = &mut self.dice.fault;
-        let partitions = self.config.partitions_per_topic;
-        let bytes_max = self.config.batch_bytes_max;
-        let checkers = &mut self.checkers;
-        self.control.create_topic(
-            &self.wire,
-            partitions,
-            durability,
-            bytes_max,
-            rng,
-            checkers,
-            &mut self.tells,
-        );
+        let replicated = self.config.features.replicated && rng.flip();
+        let new = NewTopic {
+            partitions: self.config.partitions_per_topic,
+            durability: if replicated { Durability::Replicated } else { Durability::Fsync },
+            batch_bytes_max: self.config.batch_bytes_max,
+        };
+        self.control.create_topic(&self.wire, new, rng, &mut self.checkers, &mut self.tells);
         self.tell();
     }
 
@@ -813,7 +802,7 @@ impl<B: Builder> World<B> {
 
     fn inflict(&mut self, fault: Fault) {
         let rng = &mut self.dice.fault;
-        let undo_after = rng.between(Duration::from_micros(100), Duration::from_millis(30));
+        let undo_after = rng.between(Duration::from_micros(100), STALL_MAX);
         match fault {
             Fault::Crash(crash) => {
                 let soon = rng.below(100);
@@ -931,12 +920,10 @@ impl<B: Builder> World<B> {
         if !self.up || !self.control.all_ready() {
             return "the node is not ready".to_owned();
         }
-        for c in self.clients.iter().filter(|c| !c.is_done()) {
-            return match &c.role {
-                Role::Auditor(a) => format!("the auditor is at {}", a.place()),
-                Role::Producer(_) | Role::Consumer(_) => format!("client {} has open calls", c.id),
-            };
+        match self.clients.iter().find(|c| !c.is_done()).map(|c| (c.id, &c.role)) {
+            Some((_, Role::Auditor(a))) => format!("the auditor is at {}", a.place()),
+            Some((id, _)) => format!("client {id} has open calls"),
+            None => "nothing is open".to_owned(),
         }
-        "nothing is open".to_owned()
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use highwater_shards::ids::PartitionId;
 use highwater_shards::mail::Durability;
+use highwater_shards::time::Instant;
 
 use super::{Verdict, broken};
 use crate::shadow::Boot;
@@ -27,6 +28,8 @@ struct Mark {
     ever: u64,
     /// Not every replica that must have a record has it, so after a restart the high watermark is unknown.
     withheld: bool,
+    /// When ends were first heard of in this life, both growing.
+    heard: Vec<(u64, Instant)>,
 }
 
 /// What an answer to a question that is sent now must at least say.
@@ -36,7 +39,7 @@ pub struct Floor(pub u64);
 impl HighWatermarks {
     pub fn add(&mut self, partition: PartitionId, durability: Durability) {
         let fsync = durability == Durability::Fsync;
-        self.marks.insert(partition, Mark { fsync, boot: 0, ever: 0, withheld: false });
+        self.marks.insert(partition, Mark { fsync, boot: 0, ever: 0, withheld: false, heard: Vec::new() });
     }
 
     pub fn floor(&self, partition: PartitionId) -> Floor {
@@ -49,17 +52,25 @@ impl HighWatermarks {
     }
 
     /// Everything below `end` was said to be below the high watermark.
-    pub fn passed(&mut self, partition: PartitionId, end: u64, boot: Boot, present: Boot) {
+    pub fn passed(&mut self, partition: PartitionId, end: u64, boot: Boot, present: Boot, now: Instant) {
         let m = self.marks.get_mut(&partition).expect("partitions are added when they are made");
         if m.fsync {
             m.ever = m.ever.max(end);
         }
-        if boot == present {
-            m.boot = m.boot.max(end);
+        if boot == present && end > m.boot {
+            m.boot = end;
+            m.heard.push((end, now));
         }
     }
 
+    /// When anyone first heard in this life that the high watermark is above `offset`.
+    pub fn heard_above(&self, partition: PartitionId, offset: u64) -> Option<Instant> {
+        let heard = &self.marks[&partition].heard;
+        heard.get(heard.partition_point(|&(end, _)| end <= offset)).map(|&(_, at)| at)
+    }
+
     /// An answer, whose question was sent when `floor` was known, named the high watermark.
+    #[expect(clippy::too_many_arguments, reason = "an answer is all of this")]
     pub fn on_seen(
         &mut self,
         partition: PartitionId,
@@ -67,19 +78,21 @@ impl HighWatermarks {
         floor: Floor,
         boot: Boot,
         present: Boot,
+        now: Instant,
     ) -> Verdict {
         // A question of an earlier life was answered by that life.
         if high_watermark < floor.0 {
             let what = format!("{partition}: {high_watermark} after {} had been heard", floor.0);
             return Err(broken(NAME, what));
         }
-        self.passed(partition, high_watermark, boot, present);
+        self.passed(partition, high_watermark, boot, present, now);
         Ok(())
     }
 
     pub fn crash(&mut self) {
         for m in self.marks.values_mut() {
             m.boot = 0;
+            m.heard.clear();
         }
     }
 }

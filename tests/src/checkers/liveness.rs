@@ -8,7 +8,7 @@ use super::{Violation, broken};
 pub const NAME: &str = "I11 liveness";
 
 /// From the end of the faults to the end of the final audit, in virtual time.
-pub const BOUND: Duration = Duration::from_mins(1);
+pub const BOUND: Duration = Duration::from_secs(60);
 /// From `Stop` to `Stopped` of every shard, beyond the deadline that the stop itself names.
 pub const STOP_BOUND: Duration = Duration::from_secs(5);
 

@@ -84,7 +84,7 @@ impl Checkers {
         self.acked.learn(&mut self.shadow, &told, self.boot)?;
         if acks_all {
             let end = base + u64::from(self.shadow.of(uid).records);
-            self.high_watermark.passed(partition, end, boot, self.boot);
+            self.high_watermark.passed(partition, end, boot, self.boot, now);
         }
         Ok(())
     }
@@ -92,7 +92,7 @@ impl Checkers {
     /// A consumer got an answer; returns the batches and the offset to read next.
     pub fn on_read(&mut self, seen: &ReadSeen, said: &ReadSaid) -> Result<(Vec<Batch>, u64), Violation> {
         let hw = said.high_watermark.0;
-        self.high_watermark.on_seen(seen.partition, hw, seen.floor, seen.boot, self.boot)?;
+        self.high_watermark.on_seen(seen.partition, hw, seen.floor, seen.boot, self.boot, seen.now)?;
         let mut batches = Vec::new();
         let mut rest = &said.records[..];
         while !rest.is_empty() {
