@@ -28,6 +28,8 @@ use crate::store::{LocalStore as _, MetadataLog as _, Store, StoreEvent};
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a snapshot waits for a shard's counters.
 const STATS_DEADLINE: Duration = Duration::from_secs(2);
+/// Messages that are taken from one shard before the others get their turn.
+const BATCH_MAX: usize = 256;
 /// When to try again to hand a message to a shard whose ring was full.
 const RING_RETRY: Duration = Duration::from_millis(1);
 
@@ -126,19 +128,20 @@ impl Loop {
             if let Some(late) = self.stopped.take() {
                 return self.end(late);
             }
-            if self.core.shards.may_sleep() {
-                self.sleep().await?;
-            }
+            let may_sleep = self.core.shards.may_sleep();
+            self.wait(may_sleep).await?;
         }
     }
 
-    /// Waits for whatever comes first.
-    async fn sleep(&mut self) -> Result<(), NodeError> {
+    /// Waits for whatever comes first. While shards have more to say it does not sleep, but store, commands and HTTP
+    /// get their turn, however busy the shards are.
+    async fn wait(&mut self, may_sleep: bool) -> Result<(), NodeError> {
         let wake_at = self.wake_at();
         let until = wake_at
             .map(|at| tokio::time::Instant::from_std(self.started + Duration::from_nanos(at.as_nanos())));
         let timeout = async {
             match until {
+                _ if !may_sleep => tokio::task::yield_now().await,
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
@@ -168,7 +171,8 @@ impl Loop {
 
     fn take_from_shards(&mut self) -> Result<(), NodeError> {
         for shard in 0..self.core.shards.links.len() {
-            while let Some(message) = self.core.shards.links[shard].recv() {
+            for _ in 0..BATCH_MAX {
+                let Some(message) = self.core.shards.links[shard].recv() else { break };
                 let shard = self.core.shards.links[shard].shard;
                 match message {
                     ToControl::Stats { id, stats } => self.on_stats(shard, id, *stats),

@@ -38,7 +38,7 @@ pub enum StoreError {
     OtherCluster { file: PathBuf, found: String, configured: String },
     #[error(
         "{}: the data directory was written with {found} shards, and {configured} are configured: partitions of \
-         the missing ones could not be served. Start with at least {found} shards (`cores.shards`)", file.display()
+         the missing ones could not be served. Start with at least {found} (`cores.shard_count`)", file.display()
     )]
     FewerShards { file: PathBuf, found: u16, configured: u16 },
 }

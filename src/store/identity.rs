@@ -15,8 +15,6 @@ pub struct Identity {
     pub node: NodeId,
     /// Of the current life; grows by one at each start, before anything else is done.
     pub incarnation: Incarnation,
-    /// The most shards that the data directory was ever used with.
-    pub shards: u16,
 }
 
 /// 16 bytes as Kafka writes ids: base64 with the alphabet for URLs, without padding.

@@ -97,6 +97,10 @@ pub(super) fn open_with(
         Some(content) => (content.identity, content.image, content.snapshot),
         None => (None, Image::default(), Revision(0)),
     };
+    let used = image.local_shards().map(|(_, shard)| shard.0 + 1).max().unwrap_or(0);
+    if used > config.shards {
+        return Err(StoreError::FewerShards { file, found: used, configured: config.shards });
+    }
     let identity = next_life(config, known, &file)?;
     if image.cluster_id.is_empty() {
         image.cluster_id = identity.cluster_id.as_str().into();
@@ -121,8 +125,7 @@ fn next_life(config: &StoreConfig, known: Option<Identity>, file: &Path) -> Resu
     let file = file.to_owned();
     let Some(known) = known else {
         let cluster_id = config.cluster_id.clone().unwrap_or_else(|| cluster_id(config.entropy));
-        let (node, shards) = (config.node, config.shards);
-        return Ok(Identity { cluster_id, node, incarnation: Incarnation(1), shards });
+        return Ok(Identity { cluster_id, node: config.node, incarnation: Incarnation(1) });
     };
     if known.node != config.node {
         return Err(StoreError::OtherNode { file, found: known.node, configured: config.node });
@@ -131,10 +134,7 @@ fn next_life(config: &StoreConfig, known: Option<Identity>, file: &Path) -> Resu
         let configured = configured.clone();
         return Err(StoreError::OtherCluster { file, found: known.cluster_id, configured });
     }
-    if known.shards > config.shards {
-        return Err(StoreError::FewerShards { file, found: known.shards, configured: config.shards });
-    }
-    Ok(Identity { incarnation: Incarnation(known.incarnation.0 + 1), shards: config.shards, ..known })
+    Ok(Identity { incarnation: Incarnation(known.incarnation.0 + 1), ..known })
 }
 
 impl Store {
