@@ -83,8 +83,8 @@ async fn a_node_that_ends_says_so() {
 #[tokio::test]
 async fn bad_requests_are_refused_and_others_served_on() {
     let address = listen(Some(node(true, None))).await;
-    let post =
-        exchange(address, b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello").await;
+    let post = b"POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello";
+    let post = exchange(address, post).await;
     assert!(post.starts_with("HTTP/1.1 405") && post.contains("allow: GET, HEAD"), "{post}");
     let garbage = exchange(address, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n").await;
     assert!(garbage.is_empty() || garbage.starts_with("HTTP/1.1 400"), "{garbage}");
