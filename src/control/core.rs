@@ -377,7 +377,11 @@ impl Control {
         let mut own = outcomes.drain(..);
         if proposed.registers {
             match own.next() {
-                Some(Outcome::Registered(Ok(()))) => self.phase = Phase::Starting { registered: true },
+                Some(Outcome::Registered(Ok(()))) => {
+                    // This node writes the log. Admin clients wait until some node says that it is the controller.
+                    self.image.controller = Some(self.node());
+                    self.phase = Phase::Starting { registered: true };
+                }
                 Some(Outcome::Registered(Err(refusal))) => {
                     return self.fatal(ControlFatal::RegistrationRefused(refusal.message));
                 }

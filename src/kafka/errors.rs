@@ -42,6 +42,7 @@ codes! {
     NotLeaderOrFollower = 6,
     RequestTimedOut = 7,
     MessageTooLarge = 10,
+    CoordinatorNotAvailable = 15,
     InvalidTopic = 17,
     NotEnoughReplicas = 19,
     NotEnoughReplicasAfterAppend = 20,

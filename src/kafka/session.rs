@@ -347,6 +347,7 @@ impl Kafka {
             ApiKey::ListOffsets => Offsets::start(self, cx, &header, r)?,
             ApiKey::OffsetForLeaderEpoch => EpochEnds::start(self, cx, &header, r)?,
             ApiKey::Metadata => metadata::start(self, cx, &header, r)?,
+            ApiKey::FindCoordinator => metadata::find_coordinator(self, &header, r)?,
             ApiKey::ApiVersions => metadata::api_versions(&header, r)?,
             ApiKey::DescribeCluster => metadata::describe_cluster(self, cx.view, &header, r)?,
             ApiKey::CreateTopics => admin::create_topics(self, cx, &header, r)?,

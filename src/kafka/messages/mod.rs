@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod api_versions;
 pub mod cluster;
+pub mod coordinator;
 pub mod fetch;
 pub mod metadata;
 pub mod offsets;

@@ -185,6 +185,7 @@ fn every_message_of_every_version_is_kafkas_in_both_directions() {
         OffsetForLeaderEpochResponse,
     >();
     same_call::<offsets::InitProducerIdRequest, InitProducerIdRequest, InitProducerIdResponse>();
+    same_call::<coordinator::FindCoordinatorRequest, FindCoordinatorRequest, FindCoordinatorResponse>();
     same_call::<admin::CreateTopicsRequest, CreateTopicsRequest, CreateTopicsResponse>();
     same_call::<admin::DeleteTopicsRequest, DeleteTopicsRequest, DeleteTopicsResponse>();
     same_call::<admin::CreatePartitionsRequest, CreatePartitionsRequest, CreatePartitionsResponse>();

@@ -17,6 +17,7 @@ use crate::kafka::messages::cluster::{
     AlterConfigsResource, AlterableConfig, DescribeClusterRequest, DescribeConfigsRequest,
     DescribeConfigsResource, IncrementalAlterConfigsRequest,
 };
+use crate::kafka::messages::coordinator::FindCoordinatorRequest;
 use crate::kafka::messages::metadata::{MetadataRequest, MetadataRequestTopic, MetadataResponse};
 use crate::kafka::messages::offsets::{
     InitProducerIdRequest, ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic,
@@ -188,6 +189,27 @@ fn describe_cluster_shows_brokers_in_every_version() {
     let mut client = Client::new();
     client.request(1, 1, &DescribeClusterRequest { endpoint_type: 2, ..DescribeClusterRequest::default() });
     assert_eq!(client.response::<DescribeClusterRequest>(1).1.error_code, 114);
+}
+
+#[test]
+fn no_coordinator_is_found_in_any_version() {
+    for version in versions(ApiKey::FindCoordinator) {
+        let mut client = Client::new();
+        let request = FindCoordinatorRequest {
+            key: "group".into(),
+            coordinator_keys: ["b", "a", "b"].map(str::to_owned).to_vec(),
+            ..FindCoordinatorRequest::default()
+        };
+        client.request(version, 1, &request);
+        let (_, response) = client.response::<FindCoordinatorRequest>(version);
+        let found: Vec<_> =
+            response.coordinators.iter().map(|c| (&*c.key, c.node_id, c.error_code)).collect();
+        if version < 4 {
+            assert_eq!((response.node_id, response.error_code, found.len()), (-1, 15, 0));
+        } else {
+            assert_eq!((response.error_code, found), (0, vec![("a", -1, 15), ("b", -1, 15)]));
+        }
+    }
 }
 
 #[test]
