@@ -54,7 +54,6 @@ apis! {
     Fetch = 1, versions 4..=18, flexible from 12;
     ListOffsets = 2, versions 1..=10, flexible from 6;
     Metadata = 3, versions 0..=13, flexible from 9;
-    /// There are no groups, and it says so. librdkafka compresses with lz4 only for brokers that list it.
     FindCoordinator = 10, versions 0..=6, flexible from 3;
     ApiVersions = 18, versions 0..=4, flexible from 3;
     CreateTopics = 19, versions 0..=7, flexible from 5;

@@ -1,4 +1,4 @@
-//! ApiVersions, Metadata, DescribeCluster and FindCoordinator: what a client asks to find its way. Answered from the shard's copy of
+//! ApiVersions, Metadata and DescribeCluster: what a client asks to find its way. Answered from the shard's copy of
 //! the image; only topics that are to be made on the way are asked of the control core.
 //!
 //! Pure; on the shard core that the connection came to.
@@ -14,7 +14,6 @@ use super::api::ApiKey;
 use super::errors::ErrorCode;
 use super::messages::api_versions::{ApiVersion, ApiVersionsRequest, ApiVersionsResponse};
 use super::messages::cluster::{DescribeClusterBroker, DescribeClusterRequest, DescribeClusterResponse};
-use super::messages::coordinator::{Coordinator, FindCoordinatorRequest, FindCoordinatorResponse};
 use super::messages::metadata::{
     MetadataRequest, MetadataRequestTopic, MetadataResponse, MetadataResponseBroker,
     MetadataResponsePartition, MetadataResponseTopic,
@@ -260,35 +259,5 @@ pub(super) fn describe_cluster(
             i32::MIN
         },
         ..DescribeClusterResponse::default()
-    }))
-}
-
-/// No node runs consumer groups, so each key is answered with the code after which clients ask again later without
-/// a word to the application: a consumer that names a group but only assigns partitions goes on undisturbed.
-pub(super) fn find_coordinator(
-    kafka: &mut Kafka,
-    header: &Header,
-    r: &mut Reader<'_>,
-) -> Result<Step, DecodeError> {
-    let request: FindCoordinatorRequest = header.body(r)?;
-    let code = ErrorCode::CoordinatorNotAvailable;
-    kafka.stats.error(ApiKey::FindCoordinator, code);
-    let nobody = |key| Coordinator {
-        key,
-        node_id: -1,
-        port: -1,
-        error_code: code.wire(),
-        error_message: None,
-        ..Coordinator::default()
-    };
-    // Each key once, however often it is named.
-    let keys: BTreeSet<String> = request.coordinator_keys.into_iter().collect();
-    Ok(header.answer(&FindCoordinatorResponse {
-        error_code: code.wire(),
-        error_message: None,
-        node_id: -1,
-        port: -1,
-        coordinators: keys.into_iter().map(nobody).collect(),
-        ..FindCoordinatorResponse::default()
     }))
 }

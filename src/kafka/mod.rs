@@ -8,6 +8,7 @@
 mod admin;
 pub mod api;
 mod configs;
+mod coordinator;
 pub mod errors;
 mod fetch;
 pub mod messages;

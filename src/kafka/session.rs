@@ -22,7 +22,7 @@ use super::offsets::{EpochEnds, Offsets};
 use super::produce::Produce;
 use super::stats::Stats;
 use super::wire::{DecodeError, Reader, Version, Wire};
-use super::{admin, configs, metadata, producer_ids};
+use super::{admin, configs, coordinator, metadata, producer_ids};
 use crate::control::metadata::topic_config::TopicDefaults;
 use crate::control::request::{Reply, Request};
 
@@ -347,7 +347,7 @@ impl Kafka {
             ApiKey::ListOffsets => Offsets::start(self, cx, &header, r)?,
             ApiKey::OffsetForLeaderEpoch => EpochEnds::start(self, cx, &header, r)?,
             ApiKey::Metadata => metadata::start(self, cx, &header, r)?,
-            ApiKey::FindCoordinator => metadata::find_coordinator(self, &header, r)?,
+            ApiKey::FindCoordinator => coordinator::find(self, &header, r)?,
             ApiKey::ApiVersions => metadata::api_versions(&header, r)?,
             ApiKey::DescribeCluster => metadata::describe_cluster(self, cx.view, &header, r)?,
             ApiKey::CreateTopics => admin::create_topics(self, cx, &header, r)?,

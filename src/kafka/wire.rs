@@ -7,11 +7,11 @@
 //!
 //! Source: the Kafka protocol guide, "Protocol Primitive Types", and KIP-482 (flexible versions).
 
-use std::fmt;
-use std::sync::Arc;
+mod types;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use highwater_shards::ids::TopicId;
+
+pub use types::{Nullable, Uuid, Wire};
 
 /// Array elements in one request, nested ones counted too.
 pub const ELEMENTS_MAX: usize = 1 << 18;
@@ -97,6 +97,7 @@ impl<'a> Reader<'a> {
         DecodeError { what: "", at: self.at, kind }
     }
 
+    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let Some(bytes) = self.frame[self.at..self.end].first_chunk::<N>() else {
             return Err(self.error(DecodeKind::Short));
@@ -105,18 +106,22 @@ impl<'a> Reader<'a> {
         Ok(*bytes)
     }
 
+    #[inline]
     pub fn i8(&mut self) -> Result<i8> {
         self.array().map(i8::from_be_bytes)
     }
 
+    #[inline]
     pub fn i16(&mut self) -> Result<i16> {
         self.array().map(i16::from_be_bytes)
     }
 
+    #[inline]
     pub fn i32(&mut self) -> Result<i32> {
         self.array().map(i32::from_be_bytes)
     }
 
+    #[inline]
     pub fn i64(&mut self) -> Result<i64> {
         self.array().map(i64::from_be_bytes)
     }
@@ -126,9 +131,15 @@ impl<'a> Reader<'a> {
     }
 
     /// An unsigned variable-length number of at most 32 bits: seven bits a byte, the lowest first.
+    #[inline]
     pub fn varint(&mut self) -> Result<u32> {
-        let mut value = 0u64;
-        for shift in [0, 7, 14, 21, 28] {
+        // Nearly all of them are lengths and counts below 128.
+        let [first] = self.array()?;
+        if first & 0x80 == 0 {
+            return Ok(first.into());
+        }
+        let mut value = u64::from(first & 0x7f);
+        for shift in [7, 14, 21, 28] {
             let [byte] = self.array()?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
@@ -209,6 +220,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The tagged fields at the end of a structure, none of which the caller knows.
+    #[inline]
     pub fn skip_tags(&mut self, v: Version) -> Result<()> {
         self.tags(v, |_, _| Ok(false))
     }
@@ -274,18 +286,22 @@ impl Writer {
         self.out.is_empty()
     }
 
+    #[inline]
     pub fn i8(&mut self, value: i8) {
         self.out.put_i8(value);
     }
 
+    #[inline]
     pub fn i16(&mut self, value: i16) {
         self.out.put_i16(value);
     }
 
+    #[inline]
     pub fn i32(&mut self, value: i32) {
         self.out.put_i32(value);
     }
 
+    #[inline]
     pub fn i64(&mut self, value: i64) {
         self.out.put_i64(value);
     }
@@ -294,6 +310,7 @@ impl Writer {
         self.out.put_u128(value);
     }
 
+    #[inline]
     pub fn varint(&mut self, mut value: u32) {
         while value >= 0x80 {
             self.out.put_u8(value.to_le_bytes()[0] | 0x80);
@@ -333,6 +350,7 @@ impl Writer {
         self.raw(cut.unwrap_or_default().as_bytes());
     }
 
+    #[inline]
     pub fn no_tags(&mut self, v: Version) {
         if v.flexible {
             self.out.put_u8(0);
@@ -346,197 +364,6 @@ impl Writer {
         self.varint(tag);
         self.varint(u32::try_from(inner.len()).expect("a message is bounded far below 2 GiB"));
         self.raw(&inner.out);
-    }
-}
-
-/// What can stand in a message.
-pub trait Wire: Sized {
-    /// The fewest bytes that a value takes: bounds what a declared count can make the reader allocate.
-    fn size_min(v: Version) -> usize;
-    /// # Errors
-    /// When the bytes are no such value; names the innermost field.
-    fn decode(r: &mut Reader<'_>, v: Version) -> Result<Self>;
-    fn encode(&self, w: &mut Writer, v: Version);
-}
-
-/// What can be null on the wire: `Option` of it is [`Wire`] too.
-pub trait Nullable: Wire {
-    /// # Errors
-    /// As [`Wire::decode`].
-    fn decode_nullable(r: &mut Reader<'_>, v: Version) -> Result<Option<Self>>;
-    fn encode_null(w: &mut Writer, v: Version);
-}
-
-impl<T: Nullable> Wire for Option<T> {
-    fn size_min(v: Version) -> usize {
-        T::size_min(v)
-    }
-
-    fn decode(r: &mut Reader<'_>, v: Version) -> Result<Self> {
-        T::decode_nullable(r, v)
-    }
-
-    fn encode(&self, w: &mut Writer, v: Version) {
-        match self {
-            Some(value) => value.encode(w, v),
-            None => T::encode_null(w, v),
-        }
-    }
-}
-
-macro_rules! fixed {
-    ($($ty:ty: $method:ident, $size:literal;)*) => {$(
-        impl Wire for $ty {
-            fn size_min(_: Version) -> usize {
-                $size
-            }
-
-            fn decode(r: &mut Reader<'_>, _: Version) -> Result<Self> {
-                r.$method()
-            }
-
-            fn encode(&self, w: &mut Writer, _: Version) {
-                w.$method(*self);
-            }
-        }
-    )*};
-}
-
-fixed! {
-    i8: i8, 1;
-    i16: i16, 2;
-    i32: i32, 4;
-    i64: i64, 8;
-}
-
-impl Wire for bool {
-    fn size_min(_: Version) -> usize {
-        1
-    }
-
-    fn decode(r: &mut Reader<'_>, _: Version) -> Result<Self> {
-        Ok(r.i8()? != 0)
-    }
-
-    fn encode(&self, w: &mut Writer, _: Version) {
-        w.i8(i8::from(*self));
-    }
-}
-
-/// A UUID that is not a topic's; zero for none.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct Uuid(pub u128);
-
-impl fmt::Debug for Uuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&TopicId(self.0), f)
-    }
-}
-
-macro_rules! uuids {
-    ($($ty:ident),*) => {$(
-        impl Wire for $ty {
-            fn size_min(_: Version) -> usize {
-                16
-            }
-
-            fn decode(r: &mut Reader<'_>, _: Version) -> Result<Self> {
-                r.u128().map($ty)
-            }
-
-            fn encode(&self, w: &mut Writer, _: Version) {
-                w.u128(self.0);
-            }
-        }
-    )*};
-}
-
-uuids!(Uuid, TopicId);
-
-macro_rules! strings {
-    ($($ty:ty),*) => {$(
-        impl Wire for $ty {
-            fn size_min(v: Version) -> usize {
-                if v.flexible { 1 } else { 2 }
-            }
-
-            fn decode(r: &mut Reader<'_>, v: Version) -> Result<Self> {
-                r.required_str(v).map(Into::into)
-            }
-
-            fn encode(&self, w: &mut Writer, v: Version) {
-                w.str(Some(self), v);
-            }
-        }
-
-        impl Nullable for $ty {
-            fn decode_nullable(r: &mut Reader<'_>, v: Version) -> Result<Option<Self>> {
-                Ok(r.str(v)?.map(Into::into))
-            }
-
-            fn encode_null(w: &mut Writer, v: Version) {
-                w.str(None, v);
-            }
-        }
-    )*};
-}
-
-strings!(String, Arc<str>);
-
-impl Wire for Bytes {
-    fn size_min(v: Version) -> usize {
-        if v.flexible { 1 } else { 4 }
-    }
-
-    fn decode(r: &mut Reader<'_>, v: Version) -> Result<Self> {
-        r.bytes(v)?.ok_or_else(|| r.error(DecodeKind::Null))
-    }
-
-    fn encode(&self, w: &mut Writer, v: Version) {
-        w.long_len(Some(self.len()), v);
-        w.raw(self);
-    }
-}
-
-impl Nullable for Bytes {
-    fn decode_nullable(r: &mut Reader<'_>, v: Version) -> Result<Option<Self>> {
-        r.bytes(v)
-    }
-
-    fn encode_null(w: &mut Writer, v: Version) {
-        w.long_len(None, v);
-    }
-}
-
-impl<T: Wire> Wire for Vec<T> {
-    fn size_min(v: Version) -> usize {
-        if v.flexible { 1 } else { 4 }
-    }
-
-    fn decode(r: &mut Reader<'_>, v: Version) -> Result<Self> {
-        Self::decode_nullable(r, v)?.ok_or_else(|| r.error(DecodeKind::Null))
-    }
-
-    fn encode(&self, w: &mut Writer, v: Version) {
-        w.long_len(Some(self.len()), v);
-        for element in self {
-            element.encode(w, v);
-        }
-    }
-}
-
-impl<T: Wire> Nullable for Vec<T> {
-    fn decode_nullable(r: &mut Reader<'_>, v: Version) -> Result<Option<Self>> {
-        let Some(count) = r.count(v, T::size_min(v))? else { return Ok(None) };
-        let mut elements = Self::with_capacity(count);
-        for _ in 0..count {
-            elements.push(T::decode(r, v)?);
-        }
-        Ok(Some(elements))
-    }
-
-    fn encode_null(w: &mut Writer, v: Version) {
-        w.long_len(None, v);
     }
 }
 

@@ -1,1 +1,174 @@
-fn main() {}
+//! Runs simulations: one seed, or many on all cores, until one fails.
+
+#![expect(clippy::disallowed_methods, reason = "driver: reads the clock to say how fast it was")]
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use highwater_sim::node::ShardBuilder;
+use highwater_sim::run::Job;
+use highwater_sim::toy::ToyBuilder;
+use highwater_sim::world::Outcome;
+
+const USAGE: &str = "\
+Runs the simulator. Every failure names the seed and the command that runs it again.
+
+  --seed N       one seed
+  --seeds A..B   the seeds from A up to and without B
+  --count N      so many seeds, from 0 or from --seed on
+  --swarm        each seed switches every feature on or off at random
+  --mixed        odd seeds are --swarm, even ones are not
+  --jobs N       so many at a time (default: all cores)
+  --trace        print every event (one seed only)
+  --toy          the toy shard instead of the real one
+";
+
+#[derive(Clone, Debug)]
+struct Args {
+    first: u64,
+    end: u64,
+    swarm: bool,
+    mixed: bool,
+    jobs: usize,
+    trace: bool,
+    toy: bool,
+}
+
+fn parse() -> Result<Args, String> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut args =
+        Args { first: 0, end: 1, swarm: false, mixed: false, jobs: cores, trace: false, toy: false };
+    let mut count = None;
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
+        match word.as_str() {
+            "--seed" => {
+                args.first = number(&value()?)?;
+                args.end = args.first + 1;
+            }
+            "--seeds" => {
+                let range = value()?;
+                let (a, b) = range.split_once("..").ok_or("--seeds wants A..B")?;
+                (args.first, args.end) = (number(a)?, number(b)?);
+            }
+            "--count" => count = Some(number(&value()?)?),
+            "--jobs" => args.jobs = usize::try_from(number(&value()?)?).map_err(|e| e.to_string())?.max(1),
+            "--swarm" => args.swarm = true,
+            "--mixed" => args.mixed = true,
+            "--trace" => args.trace = true,
+            "--toy" => args.toy = true,
+            _ => return Err(format!("{word} is unknown")),
+        }
+    }
+    if let Some(count) = count {
+        args.end = args.first + count;
+    }
+    if args.trace && args.end != args.first + 1 {
+        return Err("--trace is for one seed".to_owned());
+    }
+    Ok(args)
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text} is not a number"))
+}
+
+impl Args {
+    fn job(&self, seed: u64) -> Job {
+        Job { seed, swarm: self.swarm || (self.mixed && seed % 2 == 1) }
+    }
+}
+
+fn run(job: Job, args: &Args) -> Outcome {
+    if args.toy { job.run(ToyBuilder::default(), args.trace) } else { job.run(ShardBuilder, args.trace) }
+}
+
+fn main() -> ExitCode {
+    let args = match parse() {
+        Ok(args) => args,
+        Err(e) => {
+            eprintln!("{e}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    // A panic of a machine ends the process before anything could be said, so its seed is said first.
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Some(name) = std::thread::current().name() {
+            eprintln!("panic in a thread that ran {name}");
+        }
+        RUNNING.with(|job| {
+            if let Some(job) = job.get() {
+                eprintln!("seed {} panicked; run it again: {job}", job.seed);
+            }
+        });
+        usual(panic);
+    }));
+    let began = std::time::Instant::now();
+    if args.end == args.first + 1 { one(&args) } else { many(&args, began) }
+}
+
+thread_local! {
+    static RUNNING: std::cell::Cell<Option<Job>> = const { std::cell::Cell::new(None) };
+}
+
+fn one(args: &Args) -> ExitCode {
+    let job = args.job(args.first);
+    RUNNING.set(Some(job));
+    println!("features: {}", job.config().features.names().join(" "));
+    let o = run(job, args);
+    println!(
+        "seed {}: hash {:016x}, {} inputs and outputs, {} lives, {} batches, {} records audited, {:?} of virtual time",
+        job.seed, o.hash, o.events, o.boots, o.batches, o.records, o.time
+    );
+    report(job, &o)
+}
+
+fn report(job: Job, outcome: &Outcome) -> ExitCode {
+    match &outcome.violation {
+        None => ExitCode::SUCCESS,
+        Some(v) => {
+            println!("FAILED seed {}: {v}\n  run it again: {job}", job.seed);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn many(args: &Args, began: std::time::Instant) -> ExitCode {
+    let next = AtomicU64::new(args.first);
+    let failed = AtomicBool::new(false);
+    let totals = std::array::from_fn::<_, 4, _>(|_| AtomicU64::new(0));
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs {
+            scope.spawn(|| {
+                while !failed.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= args.end {
+                        return;
+                    }
+                    let job = args.job(seed);
+                    RUNNING.set(Some(job));
+                    let outcome = run(job, args);
+                    let counts =
+                        [outcome.events, outcome.boots.into(), outcome.batches as u64, outcome.records];
+                    for (total, count) in totals.iter().zip(counts) {
+                        total.fetch_add(count, Ordering::Relaxed);
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                    if report(job, &outcome) != ExitCode::SUCCESS {
+                        failed.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let [events, lives, batches, records] = totals.map(AtomicU64::into_inner);
+    println!(
+        "{} seeds in {:.1} s: {events} inputs and outputs, {lives} lives, {batches} batches, {records} records audited",
+        done.into_inner(),
+        began.elapsed().as_secs_f64()
+    );
+    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

@@ -181,7 +181,8 @@ impl Drop for ExitReporter {
     }
 }
 
-/// Starts all shards of the process.
+/// Starts all shards of the process. A shard that is not pinned to a core may use those that the calling thread may,
+/// so call this before pinning that one.
 ///
 /// # Errors
 ///
@@ -344,17 +345,17 @@ fn bind(address: SocketAddr, share: Share) -> Result<(OwnedFd, SocketAddr), Star
     Ok((socket, bound))
 }
 
-/// Pins the calling thread, a shard's, to a core.
+/// Pins the calling thread, a shard's, to a core. What the thread that started it was pinned to does not matter: only
+/// the process's CPU set does.
 pub(super) fn pin(shard: ShardId, core: usize) -> Result<(), StartError> {
-    let allowed =
-        rustix::thread::sched_getaffinity(None).map_err(|e| StartError::Resources { error: e.into() })?;
     let mut wanted = CpuSet::new();
-    if core < CpuSet::MAX_CPU && allowed.is_set(core) {
+    if core < CpuSet::MAX_CPU {
         wanted.set(core);
         if rustix::thread::sched_setaffinity(None, &wanted).is_ok() {
             return Ok(());
         }
     }
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
     let allowed = (0..CpuSet::MAX_CPU).filter(|&c| allowed.is_set(c)).collect();
     Err(StartError::CoreNotAllowed { shard, core, allowed })
 }

@@ -1,4 +1,4 @@
-//! FindCoordinator (key 10): which node runs a consumer group.
+//! FindCoordinator (key 10): which broker runs a consumer group or a transaction.
 
 use super::*;
 

@@ -8,7 +8,7 @@ use highwater_shards::ids::TopicId;
 use kafka_protocol::messages as theirs;
 use kafka_protocol::protocol::{Decodable, Encodable, Message};
 
-use super::{admin, api_versions, cluster, fetch, metadata, offsets, produce};
+use super::{admin, api_versions, cluster, coordinator, fetch, metadata, offsets, produce};
 use crate::kafka::api::{ApiKey, Call};
 use crate::kafka::wire::{Nullable, Reader, Uuid, Version, Wire, Writer};
 
@@ -175,6 +175,7 @@ where
 fn every_message_of_every_version_is_kafkas_in_both_directions() {
     use theirs::*;
     same_call::<api_versions::ApiVersionsRequest, ApiVersionsRequest, ApiVersionsResponse>();
+    same_call::<coordinator::FindCoordinatorRequest, FindCoordinatorRequest, FindCoordinatorResponse>();
     same_call::<metadata::MetadataRequest, MetadataRequest, MetadataResponse>();
     same_call::<produce::ProduceRequest, ProduceRequest, ProduceResponse>();
     same_call::<fetch::FetchRequest, FetchRequest, FetchResponse>();
@@ -185,7 +186,6 @@ fn every_message_of_every_version_is_kafkas_in_both_directions() {
         OffsetForLeaderEpochResponse,
     >();
     same_call::<offsets::InitProducerIdRequest, InitProducerIdRequest, InitProducerIdResponse>();
-    same_call::<coordinator::FindCoordinatorRequest, FindCoordinatorRequest, FindCoordinatorResponse>();
     same_call::<admin::CreateTopicsRequest, CreateTopicsRequest, CreateTopicsResponse>();
     same_call::<admin::DeleteTopicsRequest, DeleteTopicsRequest, DeleteTopicsResponse>();
     same_call::<admin::CreatePartitionsRequest, CreatePartitionsRequest, CreatePartitionsResponse>();

@@ -4,7 +4,7 @@
 use super::model::Model;
 use super::*;
 use crate::kafka::messages::tests::{Arbitrary, Random};
-use crate::kafka::messages::{admin, api_versions, cluster, fetch, metadata, offsets, produce};
+use crate::kafka::messages::{admin, api_versions, cluster, coordinator, fetch, metadata, offsets, produce};
 
 /// A whole frame of every API in every version.
 fn every_request(random: &mut Random) -> Vec<(ApiKey, i16, Bytes)> {
@@ -18,6 +18,7 @@ fn every_request(random: &mut Random) -> Vec<(ApiKey, i16, Bytes)> {
     of::<produce::ProduceRequest>(random, &mut all);
     of::<fetch::FetchRequest>(random, &mut all);
     of::<offsets::ListOffsetsRequest>(random, &mut all);
+    of::<coordinator::FindCoordinatorRequest>(random, &mut all);
     of::<metadata::MetadataRequest>(random, &mut all);
     of::<api_versions::ApiVersionsRequest>(random, &mut all);
     of::<admin::CreateTopicsRequest>(random, &mut all);

@@ -192,27 +192,6 @@ fn describe_cluster_shows_brokers_in_every_version() {
 }
 
 #[test]
-fn no_coordinator_is_found_in_any_version() {
-    for version in versions(ApiKey::FindCoordinator) {
-        let mut client = Client::new();
-        let request = FindCoordinatorRequest {
-            key: "group".into(),
-            coordinator_keys: ["b", "a", "b"].map(str::to_owned).to_vec(),
-            ..FindCoordinatorRequest::default()
-        };
-        client.request(version, 1, &request);
-        let (_, response) = client.response::<FindCoordinatorRequest>(version);
-        let found: Vec<_> =
-            response.coordinators.iter().map(|c| (&*c.key, c.node_id, c.error_code)).collect();
-        if version < 4 {
-            assert_eq!((response.node_id, response.error_code, found.len()), (-1, 15, 0));
-        } else {
-            assert_eq!((response.error_code, found), (0, vec![("a", -1, 15), ("b", -1, 15)]));
-        }
-    }
-}
-
-#[test]
 fn topics_are_created_as_asked_in_every_version() {
     let new = |name: &str, partitions, replicas| CreatableTopic {
         name: name.into(),
@@ -425,6 +404,26 @@ fn producers_get_ids_in_every_version_and_transactions_are_refused_for_good() {
             InitProducerIdRequest { transactional_id: Some("t".into()), ..InitProducerIdRequest::default() };
         client.request(version, 2, &transactional);
         assert_eq!(client.response::<InitProducerIdRequest>(version).1.error_code, 53);
+    }
+}
+
+#[test]
+fn nobody_coordinates_groups_or_transactions_in_any_version() {
+    for version in versions(ApiKey::FindCoordinator) {
+        for (key_type, code) in [(0, 15), (1, 53), (2, 42)].into_iter().take(if version == 0 { 1 } else { 3 })
+        {
+            let mut client = Client::new();
+            let body = FindCoordinatorRequest {
+                key: "g".into(),
+                key_type,
+                coordinator_keys: vec!["g".into(), "h".into()],
+            };
+            client.request(version, 1, &body);
+            let (_, response) = client.response::<FindCoordinatorRequest>(version);
+            let codes: Vec<_> = response.coordinators.iter().map(|c| c.error_code).collect();
+            assert_eq!(codes, if version < 4 { vec![] } else { vec![code; 2] });
+            assert_eq!(response.error_code, if version < 4 { code } else { 0 });
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! What one connection has to send: parts in order, one operation in flight, its memory kept until it completed.
 //!
 //! Owned by one shard core. Parts go out as they are, scatter and gather, without a copy; only runs of small ones are
-//! copied together, since a copy of a few hundred bytes costs less than the kernel's handling of another part.
-//! Zero-copy sends are left out: over loopback the kernel copies such bytes after all, on the receiving side, and adds
-//! a second completion for each send; see `examples/echo.rs` for how to measure on a real network.
+//! copied together: the kernel copies them anyway, and 512 parts of it cost more than one (0.49 against 0.32 us a message
+//! for pipelined answers of 1 KiB, measured with `examples/echo.rs`).
+//! Zero-copy sends are left out: over loopback the kernel copies such bytes after all when it delivers them, and each
+//! send costs a second completion.
 
 #![expect(unsafe_code, reason = "driver: message headers carry raw addresses")]
 
@@ -19,10 +20,10 @@ use super::ring::{Ring, Tag};
 const PARTS_MAX: usize = 1024;
 
 /// Parts below this are copied together with their small neighbours, in bytes.
-const SMALL: usize = 1024;
+const SMALL: usize = 4096;
 
 /// Bytes of small parts copied into one.
-const RUN: usize = 16 * 1024;
+const RUN: usize = 64 * 1024;
 
 #[derive(Default)]
 pub(super) struct SendQueue {
@@ -97,15 +98,18 @@ impl SendQueue {
                 self.flying.push_back(part);
                 continue;
             }
-            let mut run = Vec::with_capacity(RUN);
-            run.extend_from_slice(&part);
-            while let Some(next) = self.waiting.front()
-                && next.len() < SMALL
-                && run.len() + next.len() <= RUN
-            {
-                run.extend_from_slice(next);
-                self.waiting.pop_front();
+            let mut len = part.len();
+            let mut more = 0;
+            for next in self.waiting.iter().take_while(|next| next.len() < SMALL) {
+                if len + next.len() > RUN {
+                    break;
+                }
+                len += next.len();
+                more += 1;
             }
+            let mut run = Vec::with_capacity(len);
+            run.extend_from_slice(&part);
+            self.waiting.drain(..more).for_each(|next| run.extend_from_slice(&next));
             self.flying.push_back(Bytes::from(run));
         }
     }

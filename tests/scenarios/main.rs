@@ -1,0 +1,6 @@
+//! Directed simulations, and slices of the random ones.
+
+mod crashes;
+mod disks;
+mod planted_bugs;
+mod seeds;

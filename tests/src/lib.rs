@@ -1,0 +1,31 @@
+//! The deterministic simulator of Highwater: a world with virtual time in which the pure cores run unchanged, and
+//! checkers that watch what clients see. One seed is one run; the same seed is the same run.
+//!
+//! - [`world`] drives the machines under test; [`disk`], [`net`], [`control`] and [`faults`] are its parts
+//! - [`client`] with [`producer`], [`consumer`] and [`auditor`] is the workload, over any protocol ([`wire`])
+//! - [`front`] is the simulator's own protocol, [`records`] its own reading of record batches
+//! - [`checkers`] are told what happened, and compare it with the [`shadow`]
+//! - [`toy`] is a small machine with planted bugs, by which the checkers are checked
+
+pub mod auditor;
+pub mod checkers;
+pub mod client;
+pub mod config;
+pub mod consumer;
+pub mod control;
+pub mod disk;
+pub mod faults;
+pub mod front;
+pub mod net;
+pub mod node;
+pub mod producer;
+pub mod queue;
+pub mod records;
+pub mod rng;
+pub mod run;
+pub mod saboteur;
+pub mod shadow;
+pub mod toy;
+pub mod trace;
+pub mod wire;
+pub mod world;
