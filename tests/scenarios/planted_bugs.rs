@@ -12,10 +12,8 @@ const SEEDS: u64 = 300;
 
 /// What the first failing seed says.
 fn caught<B: Builder>(builder: impl Fn() -> B) -> Option<(u64, &'static str)> {
-    (0..SEEDS).find_map(|seed| {
-        let job = Job { seed, swarm: seed % 2 == 1 };
-        job.run(builder(), false).violation.map(|v| (seed, v.checker))
-    })
+    (0..SEEDS)
+        .find_map(|seed| Job::of_seed(seed).run_with(builder(), false).violation.map(|v| (seed, v.checker)))
 }
 
 #[test]

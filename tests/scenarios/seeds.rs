@@ -1,38 +1,37 @@
 //! Random runs: a short slice of what the binary runs by the thousand.
 
-use highwater_sim::node::ShardBuilder;
-use highwater_sim::run::Job;
-use highwater_sim::toy::ToyBuilder;
+use highwater_sim::run::{Job, Node};
 
 #[test]
 fn a_seed_is_one_run() {
-    for seed in 0..5 {
-        for swarm in [false, true] {
-            let job = Job { seed, swarm };
-            let (first, second) =
-                (job.run(ToyBuilder::default(), false), job.run(ToyBuilder::default(), false));
-            assert_eq!((first.hash, first.events), (second.hash, second.events), "{job}");
-            assert_ne!(first.hash, Job { seed: seed + 1, swarm }.run(ToyBuilder::default(), false).hash);
-        }
+    for seed in 0..16 {
+        let job = Job::of_seed(seed);
+        let (first, second) = (job.run(false), job.run(false));
+        assert_eq!((first.hash, first.events), (second.hash, second.events), "{job}");
+        assert_ne!(first.hash, Job { seed: seed + 16, ..job }.run(false).hash);
+    }
+}
+
+fn keeps_every_invariant(node: Node, seeds: u64) {
+    for seed in 0..seeds {
+        let job = Job { node, ..Job::of_seed(seed) };
+        let outcome = job.run(false);
+        assert_eq!(outcome.violation, None, "{job}");
+        assert!(outcome.records > 0, "{job}: nothing was audited");
     }
 }
 
 #[test]
-fn the_shard_keeps_every_invariant() {
-    for seed in 0..200 {
-        let job = Job { seed, swarm: seed % 2 == 1 };
-        let outcome = job.run(ShardBuilder, false);
-        assert_eq!(outcome.violation, None, "{job}");
-        assert!(outcome.records > 0, "{job}: nothing was audited");
-    }
+fn shards_keep_every_invariant() {
+    keeps_every_invariant(Node::Sim, 100);
+}
+
+#[test]
+fn shards_behind_kafka_keep_every_invariant() {
+    keeps_every_invariant(Node::Kafka, 100);
 }
 
 #[test]
 fn the_toy_keeps_every_invariant() {
-    for seed in 0..100 {
-        let job = Job { seed, swarm: seed % 2 == 1 };
-        let outcome = job.run(ToyBuilder::default(), false);
-        assert_eq!(outcome.violation, None, "{job}");
-        assert!(outcome.records > 0, "{job}: nothing was audited");
-    }
+    keeps_every_invariant(Node::Toy, 50);
 }

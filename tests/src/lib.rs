@@ -3,7 +3,7 @@
 //!
 //! - [`world`] drives the machines under test; [`disk`], [`net`], [`control`] and [`faults`] are its parts
 //! - [`client`] with [`producer`], [`consumer`] and [`auditor`] is the workload, over any protocol ([`wire`])
-//! - [`front`] is the simulator's own protocol, [`records`] its own reading of record batches
+//! - [`kafka`] speaks the real protocol, [`front`] the simulator's own; [`records`] is its own reading of record batches
 //! - [`checkers`] are told what happened, and compare it with the [`shadow`]
 //! - [`toy`] is a small machine with planted bugs, by which the checkers are checked
 
@@ -16,6 +16,7 @@ pub mod control;
 pub mod disk;
 pub mod faults;
 pub mod front;
+pub mod kafka;
 pub mod net;
 pub mod node;
 pub mod producer;

@@ -5,9 +5,7 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use highwater_sim::node::ShardBuilder;
-use highwater_sim::run::Job;
-use highwater_sim::toy::ToyBuilder;
+use highwater_sim::run::{Job, Node};
 use highwater_sim::world::Outcome;
 
 const USAGE: &str = "\
@@ -16,28 +14,27 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
   --seed N       one seed
   --seeds A..B   the seeds from A up to and without B
   --count N      so many seeds, from 0 or from --seed on
-  --swarm        each seed switches every feature on or off at random
-  --mixed        odd seeds are --swarm, even ones are not
+  --swarm W      on: each seed switches every feature on or off at random; off: all are on
+                 (default: on for odd seeds)
+  --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard
+                 (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
-  --toy          the toy shard instead of the real one
 ";
 
 #[derive(Clone, Debug)]
 struct Args {
     first: u64,
     end: u64,
-    swarm: bool,
-    mixed: bool,
+    swarm: Option<bool>,
+    node: Option<Node>,
     jobs: usize,
     trace: bool,
-    toy: bool,
 }
 
 fn parse() -> Result<Args, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut args =
-        Args { first: 0, end: 1, swarm: false, mixed: false, jobs: cores, trace: false, toy: false };
+    let mut args = Args { first: 0, end: 1, swarm: None, node: None, jobs: cores, trace: false };
     let mut count = None;
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -54,10 +51,19 @@ fn parse() -> Result<Args, String> {
             }
             "--count" => count = Some(number(&value()?)?),
             "--jobs" => args.jobs = usize::try_from(number(&value()?)?).map_err(|e| e.to_string())?.max(1),
-            "--swarm" => args.swarm = true,
-            "--mixed" => args.mixed = true,
+            "--swarm" => {
+                args.swarm = Some(match value()?.as_str() {
+                    "on" => true,
+                    "off" => false,
+                    other => return Err(format!("--swarm is on or off, not {other}")),
+                });
+            }
+            "--node" => {
+                let name = value()?;
+                let node = Node::ALL.into_iter().find(|n| n.name() == name);
+                args.node = Some(node.ok_or_else(|| format!("{name} is no node"))?);
+            }
             "--trace" => args.trace = true,
-            "--toy" => args.toy = true,
             _ => return Err(format!("{word} is unknown")),
         }
     }
@@ -76,12 +82,9 @@ fn number(text: &str) -> Result<u64, String> {
 
 impl Args {
     fn job(&self, seed: u64) -> Job {
-        Job { seed, swarm: self.swarm || (self.mixed && seed % 2 == 1) }
+        let usual = Job::of_seed(seed);
+        Job { seed, swarm: self.swarm.unwrap_or(usual.swarm), node: self.node.unwrap_or(usual.node) }
     }
-}
-
-fn run(job: Job, args: &Args) -> Outcome {
-    if args.toy { job.run(ToyBuilder::default(), args.trace) } else { job.run(ShardBuilder, args.trace) }
 }
 
 fn main() -> ExitCode {
@@ -117,7 +120,7 @@ fn one(args: &Args) -> ExitCode {
     let job = args.job(args.first);
     RUNNING.set(Some(job));
     println!("features: {}", job.config().features.names().join(" "));
-    let o = run(job, args);
+    let o = job.run(args.trace);
     println!(
         "seed {}: hash {:016x}, {} inputs and outputs, {} lives, {} batches, {} records audited, {:?} of virtual time",
         job.seed, o.hash, o.events, o.boots, o.batches, o.records, o.time
@@ -150,7 +153,7 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
                     }
                     let job = args.job(seed);
                     RUNNING.set(Some(job));
-                    let outcome = run(job, args);
+                    let outcome = job.run(args.trace);
                     let counts =
                         [outcome.events, outcome.boots.into(), outcome.batches as u64, outcome.records];
                     for (total, count) in totals.iter().zip(counts) {

@@ -1,10 +1,13 @@
-//! Nodes of real shards behind the simulator's own protocol.
+//! Nodes of real shards, behind the simulator's own protocol or behind Kafka's.
 
+use highwater::kafka::Kafka;
 use highwater_shards::log::journal::JournalConfig;
 use highwater_shards::shard::{Shard, ShardConfig};
 
+use crate::config::Config;
 use crate::control::SELF;
 use crate::front::{SimFront, SimWire};
+use crate::kafka::KafkaWire;
 use crate::rng::Rng;
 use crate::world::{Builder, Plan};
 
@@ -15,11 +18,27 @@ impl Builder for ShardBuilder {
     type Wire = SimWire;
     type Machine = Shard<SimFront>;
 
-    fn wire(&self) -> SimWire {
+    fn wire(&self, _: &Config) -> SimWire {
         SimWire
     }
 
     fn build(&mut self, plan: Plan<'_, SimFront>) -> Shard<SimFront> {
+        Shard::new(shard_config(&plan), plan.front)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KafkaBuilder;
+
+impl Builder for KafkaBuilder {
+    type Wire = KafkaWire;
+    type Machine = Shard<Kafka>;
+
+    fn wire(&self, config: &Config) -> KafkaWire {
+        KafkaWire::new(*Rng::new(config.seed, "kafka config", 0).pick(&[0, 10_000, 1 << 20]))
+    }
+
+    fn build(&mut self, plan: Plan<'_, Kafka>) -> Shard<Kafka> {
         Shard::new(shard_config(&plan), plan.front)
     }
 }

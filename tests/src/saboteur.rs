@@ -9,6 +9,7 @@ use highwater_shards::mail::{Answer, FromControl, ShardMail};
 use highwater_shards::shard::{Input, Machine, Output};
 use highwater_shards::time::Instant;
 
+use crate::config::Config;
 use crate::world::{Builder, FrontOf, Plan};
 
 /// What is broken on the way.
@@ -58,8 +59,8 @@ impl<B: Builder> Builder for SaboteurBuilder<B> {
     type Wire = B::Wire;
     type Machine = Saboteur<B::Machine>;
 
-    fn wire(&self) -> B::Wire {
-        self.inner.wire()
+    fn wire(&self, config: &Config) -> B::Wire {
+        self.inner.wire(config)
     }
 
     fn build(&mut self, plan: Plan<'_, FrontOf<B>>) -> Saboteur<B::Machine> {

@@ -18,6 +18,7 @@ use highwater_shards::mail::{
 use highwater_shards::shard::{ClientInput, FatalReason, Input, Machine, Output};
 use highwater_shards::time::{Instant, TimerTable};
 
+use crate::config::Config;
 use crate::front::{SimFront, SimWire};
 use crate::records;
 use crate::world::{Builder, Plan};
@@ -86,7 +87,7 @@ impl Builder for ToyBuilder {
     type Wire = SimWire;
     type Machine = Toy;
 
-    fn wire(&self) -> SimWire {
+    fn wire(&self, _: &Config) -> SimWire {
         SimWire
     }
 

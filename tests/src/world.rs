@@ -36,7 +36,7 @@ pub trait Builder: 'static {
     type Wire: Wire;
     type Machine: Machine<Front = FrontOf<Self>>;
 
-    fn wire(&self) -> Self::Wire;
+    fn wire(&self, config: &Config) -> Self::Wire;
 
     fn build(&mut self, plan: Plan<'_, FrontOf<Self>>) -> Self::Machine;
 }
@@ -159,7 +159,7 @@ impl<B: Builder> World<B> {
     pub fn new(config: Config, builder: B, print: bool) -> Self {
         let seed = config.seed;
         let dice = |purpose| Rng::new(seed, purpose, 0);
-        let wire = builder.wire();
+        let wire = builder.wire(&config);
         let hosts = (0..config.shards).map(|i| Host {
             machine: None,
             disk: SimDisk::new(config.disk.clone(), Rng::new(seed, "disk", u64::from(i))),

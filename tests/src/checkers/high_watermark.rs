@@ -70,7 +70,6 @@ impl HighWatermarks {
     }
 
     /// An answer, whose question was sent when `floor` was known, named the high watermark.
-    #[expect(clippy::too_many_arguments, reason = "an answer is all of this")]
     pub fn on_seen(
         &mut self,
         partition: PartitionId,
