@@ -92,7 +92,7 @@ pub struct RunArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct OutputArgs {
-    /// Folder for latency.hlog, summary.json and report.html [default: ./bench-results/<time>]
+    /// Folder for latency.hlog, summary.json and report.html [default: ./bench-results/TIME]
     #[arg(long, short = 'o', conflicts_with = "no_files")]
     pub out: Option<PathBuf>,
     /// Write no files
