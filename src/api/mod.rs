@@ -21,7 +21,6 @@
 //! starts its shards with [`highwater_shards::reactor::boot::start`].
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -194,6 +193,3 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.expect("a runtime without drivers needs nothing of the system").block_on(future)
 }
-
-/// How long a caller may reasonably wait for a metadata change on one node.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

@@ -107,6 +107,7 @@ mod tests {
         ];
         let mut want = TopicDefaults::default();
         want.partitions = 9;
+        want.batch_bytes_limit = Config::default().storage.batch_bytes_max();
         want.set("highwater.durability", "replicated").unwrap();
         want.set("max.message.bytes", "2097152").unwrap();
         assert_eq!(with(&keys).unwrap().topic_defaults(), want);

@@ -142,8 +142,10 @@ enum Timer {
 
 impl Control {
     /// `image` is what the store holds: committed metadata with the placements on this node's shards.
-    pub fn new(config: ControlConfig, image: Image) -> Self {
+    pub fn new(config: ControlConfig, mut image: Image) -> Self {
         assert!(config.shards > 0, "a node has at least one shard");
+        // Who leads the metadata log is the controller, and a standalone node has its log for itself.
+        image.controller = Some(config.register.node);
         let mut control = Self {
             phase: Phase::Starting { registered: false },
             load: ShardLoad::of(&image, config.shards),

@@ -2,7 +2,6 @@
 //! running. Driver; runs on the thread that starts the node.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use highwater_shards::ids::ShardId;
@@ -176,7 +175,7 @@ fn shard_setups(
             core: core.map(|core| usize::from(core.0)),
             journal_dir: data_dir.journal_of(shard),
             listen: listeners(config, number),
-            link: link.clone(),
+            link,
             spin,
             kernel_use: KernelUse::default(),
             make: Box::new(move || Shard::new(shard_config, Kafka::new(front))),
@@ -218,6 +217,3 @@ fn advertised(config: &Config, bound: Option<SocketAddr>) -> Endpoint {
     };
     Endpoint { host: told.host, port }
 }
-
-/// Shared by all who look at it.
-pub type SharedImage = Arc<crate::control::metadata::image::Image>;

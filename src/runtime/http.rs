@@ -1,2 +1,153 @@
-//! stub
-pub(super) async fn serve(_: tokio::net::TcpListener, _: tokio::sync::mpsc::Sender<super::Command>) {}
+//! The admin HTTP: metrics, health, readiness and a summary of the cluster. GET only, and nothing here changes the node.
+//!
+//! Driver; runs on the control core's thread, so that an answer also says that the control core is alive. Connections,
+//! headers and times are bounded; a body that a client sends is not read.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::boot::ask;
+use super::metrics::{self, ProcessStats};
+use super::{Command, Snapshot};
+
+/// Connections at one time; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 32;
+/// Bytes of a request's line and headers.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+const HEADERS_MAX: usize = 64;
+/// For a request's headers to arrive, and for the next request of a connection that is kept.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The life of a connection, after which a client that reads slowly, or not at all, is let go.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(300);
+/// After a failed accept (mostly: no file descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const INDEX: &str = "Highwater\n\n\
+    /metrics  counters and latencies for Prometheus\n\
+    /healthz  200 while the control core and every shard answer\n\
+    /readyz   200 while clients can be served\n\
+    /cluster  the cluster in short, as JSON\n";
+
+type Answer = Response<Full<Bytes>>;
+
+/// Serves until the runtime ends.
+pub(super) async fn serve(listener: TcpListener, commands: mpsc::Sender<Command>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "admin HTTP: a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let commands = commands.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let commands = commands.clone();
+                async move { Ok::<_, Infallible>(answer(&request, &commands).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(HEADER_BYTES_MAX)
+                .max_headers(HEADERS_MAX)
+                .serve_connection(TokioIo::new(socket), service);
+            // How a connection ended concerns nobody but its client.
+            let _ = tokio::time::timeout(CONNECTION_TIME_MAX, connection).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn answer(request: &Request<Incoming>, commands: &mpsc::Sender<Command>) -> Answer {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
+        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return refused;
+    }
+    let path = request.uri().path();
+    if path == "/" {
+        return text(StatusCode::OK, INDEX);
+    }
+    if !matches!(path, "/metrics" | "/healthz" | "/readyz" | "/cluster") {
+        return text(StatusCode::NOT_FOUND, format!("there is nothing here. {INDEX}"));
+    }
+    let Some(snapshot) = ask(commands, |reply| Command::Snapshot { reply }).await else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the node is stopping\n");
+    };
+    match path {
+        "/metrics" => typed(
+            StatusCode::OK,
+            "text/plain; version=0.0.4; charset=utf-8",
+            metrics::render(&snapshot, &ProcessStats::read()),
+        ),
+        "/healthz" => health(&snapshot),
+        "/readyz" if snapshot.ready => text(StatusCode::OK, "ready\n"),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the node is starting or stopping\n"),
+        _ => typed(StatusCode::OK, "application/json", cluster(&snapshot)),
+    }
+}
+
+fn health(snapshot: &Snapshot) -> Answer {
+    let silent = snapshot.shards.iter().filter(|(_, stats)| stats.is_none());
+    let silent: Vec<String> = silent.map(|(shard, _)| shard.to_string()).collect();
+    if silent.is_empty() {
+        return text(StatusCode::OK, "healthy\n");
+    }
+    let words = format!("these shards do not answer: {}\n", silent.join(", "));
+    text(StatusCode::SERVICE_UNAVAILABLE, words)
+}
+
+fn cluster(snapshot: &Snapshot) -> String {
+    let image = &snapshot.image;
+    let node = |node: &Arc<crate::control::metadata::image::NodeInfo>| {
+        serde_json::json!({
+            "id": node.id.0,
+            "host": node.client.host,
+            "port": node.client.port,
+            "rack": node.rack,
+            "incarnation": node.incarnation.0,
+            "fenced": node.fenced,
+        })
+    };
+    let summary = serde_json::json!({
+        "cluster_id": &*image.cluster_id,
+        "revision": image.revision.0,
+        "controller": image.controller.map(|node| node.0),
+        "nodes": image.nodes.values().map(node).collect::<Vec<_>>(),
+        "topics": image.topic_count(),
+        "partitions": image.partition_count(),
+        "shards": snapshot.shards.len(),
+        "ready": snapshot.ready,
+    });
+    format!("{summary:#}\n")
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    typed(status, "text/plain; charset=utf-8", body)
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ pub mod boot;
 mod control_core;
 mod data_dir;
 mod http;
+mod metrics;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

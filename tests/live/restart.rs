@@ -76,7 +76,9 @@ fn a_clean_restart_keeps_topics_configs_records_and_producers() {
         }
         if round >= 1 {
             let topic = MetadataRequestTopic::default().with_name(Some(topic_name("deleted")));
-            let request = MetadataRequest::default().with_topics(Some(vec![topic]));
+            let request = MetadataRequest::default()
+                .with_topics(Some(vec![topic]))
+                .with_allow_auto_topic_creation(false);
             let answer = conn.call(4, &request).unwrap();
             assert_eq!(answer.topics[0].error_code, UNKNOWN_TOPIC_OR_PARTITION, "deleted stays deleted");
         }

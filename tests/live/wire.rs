@@ -160,6 +160,7 @@ impl Conn {
 
     pub fn init_producer_id(&mut self) -> io::Result<(i64, i16)> {
         let request = InitProducerIdRequest::default()
+            .with_transactional_id(None)
             .with_transaction_timeout_ms(60_000)
             .with_producer_id((-1).into())
             .with_producer_epoch(-1);

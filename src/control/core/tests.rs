@@ -50,6 +50,7 @@ impl World {
     /// A node that has started but whose store and shards have done nothing yet.
     fn start(shards: u16, mut disk: Disk) -> Self {
         disk.lives += 1;
+        disk.image.controller = Some(ME);
         let config = ControlConfig {
             register: RegisterNode {
                 node: ME,

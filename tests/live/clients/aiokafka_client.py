@@ -68,7 +68,7 @@ class Adapter:
                 compression_type=None if codec == "none" else codec,
                 enable_idempotence=idempotent,
                 max_request_size=8 << 20,
-                max_batch_size=8 << 20 if any(len(m.value or b"") > 90_000 for m in messages) else 100_000,
+                max_batch_size=2 << 20 if any(len(m.value or b"") > 90_000 for m in messages) else 100_000,
                 linger_ms=50,
             )
             await producer.start()

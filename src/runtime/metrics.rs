@@ -1,0 +1,303 @@
+//! What the node counts, in the text form of Prometheus (version 0.0.4).
+//!
+//! Driver, for the process's own numbers; rendering is a function of a [`Snapshot`]. Families are tables here: a
+//! counter is one line. At most [`PARTITIONS_MAX`] partitions are listed one by one, whatever the node holds.
+
+use std::fmt::{Display, Write as _};
+
+use hdrhistogram::Histogram;
+use highwater_shards::ids::ShardId;
+use highwater_shards::stats::{PARTITIONS_MAX, PartitionStats, ShardStats};
+
+use super::Snapshot;
+use crate::control::ControlStats;
+use crate::control::metadata::image::Image;
+
+/// Upper bounds of the buckets of latencies, in nanoseconds, with their names in seconds.
+const BUCKETS: [(u64, &str); 18] = [
+    (25_000, "0.000025"),
+    (50_000, "0.00005"),
+    (100_000, "0.0001"),
+    (250_000, "0.00025"),
+    (500_000, "0.0005"),
+    (1_000_000, "0.001"),
+    (2_500_000, "0.0025"),
+    (5_000_000, "0.005"),
+    (10_000_000, "0.01"),
+    (25_000_000, "0.025"),
+    (50_000_000, "0.05"),
+    (100_000_000, "0.1"),
+    (250_000_000, "0.25"),
+    (500_000_000, "0.5"),
+    (1_000_000_000, "1"),
+    (2_500_000_000, "2.5"),
+    (5_000_000_000, "5"),
+    (10_000_000_000, "10"),
+];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// A family with one number per source.
+struct Family<S> {
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    value: fn(&S) -> u64,
+}
+
+const fn counter<S>(name: &'static str, help: &'static str, value: fn(&S) -> u64) -> Family<S> {
+    Family { name, kind: Kind::Counter, help, value }
+}
+
+const fn gauge<S>(name: &'static str, help: &'static str, value: fn(&S) -> u64) -> Family<S> {
+    Family { name, kind: Kind::Gauge, help, value }
+}
+
+const CONTROL: [Family<ControlStats>; 6] = [
+    counter("control_requests_total", "Requests to the control core.", |s| s.requests),
+    gauge("control_requests_waiting", "Requests that the control core has not answered yet.", |s| {
+        s.requests_waiting
+    }),
+    counter("control_requests_timed_out_total", "Requests whose time was up before they were done.", |s| {
+        s.requests_timed_out
+    }),
+    counter("metadata_proposals_total", "Entries proposed to the metadata log.", |s| s.proposals),
+    counter("metadata_proposals_failed_total", "Entries that did not get into the metadata log.", |s| {
+        s.proposals_failed
+    }),
+    counter("metadata_commits_total", "Entries of the metadata log applied since the start.", |s| s.commits),
+];
+
+const IMAGE: [Family<Image>; 4] = [
+    gauge("metadata_revision", "The last applied entry of the metadata log.", |i| i.revision.0),
+    gauge("nodes", "Nodes of the cluster.", |i| i.nodes.len() as u64),
+    gauge("topics", "Topics of the cluster.", |i| i.topic_count() as u64),
+    gauge("partitions", "Partitions of the cluster.", |i| i.partition_count() as u64),
+];
+
+const SHARD: [Family<ShardStats>; 20] = [
+    gauge("connections", "Open client connections.", |s| s.connections),
+    counter("connections_opened_total", "Client connections accepted.", |s| s.connections_opened),
+    counter("frames_total", "Requests received from clients.", |s| s.frames),
+    counter("received_bytes_total", "Bytes of requests received.", |s| s.bytes_received),
+    counter("sent_bytes_total", "Bytes of answers sent.", |s| s.bytes_sent),
+    counter("appended_records_total", "Records appended.", |s| s.records_appended),
+    counter("appended_bytes_total", "Bytes of record batches appended.", |s| s.bytes_appended),
+    counter("appended_batches_total", "Record batches appended.", |s| s.batches_appended),
+    counter("appends_refused_total", "Appends that were refused.", |s| s.appends_refused),
+    counter("reads_total", "Reads of partitions.", |s| s.reads),
+    counter("read_bytes_total", "Bytes of record batches read.", |s| s.bytes_read),
+    counter("disk_reads_total", "Reads that went to the disk, beyond the records in memory.", |s| {
+        s.reads_from_disk
+    }),
+    counter("mail_sent_total", "Operations and answers sent to other shards.", |s| s.mail_sent),
+    gauge("shard_partitions", "Partitions that the shard owns.", |s| s.partitions_total),
+    gauge("journal_files", "Files of the journal.", |s| s.journal.files),
+    counter("journal_chunks_total", "Chunks written to the journal, each with one write.", |s| {
+        s.journal.chunks_written
+    }),
+    counter("journal_written_bytes_total", "Bytes written to the journal.", |s| s.journal.bytes_written),
+    counter("journal_syncs_total", "Flushes of the journal.", |s| s.journal.syncs),
+    gauge("journal_unflushed_bytes", "Bytes appended and not yet durable.", |s| s.journal.unflushed_bytes),
+    gauge("tail_bytes", "Bytes of records held in memory for readers.", |s| s.journal.tail_bytes),
+];
+
+const PARTITION: [Family<PartitionStats>; 3] = [
+    gauge("partition_log_start_offset", "The first offset that can be read.", |p| p.log_start.0),
+    gauge("partition_high_watermark", "The offset below which consumers read.", |p| p.high_watermark.0),
+    gauge("partition_log_end_offset", "The offset of the next record.", |p| p.log_end.0),
+];
+
+/// All families of the node.
+pub(super) fn render(snapshot: &Snapshot, process: &ProcessStats) -> String {
+    let mut out = Exposition::default();
+    out.family("highwater_build_info", Kind::Gauge, "The version of the node; always 1.");
+    out.sample("highwater_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    out.family("highwater_ready", Kind::Gauge, "Whether clients can be served.");
+    out.sample("highwater_ready", &[], u8::from(snapshot.ready));
+    process.render(&mut out);
+    for family in &CONTROL {
+        out.whole(family, &snapshot.control);
+    }
+    for family in &IMAGE {
+        out.whole(family, &snapshot.image);
+    }
+    shards(&mut out, snapshot);
+    partitions(&mut out, snapshot);
+    out.text
+}
+
+fn shards(out: &mut Exposition, snapshot: &Snapshot) {
+    let name = "highwater_shard_up";
+    out.family(
+        name,
+        Kind::Gauge,
+        "Whether the shard answered in time. One that did not has no other numbers.",
+    );
+    for (shard, stats) in &snapshot.shards {
+        out.sample(name, &[("shard", shard)], u8::from(stats.is_some()));
+    }
+    let up: Vec<(ShardId, &ShardStats)> =
+        snapshot.shards.iter().filter_map(|(shard, stats)| Some((*shard, stats.as_ref()?))).collect();
+    for family in &SHARD {
+        let name = out.head(family);
+        for (shard, stats) in &up {
+            out.sample(&name, &[("shard", shard)], (family.value)(stats));
+        }
+    }
+    let name = "highwater_connections_closed_total";
+    out.family(name, Kind::Counter, "Client connections closed, by reason.");
+    for (shard, stats) in &up {
+        for (reason, count) in &stats.connections_closed {
+            out.sample(name, &[("shard", shard), ("reason", reason)], count);
+        }
+    }
+    let name = "highwater_reactor_events_total";
+    out.family(name, Kind::Counter, "What the shard's loop over io_uring did, by event.");
+    for (shard, stats) in &up {
+        for (event, count) in &stats.driver {
+            out.sample(name, &[("shard", shard), ("event", event)], count);
+        }
+    }
+    let name = "highwater_append_seconds";
+    out.family(name, Kind::Histogram, "From the arrival of an append at its partition to its answer.");
+    for (shard, stats) in &up {
+        out.histogram(name, *shard, stats.append_latency.as_ref());
+    }
+    let name = "highwater_flush_seconds";
+    out.family(name, Kind::Histogram, "From handing a synced write to the disk to its completion.");
+    for (shard, stats) in &up {
+        out.histogram(name, *shard, stats.flush_latency.as_ref());
+    }
+}
+
+fn partitions(out: &mut Exposition, snapshot: &Snapshot) {
+    let listed: Vec<(&str, &PartitionStats)> = snapshot
+        .shards
+        .iter()
+        .filter_map(|(_, stats)| stats.as_ref())
+        .flat_map(|stats| &stats.partitions)
+        // One whose topic was deleted a moment ago has no name any more.
+        .filter_map(|stats| Some((&*snapshot.image.topic_by_id(stats.partition.topic)?.name, stats)))
+        .take(PARTITIONS_MAX)
+        .collect();
+    for family in &PARTITION {
+        let name = out.head(family);
+        for (topic, stats) in &listed {
+            let labels: [(&str, &dyn Display); 2] = [("topic", topic), ("partition", &stats.partition.index)];
+            out.sample(&name, &labels, (family.value)(stats));
+        }
+    }
+}
+
+/// What the operating system says of the process, under the names that every exporter uses.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ProcessStats {
+    cpu_seconds: f64,
+    resident_bytes: u64,
+    open_fds: u64,
+}
+
+impl ProcessStats {
+    /// Zero for what cannot be read.
+    pub fn read() -> Self {
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let pages = std::fs::read_to_string("/proc/self/statm").ok();
+        let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+        let fds = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        Self {
+            cpu_seconds: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9,
+            resident_bytes: pages.unwrap_or(0) * rustix::param::page_size() as u64,
+            open_fds: fds as u64,
+        }
+    }
+
+    fn render(&self, out: &mut Exposition) {
+        let mut one = |name, kind, help, value: &dyn Display| {
+            out.family(name, kind, help);
+            out.sample(name, &[], value);
+        };
+        one("process_cpu_seconds_total", Kind::Counter, "Processor time of the process.", &self.cpu_seconds);
+        one("process_resident_memory_bytes", Kind::Gauge, "Memory of the process.", &self.resident_bytes);
+        one("process_open_fds", Kind::Gauge, "Open file descriptors of the process.", &self.open_fds);
+    }
+}
+
+/// Text in the making.
+#[derive(Default)]
+struct Exposition {
+    text: String,
+}
+
+impl Exposition {
+    fn family(&mut self, name: &str, kind: Kind, help: &str) {
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+    }
+
+    /// The head of a family of a table, and its whole name.
+    fn head<S>(&mut self, family: &Family<S>) -> String {
+        let name = format!("highwater_{}", family.name);
+        self.family(&name, family.kind, family.help);
+        name
+    }
+
+    /// A family with a single sample.
+    fn whole<S>(&mut self, family: &Family<S>, source: &S) {
+        let name = self.head(family);
+        self.sample(&name, &[], (family.value)(source));
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
+        self.text.push_str(name);
+        for (at, (label, shown)) in labels.iter().enumerate() {
+            let open = if at == 0 { '{' } else { ',' };
+            self.line(format_args!("{open}{label}=\""));
+            for c in shown.to_string().chars() {
+                match c {
+                    '\\' => self.text.push_str("\\\\"),
+                    '"' => self.text.push_str("\\\""),
+                    '\n' => self.text.push_str("\\n"),
+                    c => self.text.push(c),
+                }
+            }
+            self.text.push('"');
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        self.line(format_args!("{close} {value}\n"));
+    }
+
+    /// The buckets, sum and count of one shard's latencies, recorded in nanoseconds.
+    fn histogram(&mut self, name: &str, shard: ShardId, recorded: Option<&Histogram<u64>>) {
+        let Some(recorded) = recorded else { return };
+        let bucket = format!("{name}_bucket");
+        let mut values = recorded.iter_recorded().peekable();
+        let mut below = 0;
+        for (bound, shown) in BUCKETS {
+            while let Some(value) = values.next_if(|value| value.value_iterated_to() <= bound) {
+                below += value.count_at_value();
+            }
+            self.sample(&bucket, &[("shard", &shard), ("le", &shown)], below);
+        }
+        self.sample(&bucket, &[("shard", &shard), ("le", &"+Inf")], recorded.len());
+        let sum = recorded.mean() * recorded.len() as f64 / 1e9;
+        self.sample(&format!("{name}_sum"), &[("shard", &shard)], sum);
+        self.sample(&format!("{name}_count"), &[("shard", &shard)], recorded.len());
+    }
+
+    fn line(&mut self, text: std::fmt::Arguments<'_>) {
+        self.text.write_fmt(text).expect("a string takes everything");
+    }
+}
+
+#[cfg(test)]
+mod tests;

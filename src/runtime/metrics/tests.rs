@@ -1,0 +1,180 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use highwater_shards::ids::{NodeId, Offset, PartitionId, PartitionIndex, TopicId};
+
+use super::*;
+use crate::control::metadata::image::{PartitionState, Topic};
+
+fn topic(id: u128, name: &str) -> Topic {
+    let state = PartitionState {
+        leader: Some(NodeId(1)),
+        leader_epoch: Default::default(),
+        partition_epoch: Default::default(),
+        replicas: vec![NodeId(1)],
+        isr: vec![NodeId(1)],
+    };
+    Topic {
+        id: TopicId(id),
+        name: name.into(),
+        partitions: std::iter::once(state).collect(),
+        config: Arc::default(),
+    }
+}
+
+fn partition(topic: u128, index: u32) -> PartitionStats {
+    PartitionStats {
+        partition: PartitionId { topic: TopicId(topic), index: PartitionIndex(index) },
+        log_start: Offset(1),
+        high_watermark: Offset(20),
+        log_end: Offset(21),
+    }
+}
+
+fn latencies(nanos: &[u64]) -> Option<Histogram<u64>> {
+    let mut recorded = Histogram::new_with_bounds(100, 60_000_000_000, 2).unwrap();
+    for &n in nanos {
+        recorded.record(n).unwrap();
+    }
+    Some(recorded)
+}
+
+fn snapshot() -> Snapshot {
+    let mut image = Image::default();
+    image.put_topic(topic(1, "orders"));
+    image.put_topic(topic(2, "odd\"name\\\n"));
+    let stats = ShardStats {
+        connections: 3,
+        connections_closed: vec![("peer", 5), ("idle", 0)],
+        driver: vec![("turns", 77)],
+        records_appended: 1234,
+        append_latency: latencies(&[30_000, 30_000, 700_000, 20_000_000_000]),
+        flush_latency: latencies(&[]),
+        partitions: vec![partition(1, 0), partition(2, 0), partition(99, 0)],
+        ..ShardStats::default()
+    };
+    Snapshot {
+        ready: true,
+        image: Arc::new(image),
+        control: ControlStats { requests: 9, ..ControlStats::default() },
+        shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
+    }
+}
+
+/// Checks the text against the rules of the format, and gives its samples.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    let mut types: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut done: BTreeSet<&str> = BTreeSet::new();
+    let mut helped = "";
+    let mut current = "";
+    let mut samples = BTreeMap::new();
+    assert!(text.ends_with('\n') && !text.contains("\n\n"));
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').expect("a help has words");
+            assert!(help.ends_with('.'), "{line}");
+            helped = name;
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').expect("a type has a kind");
+            assert_eq!(name, helped, "help stands before type");
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            assert!(types.insert(name, kind).is_none(), "{name} has two heads");
+            done.insert(current);
+            current = name;
+        } else {
+            let (series, value) = line.rsplit_once(' ').expect("a sample has a value");
+            let name = series.split('{').next().unwrap();
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+            let family = match types[current] {
+                "histogram" => ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|end| name.strip_suffix(end))
+                    .expect("a histogram's sample"),
+                _ => name,
+            };
+            assert_eq!(family, current, "samples stand under their head");
+            assert!(!done.contains(family));
+            if let Some(labels) = series.strip_prefix(name).filter(|labels| !labels.is_empty()) {
+                check_labels(labels);
+            }
+            let value: f64 = value.parse().expect("a number");
+            assert!(samples.insert(series.to_owned(), value).is_none(), "{series} stands twice");
+        }
+    }
+    samples
+}
+
+fn check_labels(labels: &str) {
+    let mut rest = labels.strip_prefix('{').and_then(|l| l.strip_suffix('}')).expect("braces");
+    while !rest.is_empty() {
+        let (name, value) = rest.split_once("=\"").expect("a label has a value");
+        assert!(name.bytes().all(|b| b.is_ascii_lowercase()), "{labels}");
+        let mut escaped = false;
+        let end = value.find(|c| {
+            let is_end = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            is_end
+        });
+        rest = &value[end.expect("a closing quote") + 1..];
+        rest = rest.strip_prefix(',').unwrap_or(rest);
+    }
+}
+
+#[test]
+fn the_text_keeps_the_rules_of_its_format() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::read()));
+    let value = |series: &str| samples.get(series).copied();
+    assert_eq!(value("highwater_ready"), Some(1.0));
+    assert_eq!(value("highwater_topics"), Some(2.0));
+    assert_eq!(value("highwater_control_requests_total"), Some(9.0));
+    assert_eq!(value("highwater_connections{shard=\"0\"}"), Some(3.0));
+    assert_eq!(value("highwater_connections_closed_total{shard=\"0\",reason=\"peer\"}"), Some(5.0));
+    assert_eq!(value("highwater_appended_records_total{shard=\"0\"}"), Some(1234.0));
+    assert_eq!(value("highwater_reactor_events_total{shard=\"0\",event=\"turns\"}"), Some(77.0));
+    assert!(value("process_resident_memory_bytes").unwrap() > 1e6);
+    assert!(value("process_open_fds").unwrap() > 2.0);
+}
+
+#[test]
+fn a_shard_that_did_not_answer_is_down_and_has_no_other_numbers() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::default()));
+    let of_shard_1: Vec<_> = samples.keys().filter(|series| series.contains("shard=\"1\"")).collect();
+    assert_eq!(of_shard_1, ["highwater_shard_up{shard=\"1\"}"]);
+    assert_eq!(samples["highwater_shard_up{shard=\"1\"}"], 0.0);
+    assert_eq!(samples["highwater_shard_up{shard=\"0\"}"], 1.0);
+}
+
+#[test]
+fn latencies_are_counted_up_through_their_buckets() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::default()));
+    let at = |le: &str| samples[&format!("highwater_append_seconds_bucket{{shard=\"0\",le=\"{le}\"}}")];
+    assert_eq!((at("0.000025"), at("0.00005"), at("0.0005"), at("0.001")), (0.0, 2.0, 2.0, 3.0));
+    assert_eq!((at("10"), at("+Inf")), (3.0, 4.0));
+    assert_eq!(samples["highwater_append_seconds_count{shard=\"0\"}"], 4.0);
+    let sum = samples["highwater_append_seconds_sum{shard=\"0\"}"];
+    assert!((sum - 20.000_76).abs() < 0.3, "{sum}");
+    assert_eq!(samples["highwater_flush_seconds_bucket{shard=\"0\",le=\"+Inf\"}"], 0.0);
+}
+
+#[test]
+fn partitions_are_named_by_topic_with_odd_names_escaped() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::default()));
+    let name = "highwater_partition_high_watermark";
+    assert_eq!(samples[&format!("{name}{{topic=\"orders\",partition=\"0\"}}")], 20.0);
+    assert_eq!(samples[&format!("{name}{{topic=\"odd\\\"name\\\\\\n\",partition=\"0\"}}")], 20.0);
+    assert_eq!(samples.keys().filter(|series| series.starts_with(name)).count(), 2);
+}
+
+#[test]
+fn the_partitions_listed_are_bounded() {
+    let mut snapshot = snapshot();
+    let many = |from: u32| ShardStats {
+        partitions: (from..from + 1000).map(|index| partition(1, index)).collect(),
+        ..ShardStats::default()
+    };
+    snapshot.shards = vec![(ShardId(0), Some(many(0))), (ShardId(1), Some(many(1000)))];
+    let samples = parse(&render(&snapshot, &ProcessStats::default()));
+    let listed = samples.keys().filter(|s| s.starts_with("highwater_partition_log_end_offset"));
+    assert_eq!(listed.count(), PARTITIONS_MAX);
+}
