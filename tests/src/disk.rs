@@ -379,3 +379,118 @@ fn tear(rng: &mut Rng, old: &Bytes, new: &Bytes) -> Bytes {
 fn sector(position: u64) -> usize {
     usize::try_from(position / SECTOR as u64).expect("a position in memory")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: FileNo = FileNo(3);
+
+    fn disk(seed: u64) -> SimDisk {
+        let range = Duration::from_micros(1)..Duration::from_micros(9);
+        let config =
+            DiskConfig { write: range.clone(), sync: range.clone(), read: range.clone(), prepare: range };
+        let mut disk = SimDisk::new(config, Rng::new(seed, "disk", 0));
+        finish(&mut disk, DiskOp::Prepare { op: OpNo(0), file: FILE, size: 4 * SECTOR as u64 });
+        disk
+    }
+
+    /// One sector of `byte`, at an address that direct I/O takes.
+    fn sector_of(byte: u8) -> Bytes {
+        let buffer = Bytes::from(vec![byte; 2 * SECTOR]);
+        let start = buffer.as_ptr().align_offset(SECTOR);
+        buffer.slice(start..start + SECTOR)
+    }
+
+    fn write(op: u64, at: u64, byte: u8, sync: bool) -> DiskOp {
+        let position = at * SECTOR as u64;
+        DiskOp::Write { op: OpNo(op), file: FILE, position, parts: vec![sector_of(byte)], sync }
+    }
+
+    fn finish(disk: &mut SimDisk, op: DiskOp) -> DiskEvent {
+        let (no, _) = disk.submit(op).unwrap();
+        disk.complete(no)
+    }
+
+    fn first_byte(disk: &mut SimDisk, at: u64) -> u8 {
+        let read = DiskOp::Read { op: OpNo(99), file: FILE, position: at * SECTOR as u64, len: 1 };
+        match finish(disk, read) {
+            DiskEvent::Read { result, .. } => result.unwrap()[0],
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What a sector may be after a power loss, over many disks.
+    fn outcomes(at: u64, crash: Crash, act: impl Fn(&mut SimDisk)) -> Vec<u8> {
+        let mut seen: Vec<u8> = (0..200)
+            .map(|seed| {
+                let mut d = disk(seed);
+                act(&mut d);
+                d.crash(crash);
+                first_byte(&mut d, at)
+            })
+            .collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    #[test]
+    fn a_synced_write_survives_and_an_unsynced_one_may_not() {
+        let seen = outcomes(0, Crash::Power, |d| drop(finish(d, write(1, 0, 7, true))));
+        assert_eq!(seen, [7]);
+        let seen = outcomes(0, Crash::Power, |d| drop(finish(d, write(1, 0, 7, false))));
+        assert_eq!(seen, [0, 7]);
+        let seen = outcomes(0, Crash::Kill, |d| drop(finish(d, write(1, 0, 7, false))));
+        assert_eq!(seen, [7], "what the kernel took outlives the process");
+    }
+
+    #[test]
+    fn a_synced_write_says_nothing_of_earlier_ones() {
+        let seen = outcomes(0, Crash::Power, |d| {
+            finish(d, write(1, 0, 7, false));
+            finish(d, write(2, 1, 8, true));
+        });
+        assert_eq!(seen, [0, 7]);
+    }
+
+    #[test]
+    fn a_sync_covers_what_was_done_when_it_was_asked_for_and_nothing_later() {
+        let sync = |d: &mut SimDisk| {
+            finish(d, write(1, 0, 7, false));
+            let (flying, _) = d.submit(write(2, 1, 8, false)).unwrap();
+            let (sync, _) = d.submit(DiskOp::Sync { op: OpNo(3), file: FILE }).unwrap();
+            d.complete(flying);
+            d.complete(sync);
+        };
+        assert_eq!(outcomes(0, Crash::Power, sync), [7]);
+        assert_eq!(outcomes(1, Crash::Power, sync), [0, 8]);
+    }
+
+    #[test]
+    fn a_write_in_flight_is_kept_lost_or_torn_but_never_spreads() {
+        let fly = |d: &mut SimDisk| {
+            d.submit(write(1, 1, 7, true)).unwrap();
+        };
+        assert_eq!(outcomes(1, Crash::Power, fly), [0, 7]);
+        assert_eq!(outcomes(0, Crash::Power, fly), [0]);
+        assert_eq!(outcomes(2, Crash::Power, fly), [0]);
+    }
+
+    #[test]
+    fn breaches_of_the_contract_are_refused() {
+        let mut d = disk(1);
+        let parts = vec![sector_of(1)];
+        let unaligned =
+            DiskOp::Write { op: OpNo(1), file: FILE, position: 1, parts: parts.clone(), sync: true };
+        d.submit(unaligned).unwrap_err();
+        d.submit(write(1, 4, 1, true)).unwrap_err();
+        let apart = vec![sector_of(1), sector_of(2)];
+        d.submit(DiskOp::Write { op: OpNo(1), file: FILE, position: 0, parts: apart, sync: true })
+            .unwrap_err();
+        let unknown = FileNo(9);
+        d.submit(DiskOp::Write { op: OpNo(1), file: unknown, position: 0, parts, sync: true }).unwrap_err();
+        d.submit(write(1, 0, 1, true)).unwrap();
+        d.submit(write(1, 1, 1, true)).unwrap_err();
+    }
+}

@@ -1,26 +1,26 @@
 //! A toy shard: the smallest machine that keeps the invariants, and that breaks one of them when it is told to. It
 //! checks the checkers; nothing of it is meant to be fast.
-//!
-//! Its journal is one file of chunks, each written with `sync` after the one before is durable. A chunk is magic,
-//! number, length and CRC, then batches, each behind its partition's id.
+
+mod journal;
+mod partition;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use crc_fast::{CrcAlgorithm, checksum};
+use bytes::{Buf, Bytes, BytesMut};
 use highwater_shards::front::{Act, Cx, Front};
 use highwater_shards::ids::{ConnId, Offset, PartitionId, PartitionIndex, Revision, ShardId, TopicId};
-use highwater_shards::log::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use highwater_shards::log::disk::{DiskError, DiskEvent, DiskOp};
 use highwater_shards::mail::{
-    Acks, Answer, Appended, Assignment, Durability, FromControl, Locate, Located, Op, PartitionError,
-    ReadEnds, ReadError, ReadOut, ReplyTo, ShardMail, ToControl, Token,
+    Acks, Answer, Appended, FromControl, Locate, Located, Op, PartitionError, ReadError, ReplyTo, ShardMail,
+    ToControl, Token,
 };
 use highwater_shards::shard::{ClientInput, FatalReason, Input, Machine, Output};
 use highwater_shards::time::{Instant, TimerTable};
 
+use self::journal::{FILE, FILE_BYTES, Found, Journal, WINDOW};
+use self::partition::{Partition, Waiter};
 use crate::config::Config;
 use crate::front::{SimFront, SimWire};
-use crate::records;
 use crate::world::{Builder, Plan};
 
 /// What the toy does wrong.
@@ -96,13 +96,6 @@ impl Builder for ToyBuilder {
     }
 }
 
-const FILE: FileNo = FileNo(1);
-const FILE_BYTES: u64 = 64 << 20;
-const MAGIC: u32 = 0x746f_795f;
-const CHUNK_HEADER: usize = 20;
-/// What recovery reads at once, in bytes.
-const WINDOW: u32 = 64 * 1024;
-
 pub struct Toy {
     shard: ShardId,
     front: SimFront,
@@ -117,55 +110,6 @@ pub struct Toy {
     outputs: VecDeque<Output<SimFront>>,
     stopping: bool,
     sends: u64,
-}
-
-#[derive(Debug, Default)]
-struct Partition {
-    assignment: Option<Assignment>,
-    log: Vec<Stored>,
-    end: u64,
-    flushed: u64,
-    high_watermark: u64,
-    waiters: Vec<Waiter>,
-    watchers: Vec<ReplyTo>,
-    producers: BTreeMap<u64, VecDeque<Remembered>>,
-}
-
-#[derive(Debug)]
-struct Stored {
-    base: u64,
-    records: u32,
-    bytes: Bytes,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    end: u64,
-    base: u64,
-    deadline: Instant,
-    to: ReplyTo,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Remembered {
-    sequence: u32,
-    next: u32,
-    base: u64,
-}
-
-#[derive(Debug, Default)]
-struct Journal {
-    ops: u64,
-    position: u64,
-    chunk: u64,
-    ready: bool,
-    writing: Option<(OpNo, Vec<(PartitionId, u64)>)>,
-    pending: BytesMut,
-    /// Where each partition's log ends once `pending` is durable.
-    ends: Vec<(PartitionId, u64)>,
-    /// `pending` has something that is to be flushed now.
-    urgent: bool,
-    found: BytesMut,
 }
 
 impl Toy {
@@ -547,216 +491,6 @@ impl Machine for Toy {
         let deadlines = self.partitions.values().flat_map(|p| p.waiters.iter().map(|w| w.deadline));
         deadlines.chain(self.timers.next()).min()
     }
-}
-
-impl Partition {
-    fn led(&self) -> Option<&Assignment> {
-        self.assignment.as_ref().filter(|a| a.leader.is_some())
-    }
-
-    fn too_few(&self) -> bool {
-        let few = |a: &Assignment| a.isr.len() < a.replicas.len().min(a.config.isr_min as usize);
-        self.led().is_some_and(few)
-    }
-
-    fn append(
-        &mut self,
-        id: PartitionId,
-        records: &Bytes,
-        acks: Acks,
-        bug: Option<Bug>,
-        journal: &mut Journal,
-    ) -> Result<(u64, u64), PartitionError> {
-        if acks == Acks::All && self.too_few() && bug != Some(Bug::IgnoresIsr) {
-            return Err(PartitionError::NotEnoughReplicas);
-        }
-        let mut batches = Vec::new();
-        let mut rest = records.clone();
-        while !rest.is_empty() {
-            let len = match records::parse(&rest) {
-                Ok(batch) => batch.len,
-                Err(_) if bug == Some(Bug::AcceptsDamagedBatches) && rest.len() > 12 => rest.len(),
-                Err(_) => return Err(PartitionError::CorruptBatch),
-            };
-            batches.push(rest.split_to(len));
-        }
-        if bug == Some(Bug::ReversesBatches) {
-            batches.reverse();
-        }
-        let base = self.end;
-        if let Some(stamp) = stamp(&batches[0]) {
-            let known = self.producers.get(&stamp.0);
-            if let Some(r) = known.and_then(|k| k.iter().find(|r| r.sequence == stamp.1)) {
-                return Ok((r.base, r.base + u64::from(r.next - r.sequence)));
-            }
-            if known.and_then(|k| k.back()).is_some_and(|r| r.next != stamp.1) {
-                return Err(PartitionError::OutOfOrderSequence);
-            }
-        }
-        if bug == Some(Bug::DropsBatches) && base % 50 == 11 {
-            return Ok((base, base));
-        }
-        let epoch = self.led().map_or(0, |a| a.leader_epoch.0);
-        let durability = self.led().map_or(Durability::Fsync, |a| a.config.durability);
-        for batch in batches {
-            let mut bytes = BytesMut::from(&batch[..]);
-            bytes[..8].copy_from_slice(&self.end.to_be_bytes());
-            bytes[12..16].copy_from_slice(&epoch.to_be_bytes());
-            let bytes = bytes.freeze();
-            journal.pending.put_u128(id.topic.0);
-            journal.pending.put_u32(id.index.0);
-            journal.pending.put_slice(&bytes);
-            self.restore(bytes, true);
-        }
-        journal.urgent |= durability == Durability::Fsync;
-        journal.ends.push((id, self.end));
-        self.advance(bug);
-        Ok((base, self.end))
-    }
-
-    /// Takes a batch as it stands in the log.
-    fn restore(&mut self, bytes: Bytes, keep_producers: bool) {
-        let records = u32::from_be_bytes(bytes[57..61].try_into().expect("four bytes")).min(1 << 20);
-        let base = self.end;
-        if let Some((producer, sequence)) = stamp(&bytes).filter(|_| keep_producers) {
-            let known = self.producers.entry(producer).or_default();
-            known.push_back(Remembered { sequence, next: sequence + records, base });
-            if known.len() > 5 {
-                known.pop_front();
-            }
-        }
-        self.end += u64::from(records);
-        self.log.push(Stored { base, records, bytes });
-    }
-
-    fn advance(&mut self, bug: Option<Bug>) {
-        let Some(a) = self.led() else { return };
-        let ignores = bug == Some(Bug::IgnoresIsr);
-        if (a.isr.len() > 1 || self.too_few()) && !ignores {
-            return;
-        }
-        let safe = match a.config.durability {
-            Durability::Fsync => self.flushed,
-            Durability::Replicated => self.end,
-        };
-        self.high_watermark = self.high_watermark.max(safe);
-    }
-
-    fn read(
-        &mut self,
-        to: ReplyTo,
-        offset: u64,
-        bytes_max: u32,
-        watch_below: u32,
-        bug: Option<Bug>,
-    ) -> Result<ReadOut, ReadError> {
-        let mut hw = self.high_watermark;
-        match bug {
-            Some(Bug::ServesBeyondHighWatermark) => hw = self.end,
-            Some(Bug::RegressesHighWatermark) if hw % 16 == 9 => {
-                hw = hw.saturating_sub(3).max(offset.min(hw))
-            }
-            _ => {}
-        }
-        let ends = Some(ReadEnds { high_watermark: Offset(hw), log_start: Offset::ZERO });
-        if offset > hw {
-            return Err(ReadError { error: PartitionError::OffsetOutOfRange, ends });
-        }
-        let from = self.log.partition_point(|s| s.base + u64::from(s.records) <= offset);
-        let mut records = Vec::new();
-        let mut bytes = 0;
-        for stored in &self.log[from..] {
-            let fits = records.is_empty() || bytes + stored.bytes.len() <= bytes_max as usize;
-            if stored.base + u64::from(stored.records) > hw || !fits {
-                break;
-            }
-            bytes += stored.bytes.len();
-            let mut part = stored.bytes.clone();
-            if bug == Some(Bug::ReadsWrongBytes) && stored.base % 32 == 7 {
-                let mut wrong = BytesMut::from(&part[..]);
-                let last = wrong.len() - 2;
-                wrong[last] ^= 1;
-                part = wrong.freeze();
-            }
-            records.push(part);
-        }
-        let watching = bytes < watch_below as usize;
-        if watching {
-            self.watchers.push(to);
-        }
-        Ok(ReadOut { high_watermark: Offset(hw), log_start: Offset::ZERO, records, watching })
-    }
-}
-
-impl Journal {
-    fn op(&mut self) -> OpNo {
-        self.ops += 1;
-        OpNo(self.ops)
-    }
-
-    fn read(&mut self) -> DiskOp {
-        let position = self.position + self.found.len() as u64;
-        DiskOp::Read { op: self.op(), file: FILE, position, len: WINDOW }
-    }
-
-    /// Makes a chunk of what is pending, in whole sectors at an address that direct I/O takes.
-    fn seal(&mut self) -> Bytes {
-        self.urgent = false;
-        let body = std::mem::take(&mut self.pending).freeze();
-        let len = (CHUNK_HEADER + body.len()).next_multiple_of(SECTOR);
-        let mut buffer = vec![0; len + SECTOR];
-        let start = buffer.as_ptr().align_offset(SECTOR);
-        let mut chunk = &mut buffer[start..start + len];
-        let crc = crc_of(self.chunk, &body);
-        chunk.put_u32(MAGIC);
-        chunk.put_u64(self.chunk);
-        chunk.put_u32(u32::try_from(body.len()).expect("a chunk is small"));
-        chunk.put_u32(crc);
-        chunk.put_slice(&body);
-        self.chunk += 1;
-        Bytes::from(buffer).slice(start..start + len)
-    }
-
-    /// Takes the next chunk out of what was read.
-    fn next_chunk(&mut self, bug: Option<Bug>) -> Found {
-        let Some(mut header) = self.found.get(..CHUNK_HEADER) else { return Found::Part };
-        let sound = header.get_u32() == MAGIC && header.get_u64() == self.chunk;
-        let (len, crc) = (header.get_u32() as usize, header.get_u32());
-        if !sound || len as u64 > FILE_BYTES {
-            return Found::End;
-        }
-        let whole = (CHUNK_HEADER + len).next_multiple_of(SECTOR);
-        if self.found.len() < whole {
-            return Found::Part;
-        }
-        let body = Bytes::copy_from_slice(&self.found[CHUNK_HEADER..CHUNK_HEADER + len]);
-        if crc_of(self.chunk, &body) != crc && bug != Some(Bug::RecoversWithoutCrc) {
-            return Found::End;
-        }
-        self.found.advance(whole);
-        self.position += whole as u64;
-        self.chunk += 1;
-        Found::Chunk(body)
-    }
-}
-
-/// What stands at the place where the journal was read to.
-enum Found {
-    Chunk(Bytes),
-    /// Not enough was read.
-    Part,
-    End,
-}
-
-fn stamp(batch: &[u8]) -> Option<(u64, u32)> {
-    let producer = i64::from_be_bytes(batch[43..51].try_into().expect("eight bytes"));
-    let sequence = u32::from_be_bytes(batch[53..57].try_into().expect("four bytes"));
-    u64::try_from(producer).ok().map(|p| (p, sequence))
-}
-
-fn crc_of(number: u64, body: &[u8]) -> u32 {
-    let crc = u32::try_from(checksum(CrcAlgorithm::Crc32Iscsi, body)).expect("a CRC of 32 bits");
-    crc ^ number.to_le_bytes()[0] as u32
 }
 
 fn appended(base: u64) -> Answer {

@@ -1,23 +1,25 @@
 //! The world: virtual time, one node of shards, its disks, the mail between its shards, its clients and the script
 //! of faults. A driver of [`Machine`] like the others, except that every choice comes from the seed.
 
+mod conns;
+mod faults;
+
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use highwater_shards::front::{CloseReason, Front};
+use highwater_shards::front::Front;
 use highwater_shards::ids::{ConnId, PartitionId, ShardId};
 use highwater_shards::log::disk::OpNo;
-use highwater_shards::mail::{Durability, FromControl, ShardMail, ToControl};
+use highwater_shards::mail::{FromControl, ShardMail, ToControl};
 use highwater_shards::shard::{ClientInput, FatalReason, Input, Machine, Output};
 use highwater_shards::time::Instant;
 
 use crate::auditor::Auditor;
 use crate::checkers::{Checkers, Verdict, Violation, broken, liveness};
 use crate::client::{Act, Client, Role, Scene};
-use crate::config::{Config, STALL_MAX};
+use crate::config::Config;
 use crate::consumer::Consumer;
-use crate::control::{Control, NewTopic, Tell};
+use crate::control::{Control, Tell};
 use crate::disk::{Crash, SimDisk};
 use crate::faults::{Fault, Script};
 use crate::net::{Conn, Up};
@@ -536,102 +538,6 @@ impl<B: Builder> World<B> {
         self.partitions.extend(self.control.partitions());
     }
 
-    fn on_up(&mut self, id: ConnId, up: Up) {
-        let (now_boot, node_up) = (self.boot, self.up);
-        let c = self.conn(id);
-        if c.closed || c.boot != now_boot || !node_up {
-            return;
-        }
-        let shard = c.shard;
-        let input = match up {
-            Up::Open => {
-                c.open = true;
-                let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-                ClientInput::Opened { conn: id, peer }
-            }
-            Up::Frame(frame) => match c.frame(frame) {
-                Some(frame) => ClientInput::Frame { conn: id, frame },
-                None => return,
-            },
-            Up::Close => {
-                c.open = false;
-                c.closed = true;
-                ClientInput::Closed { conn: id, reason: CloseReason::Peer }
-            }
-        };
-        self.deliver(shard, Item::Input(Input::Client(input)));
-    }
-
-    /// Keeps the bytes of a connection moving.
-    fn pump(&mut self, id: ConnId) {
-        let socket_bytes = self.config.socket_bytes;
-        let c = self.conn(id);
-        if !c.taking && c.open && c.can_take(socket_bytes) {
-            c.taking = true;
-            let delay = self.dice.net.between(Duration::ZERO, Duration::from_micros(5));
-            self.after(delay, Event::Take(id));
-        }
-        let c = self.conn(id);
-        if !c.arriving && c.has_arrivals() {
-            c.arriving = true;
-            let delay = self.dice.net.tailed(&self.config.net);
-            self.after(delay, Event::Arrive(id));
-        }
-    }
-
-    fn on_take(&mut self, id: ConnId) {
-        let socket_bytes = self.config.socket_bytes;
-        let c = &mut self.conns[usize::try_from(id.0).expect("counted from 0")];
-        c.taking = false;
-        if !c.open || !c.can_take(socket_bytes) {
-            return;
-        }
-        let bytes = c.take(socket_bytes, &mut self.dice.net);
-        let (shard, reason) = (c.shard, c.is_flushed_for_close());
-        self.deliver(shard, Item::Input(Input::Client(ClientInput::Sent { conn: id, bytes })));
-        if let Some(reason) = reason {
-            self.closed_by_shard(id, reason);
-        }
-        self.pump(id);
-    }
-
-    fn closed_by_shard(&mut self, id: ConnId, reason: CloseReason) {
-        let c = self.conn(id);
-        c.open = false;
-        c.closed = true;
-        let shard = c.shard;
-        self.deliver(shard, Item::Input(Input::Client(ClientInput::Closed { conn: id, reason })));
-        self.pump(id);
-    }
-
-    fn on_arrive(&mut self, id: ConnId) -> Verdict {
-        let c = self.conn(id);
-        c.arriving = false;
-        if !c.has_arrivals() {
-            return Ok(());
-        }
-        let (client, ended) = (c.client, c.closed);
-        let bytes = c.arrivals();
-        let current = self.clients[client].link.as_ref().is_some_and(|l| l.conn == id);
-        if !current {
-            return Ok(());
-        }
-        let answered = {
-            let (clients, wire, mut scene) = self.scene();
-            clients[client].receive(wire, &bytes, &mut scene)?
-        };
-        if ended {
-            self.conn(id).abandoned = true;
-            self.clients[client].disconnected();
-        }
-        if answered || ended {
-            let appointment = self.appoint(client);
-            self.after(Duration::ZERO, Event::Turn(client, appointment));
-        }
-        self.pump(id);
-        Ok(())
-    }
-
     fn appoint(&mut self, client: usize) -> u64 {
         self.clients[client].appointment += 1;
         self.clients[client].appointment
@@ -671,42 +577,6 @@ impl<B: Builder> World<B> {
         self.after(rest, Event::Turn(client, appointment));
         self.end_of_phase();
         Ok(())
-    }
-
-    fn act(&mut self, client: usize, act: Act) {
-        let link = self.clients[client].link.as_ref().map(|l| l.conn);
-        match act {
-            Act::Connect(shard) => {
-                let id = ConnId(self.conns.len() as u64);
-                self.conns.push(Conn::new(id, shard, client, self.boot));
-                self.clients[client].connected(id, self.boot, self.now);
-                self.send_up(id, Up::Open);
-            }
-            Act::Frame(frame) => {
-                if let Some(id) = link {
-                    self.send_up(id, Up::Frame(frame));
-                }
-            }
-            Act::Disconnect => {
-                if let Some(id) = link {
-                    self.conn(id).abandoned = true;
-                    self.send_up(id, Up::Close);
-                    self.clients[client].disconnected();
-                }
-            }
-            Act::Reading(on) => {
-                if let Some(id) = link {
-                    self.conn(id).reading = on;
-                    self.pump(id);
-                }
-            }
-        }
-    }
-
-    fn send_up(&mut self, id: ConnId, up: Up) {
-        let at = self.now + self.dice.net.tailed(&self.config.net);
-        let at = self.conn(id).up.arrival(at);
-        self.queue.push(at, Event::Up(id, up));
     }
 
     fn restart(&mut self) {
@@ -771,131 +641,6 @@ impl<B: Builder> World<B> {
         }
         let pause = self.dice.crash.between(Duration::from_millis(1), Duration::from_millis(10));
         self.after(pause, Event::Restart);
-    }
-
-    fn create_topic(&mut self) {
-        let rng = &mut self.dice.fault;
-        let replicated = self.config.features.replicated && rng.flip();
-        let new = NewTopic {
-            partitions: self.config.partitions_per_topic,
-            durability: if replicated { Durability::Replicated } else { Durability::Fsync },
-            batch_bytes_max: self.config.batch_bytes_max,
-        };
-        self.control.create_topic(&self.wire, new, rng, &mut self.checkers, &mut self.tells);
-        self.tell();
-    }
-
-    fn on_fault(&mut self) {
-        if self.phase != Phase::Faults {
-            return;
-        }
-        let next = self.dice.fault.between(self.config.fault_every.start, self.config.fault_every.end);
-        self.after(next, Event::Fault);
-        if !self.up {
-            return;
-        }
-        if let Some(fault) = self.script.draw(&self.config, &mut self.dice.fault, &self.partitions) {
-            self.trace.note(self.now, &format!("fault: {fault:?}"));
-            self.inflict(fault);
-        }
-    }
-
-    fn inflict(&mut self, fault: Fault) {
-        let rng = &mut self.dice.fault;
-        let undo_after = rng.between(Duration::from_micros(100), STALL_MAX);
-        match fault {
-            Fault::Crash(crash) => {
-                let soon = rng.below(100);
-                self.script.crash_after(self.trace.events() + soon, crash);
-            }
-            Fault::Stop => {
-                if self.control.all_ready() {
-                    let deadline = Duration::from_secs(5);
-                    self.control.stop::<B::Wire>(deadline, &mut self.tells);
-                    self.tell();
-                    self.after(deadline + liveness::STOP_BOUND, Event::StopOverdue(self.boot));
-                }
-            }
-            Fault::SlowDisk => {
-                let factor = self.config.slow_factor;
-                self.hosts.iter_mut().for_each(|h| h.disk.faults.slow = factor);
-                self.script.slow_since(self.now);
-                self.after(undo_after, Event::Undo(fault));
-            }
-            Fault::FullDisk => {
-                self.hosts.iter_mut().for_each(|h| h.disk.faults.full = true);
-                self.script.full(true);
-                self.after(undo_after, Event::Undo(fault));
-            }
-            Fault::FailWrite(shard) => {
-                self.script.expect_fatal();
-                self.host(shard).disk.faults.fail_next_write = true;
-            }
-            Fault::FailRead(shard) => {
-                self.script.expect_fatal();
-                self.host(shard).disk.faults.fail_next_read = true;
-            }
-            Fault::CreateTopic => self.create_topic(),
-            Fault::DeleteTopic(topic) => {
-                self.control.delete_topic(&self.wire, topic, &mut self.tells);
-                self.tell();
-            }
-            Fault::Change(partition, change) => {
-                if self.partitions.contains(&partition) {
-                    let checkers = &mut self.checkers;
-                    self.control.change(&self.wire, partition, change, checkers, &mut self.tells);
-                    self.tell();
-                    self.after(undo_after, Event::Undo(fault));
-                }
-            }
-            Fault::StaleDelta => {
-                self.control.repeat_old(&self.wire, rng, &mut self.tells);
-                self.tell();
-            }
-            Fault::Stall(shard) => {
-                let until = self.now + undo_after;
-                self.host(shard).stalled_until = until;
-            }
-        }
-    }
-
-    fn undo(&mut self, fault: Fault) {
-        match fault {
-            Fault::SlowDisk => {
-                self.hosts.iter_mut().for_each(|h| h.disk.faults.slow = 1);
-                self.script.slow_until(self.now);
-            }
-            Fault::FullDisk => {
-                self.hosts.iter_mut().for_each(|h| h.disk.faults.full = false);
-                self.script.full(false);
-            }
-            Fault::Change(partition, _) => self.heal_partition(partition),
-            _ => {}
-        }
-    }
-
-    fn heal_partition(&mut self, partition: PartitionId) {
-        if self.partitions.contains(&partition) {
-            let change = crate::control::Change::Heal;
-            self.control.change(&self.wire, partition, change, &mut self.checkers, &mut self.tells);
-            self.tell();
-        }
-    }
-
-    /// The faults are over.
-    fn heal(&mut self) {
-        self.trace.note(self.now, "the faults are over");
-        self.phase = Phase::Healing;
-        self.script.heal();
-        for host in &mut self.hosts {
-            host.disk.faults = crate::disk::DiskFaults::default();
-        }
-        for partition in self.partitions.clone() {
-            self.heal_partition(partition);
-        }
-        for i in 0..self.conns.len() {
-            self.pump(ConnId(i as u64));
-        }
     }
 
     fn end_of_phase(&mut self) {
