@@ -301,7 +301,8 @@ mod tests {
         assert_eq!(out, frames);
         let (first, last) = (out[0].as_ptr() as usize, out[RUN / 104 - 1].as_ptr() as usize);
         assert_eq!(last - first, 104 * (RUN / 104 - 1), "one run");
-        assert!(!(first..first + RUN).contains(&(out[RUN / 104].as_ptr() as usize)), "the next run");
+        // Where the allocator puts the next run is its own affair, but not right behind: it keeps a header there.
+        assert_ne!(out[RUN / 104].as_ptr() as usize, first + 104 * (RUN / 104), "the next run");
     }
 
     #[test]
