@@ -193,3 +193,56 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.expect("a runtime without drivers needs nothing of the system").block_on(future)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::request::NewTopic;
+
+    /// An address that was free a moment ago.
+    fn free_address() -> String {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.local_addr().expect("it is bound").to_string()
+    }
+
+    fn builder(folder: &std::path::Path) -> EngineBuilder {
+        let settings = [
+            ("cluster.client_addr", &*free_address()),
+            ("admin.addr", "none"),
+            ("cores.shard_count", "2"),
+            ("cores.pin", "false"),
+            ("storage.journal_file_bytes", "16MiB"),
+            ("cluster.topic_defaults.batch_bytes_max", "1MiB"),
+        ];
+        let start = EngineBuilder::new().data_dir(folder);
+        settings.iter().fold(start, |builder, (key, value)| builder.set(key, value).expect("a setting"))
+    }
+
+    #[test]
+    fn an_embedded_node_serves_stops_and_comes_back_with_its_topics() {
+        let folder = std::env::temp_dir().join(format!("highwater-engine-{}", std::process::id()));
+        let engine = builder(&folder).start().expect("the node starts");
+        let clients = engine.addresses().clients.expect("clients have an address");
+        std::net::TcpStream::connect(clients).expect("clients can connect");
+        let create = Request::CreateTopics {
+            topics: vec![NewTopic { name: "orders".into(), partitions: Some(3), ..NewTopic::default() }],
+            validate_only: false,
+            timeout: std::time::Duration::from_secs(30),
+        };
+        let client = engine.client();
+        let Some(Reply::CreateTopics(created)) = client.ask_blocking(create) else { panic!("a reply") };
+        assert_eq!(created[0].as_ref().map(|topic| topic.partitions), Ok(3));
+        let snapshot = client.snapshot_blocking().expect("the node runs");
+        let owned = snapshot.shards.iter().filter_map(|(_, stats)| Some(stats.as_ref()?.partitions_total));
+        assert_eq!(owned.sum::<u64>(), 3);
+        assert!(builder(&folder).start().is_err(), "a second node on the same data is refused");
+        engine.stop().expect("a clean end");
+        assert!(client.snapshot_blocking().is_none(), "a node that has ended answers nothing");
+
+        let engine = builder(&folder).start().expect("the node starts again");
+        let snapshot = engine.client().snapshot_blocking().expect("the node runs");
+        assert!(snapshot.ready && snapshot.image.topic("orders").is_some());
+        drop(engine);
+        std::fs::remove_dir_all(&folder).expect("the folder is free");
+    }
+}
