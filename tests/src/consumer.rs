@@ -85,10 +85,13 @@ fn hear_read(
             }
             Ok(Some(next))
         }
-        Err(PartitionError::OffsetOutOfRange) if offset <= open.floor.0 => {
-            let floor = open.floor.0;
-            let what = format!("{partition}: {offset} is out of range, though {floor} had been passed");
-            Err(broken(visible::NAME, what))
+        Err(PartitionError::OffsetOutOfRange) => {
+            let least = scene.checkers.high_watermark.least(partition, open.floor);
+            if offset <= least {
+                let what = format!("{partition}: {offset} is out of range, though {least} had been passed");
+                return Err(broken(visible::NAME, what));
+            }
+            Ok(None)
         }
         Err(_) => Ok(None),
     }
@@ -126,7 +129,9 @@ fn hear_located(
             marks.on_seen(partition, offset.0, open.floor, boot, present, scene.now)
         }
         (Locate::Earliest | Locate::Latest, Ok(found)) => wrong(format!("{found:?}")),
-        (_, Ok(None)) if open.floor.0 > 0 => wrong("nothing, though there are records".to_owned()),
+        (_, Ok(None)) if scene.checkers.high_watermark.least(partition, open.floor) > 0 => {
+            wrong("nothing, though there are records".to_owned())
+        }
         (_, Ok(_)) => Ok(()),
     }
 }
