@@ -10,10 +10,12 @@ use highwater_sim::world::Builder;
 /// Seeds within which each bug must be found.
 const SEEDS: u64 = 300;
 
-/// What the first failing seed says.
-fn caught<B: Builder>(builder: impl Fn() -> B) -> Option<(u64, &'static str)> {
-    (0..SEEDS)
-        .find_map(|seed| Job::of_seed(seed).run_with(builder(), false).violation.map(|v| (seed, v.checker)))
+/// Whether one of the checkers that are meant to catches it; what others say is as it may be.
+fn is_caught<B: Builder>(expected: &[&str], builder: impl Fn() -> B) -> bool {
+    (0..SEEDS).any(|seed| {
+        let outcome = Job::of_seed(seed).run_with(builder(), false);
+        outcome.violation.is_some_and(|v| expected.contains(&v.checker))
+    })
 }
 
 #[test]
@@ -31,16 +33,13 @@ fn every_bug_of_a_toy_is_caught() {
             Bug::IgnoresIsr => &["I10 visible"],
             Bug::StaysLeaderless => &["I11 liveness"],
         };
-        let found = caught(|| ToyBuilder { bug: Some(bug) });
-        let (_, checker) = found.unwrap_or_else(|| panic!("{bug:?} was not caught"));
-        assert!(expected.contains(&checker), "{bug:?} was caught by {checker}");
+        assert!(is_caught(expected, || ToyBuilder { bug: Some(bug) }), "{bug:?}");
     }
 }
 
 #[test]
 fn every_sabotage_of_a_real_shard_is_caught() {
     for sabotage in Sabotage::ALL {
-        let found = caught(|| SaboteurBuilder { inner: ShardBuilder, sabotage });
         let expected: &[&str] = match sabotage {
             // The shard itself finds that what had been flushed is not there.
             Sabotage::EarlyWrites | Sabotage::NoSyncs | Sabotage::LostWrites => &["fatal", "I1 acked"],
@@ -50,7 +49,7 @@ fn every_sabotage_of_a_real_shard_is_caught() {
             Sabotage::LostStop => &["I11 liveness"],
             Sabotage::WrongOffsets => &["I1 acked"],
         };
-        let (_, checker) = found.unwrap_or_else(|| panic!("{sabotage:?} was not caught"));
-        assert!(expected.contains(&checker), "{sabotage:?} was caught by {checker}");
+        let builder = || SaboteurBuilder { inner: ShardBuilder, sabotage };
+        assert!(is_caught(expected, builder), "{sabotage:?}");
     }
 }

@@ -126,7 +126,8 @@ impl Config {
     pub fn read_max(&self, bytes: usize) -> Duration {
         // Everything takes up to ten times as long as usual, now and then.
         let longest = |range: &Range<Duration>| range.end * 10;
-        let slow = if self.features.slow_disk { self.slow_factor } else { 1 };
+        let may_be_slow = self.features.slow_disk || self.script.iter().any(|f| f.1 == Fault::SlowDisk);
+        let slow = if may_be_slow { self.slow_factor } else { 1 };
         let pieces = u32::try_from(bytes / self.socket_bytes).unwrap_or(u32::MAX) + 1;
         let stall = if self.features.stalls { STALL_MAX * 3 } else { Duration::ZERO };
         // There, a watch that ends, a second read, and back; each hop ends with a wait for the core.

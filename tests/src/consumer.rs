@@ -12,6 +12,9 @@ use crate::rng::Rng;
 use crate::shadow::Boot;
 use crate::wire::{Call, ReadCall, Said};
 
+/// More than any log of a run has.
+const READ_BYTES: u32 = 1 << 26;
+
 #[derive(Debug)]
 pub struct Consumer {
     pipeline: usize,
@@ -43,7 +46,7 @@ impl Consumer {
         let read = ReadCall {
             partition,
             offset: Offset(offset),
-            bytes_max: *rng.pick(&[1, 200, 4096, 65_536, 1 << 20]),
+            bytes_max: *rng.pick(&[1, 200, 4096, 65_536, READ_BYTES]),
             bytes_min: *rng.pick(&[0, 1, 1, 1000, 100_000]),
             wait: Duration::from_millis(*rng.pick(&[0, 1, 10, 100])),
         };
@@ -80,29 +83,40 @@ fn hear_read(
         Ok(said) => {
             let seen = ReadSeen { partition, offset, boot, floor: open.floor, now: scene.now };
             let (_, next) = scene.checkers.on_read(&seen, &said)?;
-            if open.undisturbed && read.bytes_min == 1 && boot == scene.checkers.boot {
+            if open.undisturbed && read.bytes_min > 0 && boot == scene.checkers.boot {
                 check_awake(open, read, said.records.len(), scene)?;
             }
             Ok(Some(next))
         }
-        Err(PartitionError::OffsetOutOfRange) if offset <= open.floor.0 => {
-            let floor = open.floor.0;
-            let what = format!("{partition}: {offset} is out of range, though {floor} had been passed");
-            Err(broken(visible::NAME, what))
+        Err(PartitionError::OffsetOutOfRange) => {
+            let least = scene.checkers.high_watermark.least(partition, open.floor);
+            if offset <= least {
+                let what = format!("{partition}: {offset} is out of range, though {least} had been passed");
+                return Err(broken(visible::NAME, what));
+            }
+            Ok(None)
         }
         Err(_) => Ok(None),
     }
 }
 
-/// A read that waits for anything ends soon after there is something, not when its time is up.
+/// A read that waits for so many bytes ends soon after they are there, not when its time is up.
 fn check_awake(open: &Open, read: &ReadCall, bytes: usize, scene: &Scene<'_>) -> Verdict {
-    let heard = scene.checkers.high_watermark.heard_above(read.partition, read.offset.0);
+    let c = &scene.checkers;
+    let enough = match read.bytes_min {
+        1 => Some(read.offset.0 + 1),
+        // What does not fit the answer may keep it short.
+        min if read.bytes_max >= READ_BYTES => {
+            c.acked.end_of_read(&c.shadow, read.partition, read.offset.0, min, c.boot)
+        }
+        _ => None,
+    };
+    let heard = enough.and_then(|end| c.high_watermark.heard_above(read.partition, end - 1));
     let Some(there) = heard.map(|at| at.max(open.sent_at)) else { return Ok(()) };
     let waited = scene.now.since(there);
     if waited > scene.config.read_max(bytes) {
         let (partition, offset) = (read.partition, read.offset);
-        let what =
-            format!("{partition}: a read at {offset} slept on for {waited:?} though there was something");
+        let what = format!("{partition}: a read at {offset} slept on for {waited:?} though there was enough");
         return Err(broken(answered::NAME, what));
     }
     Ok(())
@@ -126,7 +140,9 @@ fn hear_located(
             marks.on_seen(partition, offset.0, open.floor, boot, present, scene.now)
         }
         (Locate::Earliest | Locate::Latest, Ok(found)) => wrong(format!("{found:?}")),
-        (_, Ok(None)) if open.floor.0 > 0 => wrong("nothing, though there are records".to_owned()),
+        (_, Ok(None)) if scene.checkers.high_watermark.least(partition, open.floor) > 0 => {
+            wrong("nothing, though there are records".to_owned())
+        }
         (_, Ok(_)) => Ok(()),
     }
 }

@@ -19,6 +19,7 @@ pub struct Sent {
     pub partition: PartitionId,
     pub lane: Lane,
     pub records: u32,
+    pub bytes: u32,
     /// Of the part that the node must not change.
     pub hash: u64,
     /// The lives of the node in which it was sent first and last.
@@ -68,6 +69,7 @@ impl Shadow {
             partition: wanted.partition,
             lane: wanted.lane,
             records: wanted.records,
+            bytes: u32::try_from(bytes.len()).expect("a simulated batch is small"),
             hash,
             first_boot: wanted.boot,
             last_boot: wanted.boot,

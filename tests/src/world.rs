@@ -228,7 +228,7 @@ impl<B: Builder> World<B> {
         }
         let first = self.dice.fault.between(self.config.fault_every.start, self.config.fault_every.end);
         self.after(first, Event::Fault);
-        for (at, fault) in std::mem::take(&mut self.config.script) {
+        for (at, fault) in self.config.script.clone() {
             self.after(at, Event::Inflict(fault));
         }
         self.after(self.config.duration, Event::Heal);

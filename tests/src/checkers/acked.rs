@@ -107,6 +107,32 @@ impl Acked {
         Ok(())
     }
 
+    /// Where a read of so many bytes from `offset` on ends, if the log is known that far in the life `boot`.
+    pub fn end_of_read(
+        &self,
+        shadow: &Shadow,
+        partition: PartitionId,
+        offset: u64,
+        bytes: u32,
+        boot: Boot,
+    ) -> Option<u64> {
+        let places = &self.logs[&partition].places;
+        let (&first, _) = places.range(..=offset).next_back()?;
+        let (mut next, mut found) = (first, 0);
+        for (&base, place) in places.range(first..) {
+            if base != next || place.boot < boot {
+                return None;
+            }
+            next += place.records;
+            // The batch that holds the offset counts; one that ends before it does not.
+            found += if next > offset { shadow.of(place.uid).bytes } else { return None };
+            if found >= bytes {
+                return Some(next);
+            }
+        }
+        None
+    }
+
     /// The life `boot` ended.
     pub fn crash(&mut self, now: Instant, boot: Boot, flush_within: Duration) {
         for log in self.logs.values_mut().filter(|l| l.durability == Durability::Replicated) {

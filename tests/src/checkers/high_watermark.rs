@@ -28,27 +28,47 @@ struct Mark {
     ever: u64,
     /// Not every replica that must have a record has it, so after a restart the high watermark is unknown.
     withheld: bool,
+    /// How often that began.
+    withholdings: u32,
     /// When ends were first heard of in this life, both growing.
     heard: Vec<(u64, Instant)>,
 }
 
-/// What an answer to a question that is sent now must at least say.
+/// What had been heard when a question was sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Floor(pub u64);
+pub struct Floor {
+    boot: u64,
+    ever: u64,
+    withheld: bool,
+    withholdings: u32,
+}
 
 impl HighWatermarks {
     pub fn add(&mut self, partition: PartitionId, durability: Durability) {
         let fsync = durability == Durability::Fsync;
-        self.marks.insert(partition, Mark { fsync, boot: 0, ever: 0, withheld: false, heard: Vec::new() });
+        self.marks.insert(
+            partition,
+            Mark { fsync, boot: 0, ever: 0, withheld: false, withholdings: 0, heard: Vec::new() },
+        );
     }
 
     pub fn floor(&self, partition: PartitionId) -> Floor {
         let m = &self.marks[&partition];
-        Floor(if m.fsync && !m.withheld { m.boot.max(m.ever) } else { m.boot })
+        Floor { boot: m.boot, ever: m.ever, withheld: m.withheld, withholdings: m.withholdings }
+    }
+
+    /// What the answer must at least say.
+    pub fn least(&self, partition: PartitionId, floor: Floor) -> u64 {
+        let m = &self.marks[&partition];
+        // Neither when it was asked nor at any time since.
+        let known = m.fsync && !floor.withheld && m.withholdings == floor.withholdings;
+        if known { floor.boot.max(floor.ever) } else { floor.boot }
     }
 
     pub fn set_withheld(&mut self, partition: PartitionId, withheld: bool) {
-        self.marks.get_mut(&partition).expect("added").withheld = withheld;
+        let m = self.marks.get_mut(&partition).expect("partitions are added when they are made");
+        m.withholdings += u32::from(withheld && !m.withheld);
+        m.withheld = withheld;
     }
 
     /// Everything below `end` was said to be below the high watermark.
@@ -80,8 +100,9 @@ impl HighWatermarks {
         now: Instant,
     ) -> Verdict {
         // A question of an earlier life was answered by that life.
-        if high_watermark < floor.0 {
-            let what = format!("{partition}: {high_watermark} after {} had been heard", floor.0);
+        let least = self.least(partition, floor);
+        if high_watermark < least {
+            let what = format!("{partition}: {high_watermark} after {least} had been heard");
             return Err(broken(NAME, what));
         }
         self.passed(partition, high_watermark, boot, present, now);
