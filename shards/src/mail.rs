@@ -36,7 +36,9 @@ pub enum Acks {
 /// One operation on one partition.
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// Appends one or more record batches, all or none of them.
+    /// Appends one or more record batches, which were checked all before the first is appended. When the journal has
+    /// no room for a later one the answer is that error, and those before it stay, as after an answer that was lost.
+    /// A producer that numbers its batches sends one at a time.
     Append {
         acks: Acks,
         /// When an `Acks::All` that still waits is answered with [`PartitionError::TimedOut`].

@@ -85,7 +85,7 @@ impl From<PartitionError> for ErrorCode {
             PartitionError::InvalidProducerEpoch => Self::InvalidProducerEpoch,
             PartitionError::NotEnoughReplicas => Self::NotEnoughReplicas,
             PartitionError::NotEnoughReplicasAfterAppend => Self::NotEnoughReplicasAfterAppend,
-            // Nothing was appended when a shard is overloaded: clients retry after a timeout, in order.
+            // An overloaded shard takes it later: clients retry after a timeout, in order.
             PartitionError::TimedOut | PartitionError::Overloaded => Self::RequestTimedOut,
             PartitionError::StorageFull | PartitionError::StorageFailed => Self::KafkaStorageError,
             _ => Self::UnknownServerError,

@@ -54,6 +54,8 @@ pub struct JournalConfig {
     /// From so many bytes not yet durable on, the journal is over its backlog and flushes; at
     /// [`OVERLOAD_FACTOR`] times as many, appends are refused.
     pub backlog_bytes_max: usize,
+    /// How much of what was appended its readers hold in memory, about: so much is kept to be filled again.
+    pub tail_bytes: usize,
     pub on_damage: OnDamage,
 }
 
@@ -71,6 +73,7 @@ impl JournalConfig {
             flush_interval: Duration::from_millis(50),
             writes_in_flight_max: 4,
             backlog_bytes_max: 64 * 1024 * 1024,
+            tail_bytes: 0,
             on_damage: OnDamage::Refuse,
         }
     }
@@ -381,8 +384,8 @@ impl Journal {
         }
     }
 
-    /// Whether so many bytes wait to become durable that answers to lazy appends should wait for
-    /// [`JournalEvent::BacklogCleared`].
+    /// Whether so many bytes wait to become durable, or some for a file that is not there yet, that answers to lazy
+    /// appends should wait for [`JournalEvent::BacklogCleared`].
     pub fn over_backlog(&self) -> bool {
         match &self.phase {
             Phase::Running(writer) => writer.over_backlog(),

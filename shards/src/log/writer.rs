@@ -136,7 +136,7 @@ impl Writer {
             files: recovered.files,
             next: recovered.end,
             sequence: recovered.next_sequence,
-            blocks: Blocks::default(),
+            blocks: Blocks::new(config.tail_bytes),
             open: None,
             chunks: VecDeque::new(),
             issued: 0,
@@ -506,7 +506,9 @@ impl Writer {
         // Half, so that answers are not held and let go in turns at the bound.
         if self.over_backlog && self.unflushed_bytes <= self.config.backlog_bytes_max / 2 {
             self.over_backlog = false;
-            events.push_back(JournalEvent::BacklogCleared);
+            if !self.waits_for_file() {
+                events.push_back(JournalEvent::BacklogCleared);
+            }
         }
         self.go_on_stopping();
     }
@@ -522,8 +524,12 @@ impl Writer {
         assert_eq!(preparing, op, "one preparation at a time");
         match result {
             Ok(()) => {
+                let waited = self.waits_for_file();
                 self.files.insert(file, self.config.file_bytes);
                 self.prepare_again_at = None;
+                if waited && !self.over_backlog() {
+                    events.push_back(JournalEvent::BacklogCleared);
+                }
                 if std::mem::take(&mut self.refused_as_full) {
                     events.push_back(JournalEvent::Room);
                 }
@@ -591,7 +597,14 @@ impl Writer {
     }
 
     pub fn over_backlog(&self) -> bool {
-        self.over_backlog
+        self.over_backlog || self.waits_for_file()
+    }
+
+    /// Whether there are bytes that cannot be written however much time passes, until a file is prepared.
+    fn waits_for_file(&self) -> bool {
+        let open = self.open.as_ref().map(|open| open.at.file);
+        let unwritten = self.chunks.get(self.issued).map(|chunk| chunk.file);
+        [open, unwritten].into_iter().flatten().any(|file| !self.files.contains_key(&file))
     }
 
     pub fn stats(&self) -> JournalStats {

@@ -17,7 +17,8 @@ use std::time::Duration;
 pub use io::{ClientInput, FatalReason, Input, Output};
 
 use crate::front::Front;
-use crate::ids::{ConnId, NodeId, PartitionId, Revision, ShardId};
+use crate::ids::{ConnId, Map, NodeId, PartitionId, Revision, ShardId};
+use crate::log::disk::{DiskEvent, DiskOp, OpNo};
 use crate::log::journal::{Cut, Journal, JournalConfig, JournalEvent, RecoveryReport};
 use crate::mail::{Answer, FromControl, PartitionError, ReplyTo, ShardMail, ToControl, Token};
 use crate::stats::ShardStats;
@@ -91,6 +92,8 @@ pub struct Shard<F: Front> {
     timers: TimerTable<Timer>,
     /// Answers to sessions of this shard that were not delivered yet.
     answers: VecDeque<(ConnId, Token, Answer)>,
+    /// Flushes that the disk was given, and when.
+    flushes: Map<OpNo, Instant>,
     /// Answers held back while the disk is behind: the bound on what a crash can take from `Replicated`.
     held: VecDeque<(ReplyTo, Answer)>,
     remote_ops: usize,
@@ -119,10 +122,11 @@ impl<F: Front> Shard<F> {
             revision: None,
             clients: Clients::default(),
             partitions: Partitions::new(config.node),
-            journal: Journal::new(config.journal),
+            journal: Journal::new(JournalConfig { tail_bytes: config.tail_bytes_max, ..config.journal }),
             reads: Reads::default(),
             timers: TimerTable::default(),
             answers: VecDeque::new(),
+            flushes: Map::default(),
             held: VecDeque::new(),
             remote_ops: 0,
             outputs: VecDeque::new(),
@@ -253,6 +257,15 @@ impl<F: Front> Shard<F> {
         }
     }
 
+    fn time_flush(&mut self, event: &DiskEvent) {
+        let (DiskEvent::Written { op, .. } | DiskEvent::Synced { op, .. }) = event else { return };
+        if let Some(since) = self.flushes.remove(op)
+            && let Some(histogram) = &mut self.stats.flush_latency
+        {
+            histogram.saturating_record(u64::try_from((self.now - since).as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+
     fn snapshot(&self) -> ShardStats {
         let mut stats = self.stats.clone();
         stats.connections = self.clients.len() as u64;
@@ -276,7 +289,10 @@ impl<F: Front> Machine for Shard<F> {
             Input::Control(message) => self.on_control(message),
             Input::Mail(mail) => self.on_mail(mail),
             Input::Client(input) => self.on_client(input),
-            Input::Disk(event) => self.journal.handle(now, event),
+            Input::Disk(event) => {
+                self.time_flush(&event);
+                self.journal.handle(now, event);
+            }
         }
         self.drain_journal();
         self.deliver();
@@ -288,6 +304,9 @@ impl<F: Front> Machine for Shard<F> {
                 return Some(output);
             }
             if let Some(op) = self.journal.poll_op(self.now) {
+                if let DiskOp::Write { op, sync: true, .. } | DiskOp::Sync { op, .. } = op {
+                    self.flushes.insert(op, self.now);
+                }
                 return Some(Output::Disk(op));
             }
             // The end of recovery and the like, which no event of the disk announces.

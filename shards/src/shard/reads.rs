@@ -60,6 +60,12 @@ pub(super) enum Sought {
     Largest,
 }
 
+/// One past the last record of what was read.
+fn end_of(records: &[Bytes]) -> Option<Offset> {
+    let header = batch::parse_header(records.last()?).ok()?;
+    Some(header.base()?.plus(header.offsets()))
+}
+
 impl<F: Front> Shard<F> {
     pub(super) fn read(&mut self, to: ReplyTo, slot: Slot, op: ReadOp) {
         self.stats.reads += 1;
@@ -87,9 +93,10 @@ impl<F: Front> Shard<F> {
         };
         let bytes: usize = records.iter().map(Bytes::len).sum();
         let ends = partition.read_ends();
-        let watching = bytes < op.watch_below_bytes;
+        // Only at the high watermark can more come. A read from disk may end before it, with its stretch.
+        let watching =
+            bytes < op.watch_below_bytes && end_of(&records).unwrap_or(op.from) >= ends.high_watermark;
         if watching {
-            // What lies below the high watermark was read or did not fit; only more than now can change that.
             partition.waiters.watch(ends.high_watermark.max(op.from), to);
         }
         self.stats.bytes_read += bytes as u64;

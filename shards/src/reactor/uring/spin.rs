@@ -3,11 +3,12 @@
 //! Waking a parked core costs about as much as [`BUDGET`] on both sides together, so a core that spins for that long
 //! and then parks never pays more than twice what the best choice would have cost (the argument of Karlin et al.,
 //! "Competitive randomized algorithms for nonuniform problems", for its deterministic part). Under `Auto` a core does
-//! that only while it pays: it collects a credit for each park that turned out shorter than the budget and for each
-//! spin that found work, loses two for each spin in vain and one for each longer park, and spins from four credits on,
-//! keeping eight at most. So two spins in vain stop a shard that just had work, and an idle one never spins. A spin
-//! that lost its core to another thread says that the host has more to run than cores; then there is none for
-//! [`PAUSE`].
+//! that only while it pays: it collects a credit for each park that turned out shorter than the budget, loses one for
+//! each longer park, and spins once it has as many as a spin is priced at. A spin in vain takes all credits and
+//! doubles the price, one that found work lowers the price by a quarter. So an idle shard never spins, one that just
+//! had work stops at the first spin in vain, and one whose clients run on its own core, where a spin only keeps them
+//! from answering, all but gives it up. A spin that lost its core to another thread says that the host has more to
+//! run than cores; then there is none for [`PAUSE`].
 
 use std::time::Duration;
 
@@ -24,8 +25,9 @@ pub enum Spin {
 }
 
 const BUDGET: Duration = Duration::from_micros(50);
-const CREDIT_MAX: u8 = 8;
-const CREDIT_MIN: u8 = 4;
+/// Bounds of a spin's price, in credits.
+const PRICE_MIN: u16 = 4;
+const PRICE_MAX: u16 = 1024;
 
 /// Two looks at the clock that lie further apart than this were not taken in a row.
 const LOST_CORE: Duration = Duration::from_micros(200);
@@ -38,7 +40,9 @@ pub(super) struct Spinner {
     spin: Spin,
     /// Whether there are cores enough for `Auto` at all.
     spare_core: bool,
-    credit: u8,
+    /// At most `price`.
+    credit: u16,
+    price: u16,
     paused_until: Instant,
     pub spins: u64,
     pub found: u64,
@@ -46,14 +50,22 @@ pub(super) struct Spinner {
 
 impl Spinner {
     pub fn new(spin: Spin, spare_core: bool) -> Self {
-        Self { spin, spare_core, credit: 0, paused_until: Instant::ZERO, spins: 0, found: 0 }
+        Self {
+            spin,
+            spare_core,
+            credit: 0,
+            price: PRICE_MIN,
+            paused_until: Instant::ZERO,
+            spins: 0,
+            found: 0,
+        }
     }
 
     /// How long to spin now; zero: park.
     pub fn budget(&self, now: Instant) -> Duration {
         match self.spin {
             Spin::Micros(us) => Duration::from_micros(us.into()),
-            Spin::Auto if !self.spare_core || self.credit < CREDIT_MIN || now < self.paused_until => {
+            Spin::Auto if !self.spare_core || self.credit < self.price || now < self.paused_until => {
                 Duration::ZERO
             }
             Spin::Auto => BUDGET,
@@ -73,7 +85,8 @@ impl Spinner {
         loop {
             if found() {
                 self.found += 1;
-                self.earn();
+                self.price = (self.price / 4 * 3).max(PRICE_MIN);
+                self.credit = self.price;
                 return true;
             }
             std::hint::spin_loop();
@@ -84,7 +97,8 @@ impl Spinner {
                 return false;
             }
             if now - start >= budget {
-                self.credit = self.credit.saturating_sub(2);
+                self.credit = 0;
+                self.price = (self.price * 2).min(PRICE_MAX);
                 return false;
             }
             last = now;
@@ -93,15 +107,8 @@ impl Spinner {
 
     /// After a park: how long it lasted.
     pub fn parked(&mut self, time: Duration) {
-        if time < BUDGET {
-            self.earn();
-        } else {
-            self.credit = self.credit.saturating_sub(1);
-        }
-    }
-
-    fn earn(&mut self) {
-        self.credit = (self.credit + 1).min(CREDIT_MAX);
+        self.credit =
+            if time < BUDGET { (self.credit + 1).min(self.price) } else { self.credit.saturating_sub(1) };
     }
 }
 
@@ -142,7 +149,28 @@ mod tests {
             s.parked(Duration::from_millis(1));
             in_vain += 1;
         }
-        assert_eq!(in_vain, 2);
+        assert_eq!(in_vain, 1);
+    }
+
+    #[test]
+    fn spins_that_are_always_in_vain_become_rare_and_pay_again_when_they_find_work() {
+        let mut s = Spinner::new(Spin::Auto, true);
+        let mut in_vain = 0;
+        for _ in 0..10_000 {
+            if s.budget(NOW) > Duration::ZERO {
+                assert!(!s.spin(BUDGET, clock(Duration::from_micros(1)), || false));
+                in_vain += 1;
+            }
+            s.parked(Duration::from_micros(10));
+        }
+        assert!((8..=20).contains(&in_vain), "{in_vain}");
+        (0..PRICE_MAX).for_each(|_| s.parked(Duration::from_micros(10)));
+        assert!(s.spin(BUDGET, clock(Duration::from_micros(1)), || true));
+        for _ in 0..20 {
+            assert_eq!(s.budget(NOW), BUDGET);
+            assert!(s.spin(BUDGET, clock(Duration::from_micros(1)), || true));
+        }
+        assert_eq!(s.price, PRICE_MIN);
     }
 
     #[test]
