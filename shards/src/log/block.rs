@@ -14,8 +14,6 @@ use super::disk::SECTOR;
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
 /// A new chunk is not begun in a block that has less left than this: chunks would become small.
 const BLOCK_REST_MIN: usize = 64 * 1024;
-/// Used-up blocks that are kept beyond those that the shard's tail holds anyway.
-const BLOCKS_SPARE: usize = 16;
 /// Used-up blocks that are remembered, to be filled again once no one reads them: their pages are mapped already,
 /// which is worth more than the copy into them.
 const USED_MAX: usize = 1024;
@@ -25,24 +23,16 @@ const FREE_MAX: usize = 32;
 const ASKED_MAX: usize = 4;
 
 /// The block that is being filled, and used-up ones.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Blocks {
     current: BytesMut,
     /// What `current` was asked for.
     current_bytes: usize,
-    /// The empty ends of used-up blocks, oldest first; each keeps its block from being freed, to be filled again once
-    /// no one reads it: its pages are mapped already, and clearing new ones would cost more than filling them.
+    /// The empty ends of used-up blocks, oldest first; each keeps its block from being freed.
     used: VecDeque<BytesMut>,
-    used_max: usize,
 }
 
 impl Blocks {
-    /// Blocks for a shard whose readers hold about `tail_bytes` of them.
-    pub fn new(tail_bytes: usize) -> Self {
-        let used_max = tail_bytes / BLOCK_BYTES + BLOCKS_SPARE;
-        Self { current: BytesMut::new(), current_bytes: 0, used: VecDeque::new(), used_max }
-    }
-
     /// Makes room for a chunk of at least `len_min` bytes and says how many it may have, at most `len_max`. All
     /// three are multiples of [`SECTOR`].
     pub fn begin(&mut self, len_min: usize, len_max: usize) -> usize {
@@ -100,7 +90,7 @@ mod tests {
 
     #[test]
     fn every_chunk_begins_at_a_sector_and_has_its_room() {
-        let mut blocks = Blocks::new(0);
+        let mut blocks = Blocks::default();
         let mut held = Vec::new();
         for i in 0..500_usize {
             let len = SECTOR * (1 + i % 50);
@@ -122,7 +112,7 @@ mod tests {
 
     #[test]
     fn block_without_readers_is_filled_again() {
-        let mut blocks = Blocks::new(0);
+        let mut blocks = Blocks::default();
         let mut addresses = std::collections::BTreeSet::new();
         for _ in 0..1000 {
             blocks.begin(BLOCK_BYTES / 2, BLOCK_BYTES / 2);
@@ -135,7 +125,7 @@ mod tests {
 
     #[test]
     fn batch_larger_than_a_block_gets_one_of_its_own() {
-        let mut blocks = Blocks::new(0);
+        let mut blocks = Blocks::default();
         assert_eq!(blocks.begin(5 << 20, 5 << 20), 5 << 20);
         blocks.current().put_bytes(1, 5 << 20);
         drop(blocks.current().split());

@@ -54,8 +54,6 @@ pub struct JournalConfig {
     /// From so many bytes not yet durable on, the journal is over its backlog and flushes; at
     /// [`OVERLOAD_FACTOR`] times as many, appends are refused.
     pub backlog_bytes_max: usize,
-    /// How much of what was appended its readers hold in memory, about: so much is kept to be filled again.
-    pub tail_bytes: usize,
     pub on_damage: OnDamage,
 }
 
@@ -73,7 +71,6 @@ impl JournalConfig {
             flush_interval: Duration::from_millis(50),
             writes_in_flight_max: 4,
             backlog_bytes_max: 64 * 1024 * 1024,
-            tail_bytes: 0,
             on_damage: OnDamage::Refuse,
         }
     }

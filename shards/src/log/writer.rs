@@ -136,7 +136,7 @@ impl Writer {
             files: recovered.files,
             next: recovered.end,
             sequence: recovered.next_sequence,
-            blocks: Blocks::new(config.tail_bytes),
+            blocks: Blocks::default(),
             open: None,
             chunks: VecDeque::new(),
             issued: 0,

@@ -74,6 +74,8 @@ enum Timer {
     Waiters(partitions::Slot),
     /// When the longest idle producer of a partition may be forgotten.
     Producers(partitions::Slot),
+    /// The earliest deadline of the answers that are held back.
+    Held,
     /// Connections that are still open when a stop has waited long enough are closed.
     Stop,
 }
@@ -95,11 +97,21 @@ pub struct Shard<F: Front> {
     /// Flushes that the disk was given, and when.
     flushes: Map<OpNo, Instant>,
     /// Answers held back while the disk is behind: the bound on what a crash can take from `Replicated`.
-    held: VecDeque<(ReplyTo, Answer)>,
+    held: VecDeque<Held>,
+    /// The earliest deadline in `held`.
+    held_due: Option<Instant>,
     remote_ops: usize,
     outputs: VecDeque<Output<F>>,
     stop: Stop,
     stats: ShardStats,
+}
+
+/// An answer to an append that waits for the disk to catch up.
+#[derive(Debug)]
+struct Held {
+    to: ReplyTo,
+    answer: Answer,
+    deadline: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,12 +134,13 @@ impl<F: Front> Shard<F> {
             revision: None,
             clients: Clients::default(),
             partitions: Partitions::new(config.node),
-            journal: Journal::new(JournalConfig { tail_bytes: config.tail_bytes_max, ..config.journal }),
+            journal: Journal::new(config.journal),
             reads: Reads::default(),
             timers: TimerTable::default(),
             answers: VecDeque::new(),
             flushes: Map::default(),
             held: VecDeque::new(),
+            held_due: None,
             remote_ops: 0,
             outputs: VecDeque::new(),
             stop: Stop::No,
@@ -182,6 +195,7 @@ impl<F: Front> Shard<F> {
                 Timer::Session(conn, token) => self.on_session_timeout(conn, token),
                 Timer::Waiters(slot) => self.expire_waiters(slot),
                 Timer::Producers(slot) => self.expire_producers(slot),
+                Timer::Held => self.expire_held(),
                 Timer::Stop => self.close_all(false),
             }
         }
@@ -225,8 +239,34 @@ impl<F: Front> Shard<F> {
     }
 
     fn release_held(&mut self) {
-        while let Some((to, answer)) = self.held.pop_front() {
-            self.answer(to, answer);
+        self.timers.cancel(Timer::Held);
+        self.held_due = None;
+        while let Some(held) = self.held.pop_front() {
+            self.answer(held.to, held.answer);
+        }
+    }
+
+    /// Keeps an answer until the disk has caught up, or its deadline has passed.
+    fn hold(&mut self, held: Held) {
+        if self.held_due.is_none_or(|due| held.deadline < due) {
+            self.held_due = Some(held.deadline);
+            self.timers.set(Timer::Held, held.deadline);
+        }
+        self.held.push_back(held);
+    }
+
+    fn expire_held(&mut self) {
+        let now = self.now;
+        let (expired, held) =
+            std::mem::take(&mut self.held).into_iter().partition(|h: &Held| h.deadline <= now);
+        self.held = held;
+        self.held_due = self.held.iter().map(|h| h.deadline).min();
+        if let Some(due) = self.held_due {
+            self.timers.set(Timer::Held, due);
+        }
+        let expired: VecDeque<Held> = expired;
+        for held in expired {
+            self.answer(held.to, Answer::Appended(Err(PartitionError::TimedOut)));
         }
     }
 

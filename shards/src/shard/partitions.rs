@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::clients::refusal;
 use super::reads::Sought;
-use super::{Shard, Timer};
+use super::{Held, Shard, Timer};
 use crate::batch::{self, BatchHeader, Limits};
 use crate::front::Front;
 use crate::ids::{LeaderEpoch, Map, NodeId, Offset, PartitionId};
@@ -310,17 +310,17 @@ impl<F: Front> Shard<F> {
             }
             return;
         }
-        self.answer_appended(to, self.now, appended);
+        self.answer_appended(to, self.now, deadline, appended);
     }
 
-    fn answer_appended(&mut self, to: ReplyTo, since: Instant, appended: Appended) {
+    fn answer_appended(&mut self, to: ReplyTo, since: Instant, deadline: Instant, appended: Appended) {
         let nanos = u64::try_from((self.now - since).as_nanos()).unwrap_or(u64::MAX);
         if let Some(histogram) = &mut self.stats.append_latency {
             histogram.saturating_record(nanos);
         }
         let answer = Answer::Appended(Ok(appended));
         if self.journal.over_backlog() {
-            self.held.push_back((to, answer));
+            self.hold(Held { to, answer, deadline });
         } else {
             self.answer(to, answer);
         }
@@ -339,7 +339,7 @@ impl<F: Front> Shard<F> {
         partition.waiters.readable(high_watermark, |to| readers.push(to));
         for waiter in released {
             if enough {
-                self.answer_appended(waiter.reply_to, waiter.since, waiter.appended);
+                self.answer_appended(waiter.reply_to, waiter.since, waiter.deadline, waiter.appended);
             } else {
                 let error = PartitionError::NotEnoughReplicasAfterAppend;
                 self.answer(waiter.reply_to, Answer::Appended(Err(error)));
