@@ -4,12 +4,15 @@
 //! [`start`] returns when every shard is set up and serving, or says which one failed and why; then none is left
 //! running. The control core may be any thread: it sleeps on [`Shards::doorbell`], an eventfd.
 
+#![expect(clippy::disallowed_methods, reason = "driver: waits for a port that is being given back")]
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::thread::CpuSet;
@@ -23,6 +26,10 @@ use crate::shard::{FatalReason, Machine};
 
 /// Connections that wait to be accepted on one listener; the kernel's `somaxconn` may be less.
 const BACKLOG: i32 = 4096;
+
+/// After a process was killed, the kernel gives back its listeners only when it has ended what its rings had in flight.
+const PORT_TRIES: u32 = 100;
+const PORT_RETRY: Duration = Duration::from_millis(30);
 
 /// Messages in the rings between a shard and the control core, each way.
 const CONTROL_SLOTS: usize = 1024;
@@ -324,7 +331,14 @@ fn bind(address: SocketAddr, share: Share) -> Result<(OwnedFd, SocketAddr), Star
     if share == Share::First && address.port() != 0 {
         // A socket that shares its port would also share it with another process that does; one that does not share
         // finds out whether somebody is there.
-        bind(address, Share::Alone)?;
+        let mut tries = 0;
+        while let Err(error) = bind(address, Share::Alone) {
+            tries += 1;
+            if tries == PORT_TRIES || !matches!(error, StartError::AddressInUse { .. }) {
+                return Err(error);
+            }
+            std::thread::sleep(PORT_RETRY);
+        }
     }
     let failed = |e: rustix::io::Errno| match e {
         rustix::io::Errno::ADDRINUSE => StartError::AddressInUse { address },
