@@ -206,11 +206,56 @@ pub struct PartitionConfig {
     /// In-sync replicas without which `Acks::All` is refused; more than there are replicas means all of them.
     pub isr_min: u32,
     pub batch_bytes_max: u32,
+    pub log: LogConfig,
 }
 
 impl Default for PartitionConfig {
     fn default() -> Self {
-        Self { durability: Durability::Fsync, isr_min: 1, batch_bytes_max: 1024 * 1024 + 12 }
+        Self {
+            durability: Durability::Fsync,
+            isr_min: 1,
+            batch_bytes_max: 1024 * 1024 + 12,
+            log: LogConfig::default(),
+        }
+    }
+}
+
+/// How long a log keeps its records, and in what files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogConfig {
+    /// A segment of this size, or of this age, is closed and the next one begun.
+    pub segment_bytes: u32,
+    pub segment_ms: i64,
+    /// Old segments are deleted by time and size.
+    pub delete: bool,
+    /// Of a key only the last record is kept.
+    pub compact: bool,
+    /// Segments whose newest record is older than this are deleted; `None`: never for their age.
+    pub retention_ms: Option<i64>,
+    /// The oldest segments are deleted as long as the others have this size; `None`: never for the size.
+    pub retention_bytes: Option<u64>,
+    /// Records that are younger are not compacted.
+    pub compaction_lag_ms: i64,
+    /// How long a compacted log keeps the deletion of a key.
+    pub tombstone_ms: i64,
+    /// Compaction begins when so much of the log has not been compacted, in thousandths.
+    pub dirty_permille: u32,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        const HOUR_MS: i64 = 60 * 60 * 1000;
+        Self {
+            segment_bytes: 1024 * 1024 * 1024,
+            segment_ms: 7 * 24 * HOUR_MS,
+            delete: true,
+            compact: false,
+            retention_ms: Some(7 * 24 * HOUR_MS),
+            retention_bytes: None,
+            compaction_lag_ms: 0,
+            tombstone_ms: 24 * HOUR_MS,
+            dirty_permille: 500,
+        }
     }
 }
 

@@ -200,6 +200,7 @@ impl Control {
                     durability: new.durability,
                     isr_min: 1,
                     batch_bytes_max: new.batch_bytes_max,
+                    ..PartitionConfig::default()
                 },
             };
             let shard = *rng.pick(&(0..self.shards.len()).collect::<Vec<_>>());

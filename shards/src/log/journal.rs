@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::FatalReason;
 use super::chunk::{CHUNK_HEADER_BYTES, ENTRY_HEADER_BYTES, sectors};
-use super::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use super::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 use super::recovery::{CHUNK_BYTES_MAX, Recovery, Step};
 use super::writer::Writer;
 use crate::batch::BatchHeader;
@@ -329,7 +329,12 @@ impl Journal {
                 let read = self.reads_asked.pop_front().expect("one is there");
                 let op = self.ops.next();
                 self.reads_in_flight.insert(op, read);
-                Some(DiskOp::Read { op, file: read.at.file, position: read.at.position, len: read.len })
+                Some(DiskOp::Read {
+                    op,
+                    file: FileName::Journal(read.at.file),
+                    position: read.at.position,
+                    len: read.len,
+                })
             }
             Phase::Running(writer) => writer.poll_op(now, &mut self.ops),
             Phase::Stopped => None,

@@ -4,13 +4,44 @@
 //! memory that batches are copied into.
 
 mod block;
+pub mod checkpoint;
 mod chunk;
 pub mod disk;
 pub mod journal;
 mod recovery;
+pub mod segment;
 mod writer;
 
 use disk::{DiskError, FileNo};
+
+use crate::ids::Offset;
+
+/// A log's place in its shard. Never used again for another one, so a late reference finds nothing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Slot(pub u32);
+
+/// The place of an entry in the order of the journal: the chunk's sequence, then the entry's number in the chunk, from
+/// 0. [`Lsn::ZERO`] lies before every entry, since chunks count from 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Lsn {
+    pub chunk: u64,
+    pub entry: u32,
+}
+
+impl Lsn {
+    pub const ZERO: Self = Self { chunk: 0, entry: 0 };
+}
+
+/// What the journal holds of a log beside its batches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Note {
+    /// The log ends at this offset from here on; what was behind it is gone.
+    Truncated { end: Offset },
+    /// Records before this offset are gone.
+    Started { start: Offset },
+    /// The log is gone, with all that was in it.
+    Dropped,
+}
 
 /// Why a shard cannot go on; ends the process with an exit status of its own.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]

@@ -29,7 +29,7 @@ use bytes::Bytes;
 
 use super::FatalReason;
 use super::chunk::{BadFileHeader, ChunkHeader, Entry, FileHeader, read_entries};
-use super::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use super::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 use super::journal::{
     CUT_SHORT, Cut, CutReason, JournalConfig, JournalEvent, LogPosition, OnDamage, OpCounter, RecoveryReport,
 };
@@ -169,9 +169,14 @@ impl Recovery {
             Wanted::List => DiskOp::List { op },
             Wanted::Read(at, len) => {
                 self.window = Window { at, len, bytes: Bytes::new() };
-                DiskOp::Read { op, file: self.files[at.index].0, position: at.position, len }
+                DiskOp::Read {
+                    op,
+                    file: FileName::Journal(self.files[at.index].0),
+                    position: at.position,
+                    len,
+                }
             }
-            Wanted::Sync(file) => DiskOp::Sync { op, file },
+            Wanted::Sync(file) => DiskOp::Sync { op, file: FileName::Journal(file) },
         })
     }
 

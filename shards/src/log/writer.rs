@@ -21,7 +21,7 @@ use super::block::Blocks;
 use super::chunk::{
     CHUNK_HEADER_BYTES, ChunkHeader, ENTRY_HEADER_BYTES, FileHeader, close_entry, put_entry_header, sectors,
 };
-use super::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use super::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 use super::journal::{
     AppendRefused, JournalConfig, JournalEvent, LogPosition, Marker, OVERLOAD_FACTOR, OpCounter, Placed,
     Urgency,
@@ -397,7 +397,7 @@ impl Writer {
         }
         let op = ops.next();
         self.syncing = Some((op, file));
-        Some(DiskOp::Sync { op, file })
+        Some(DiskOp::Sync { op, file: FileName::Journal(file) })
     }
 
     /// The next file to prepare: that of a waiting chunk, the current one, or one more.
@@ -439,7 +439,7 @@ impl Writer {
                 Ok(())
             }
             // Of recovery, or of a read that no one waits for.
-            DiskEvent::Listed { .. } | DiskEvent::Read { .. } => Ok(()),
+            _ => Ok(()),
         }
     }
 

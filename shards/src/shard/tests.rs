@@ -10,7 +10,7 @@ use super::*;
 use crate::batch::BatchBuilder;
 use crate::front::{CloseReason, Cx};
 use crate::ids::{LeaderEpoch, Offset, PartitionEpoch, PartitionIndex, TopicId};
-use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileNo};
+use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo};
 use crate::mail::{Acks, Assignment, Durability, Locate, Op, PartitionConfig, ReadOut};
 
 /// A front whose sessions echo a frame, and close on an empty one.
@@ -137,11 +137,13 @@ impl Rig {
             }
             DiskOp::Sync { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
             DiskOp::Read { op, file, position, len } => {
+                let FileName::Journal(file) = file else { panic!("{file} is not there") };
                 let data = &self.files[&file];
                 let from = (position as usize).min(data.len());
                 let to = (from + len as usize).min(data.len());
                 DiskEvent::Read { op, result: Ok(Bytes::copy_from_slice(&data[from..to])) }
             }
+            other => panic!("not asked for here: {other:?}"),
         }
     }
 

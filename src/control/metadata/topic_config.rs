@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use highwater_shards::mail::{Durability, PartitionConfig};
+use highwater_shards::mail::{Durability, LogConfig, PartitionConfig};
 
 use super::command::{SettingChange, SettingOp};
 use super::image::{Image, Topic};
@@ -341,6 +341,7 @@ pub fn partition_config(topic: &Topic, image: &Image, defaults: &TopicDefaults) 
             .parse()
             .unwrap_or(BATCH_BYTES_DEFAULT)
             .min(defaults.batch_bytes_limit),
+        log: LogConfig::default(),
     }
 }
 

@@ -26,7 +26,7 @@ use super::buffers::AlignedBuf;
 use super::prepare::{Prepare, TEMPORARY, Zeros};
 use super::ring::{Completion, Kind, Ring, Tag, is_transient};
 use crate::ids::Map;
-use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 use crate::reactor::boot::StartError;
 
 /// Bytes of one write or read; more would be a bug of the log.
@@ -186,7 +186,7 @@ impl Files {
                     Err(e) => self.events.push(DiskEvent::Written { op, result: Err(e) }),
                 }
             }
-            DiskOp::Sync { op, file } => {
+            DiskOp::Sync { op, file: FileName::Journal(file) } => {
                 self.counters.syncs += 1;
                 match self.fd(file) {
                     Ok(fd) => {
@@ -199,7 +199,7 @@ impl Files {
                     Err(e) => self.events.push(DiskEvent::Synced { op, result: Err(e) }),
                 }
             }
-            DiskOp::Read { op, file, position, len } => {
+            DiskOp::Read { op, file: FileName::Journal(file), position, len } => {
                 self.counters.reads += 1;
                 match self.fd(file) {
                     _ if len == 0 => self.events.push(DiskEvent::Read { op, result: Ok(Bytes::new()) }),
@@ -207,6 +207,7 @@ impl Files {
                     Err(e) => self.events.push(DiskEvent::Read { op, result: Err(e) }),
                 }
             }
+            other => unreachable!("nothing asks for {other:?}"),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 
 /// Small and seeded (SplitMix64).
 #[derive(Clone, Debug)]
@@ -82,6 +82,14 @@ pub fn op_no(op: &DiskOp) -> OpNo {
         | DiskOp::Write { op, .. }
         | DiskOp::Sync { op, .. }
         | DiskOp::Read { op, .. } => *op,
+        other => panic!("not an operation of a journal: {other:?}"),
+    }
+}
+
+fn journal_file(file: FileName) -> FileNo {
+    match file {
+        FileName::Journal(file) => file,
+        other => panic!("not a file of a journal: {other}"),
     }
 }
 
@@ -142,7 +150,7 @@ impl Disk {
                 DiskEvent::Written { op, result: Ok(()) }
             }
             DiskOp::Sync { op, file } => {
-                let f = self.files.get_mut(&file).expect("synced files exist");
+                let f = self.files.get_mut(&journal_file(file)).expect("synced files exist");
                 for layer in f.layers.iter_mut().filter(|l| l.no <= covers) {
                     layer.durable = true;
                 }
@@ -153,11 +161,12 @@ impl Disk {
                 DiskEvent::Synced { op, result: Ok(()) }
             }
             DiskOp::Read { op, file, position, len } => {
-                let all = self.files[&file].content();
+                let all = self.files[&journal_file(file)].content();
                 let start = (position as usize).min(all.len());
                 let end = (start + len as usize).min(all.len());
                 DiskEvent::Read { op, result: Ok(Bytes::copy_from_slice(&all[start..end])) }
             }
+            other => panic!("not an operation of a journal: {other:?}"),
         }
     }
 
@@ -169,6 +178,7 @@ impl Disk {
             DiskOp::Write { op, .. } => DiskEvent::Written { op, result: Err(error) },
             DiskOp::Sync { op, .. } => DiskEvent::Synced { op, result: Err(error) },
             DiskOp::Read { op, .. } => DiskEvent::Read { op, result: Err(error) },
+            other => panic!("not an operation of a journal: {other:?}"),
         }
     }
 

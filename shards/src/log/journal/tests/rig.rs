@@ -206,6 +206,7 @@ impl Rig {
                 DiskOp::Write { sync: true, .. } => "write+",
                 DiskOp::Sync { .. } => "sync",
                 DiskOp::Read { .. } => "read",
+                _ => "other",
             })
             .collect();
         kinds.sort_unstable();
@@ -226,6 +227,7 @@ impl Rig {
             DiskOp::Write { sync, .. } => kind == if *sync { "write+" } else { "write" },
             DiskOp::Sync { .. } => kind == "sync",
             DiskOp::Read { .. } => kind == "read",
+            _ => false,
         };
         self.disk
             .in_flight

@@ -181,7 +181,7 @@ fn group_over_two_files_is_flushed_when_both_are_synced() {
     while !rig.disk.in_flight.is_empty() {
         if let DiskOp::Sync { file, .. } = rig.disk.in_flight[0].op {
             assert!(rig.flushed < 18);
-            syncs.push(file.0);
+            syncs.push(file);
         }
         rig.complete(0);
         rig.poll();

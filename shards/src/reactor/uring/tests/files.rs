@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::echo::{Options, Running, TempDir, run};
 use crate::ids::ConnId;
-use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 use crate::mail::{FromControl, Token};
 use crate::reactor::boot::ShardExit;
 use crate::reactor::uring::buffers::AlignedBuf;
@@ -56,7 +56,7 @@ fn prepare(op: u64, file: u64, size: u64) -> DiskOp {
 }
 
 fn read(running: &mut Running, file: u64, position: u64, len: u32) -> Bytes {
-    let ops = vec![DiskOp::Read { op: OpNo(9), file: FileNo(file), position, len }];
+    let ops = vec![DiskOp::Read { op: OpNo(9), file: FileName::Journal(FileNo(file)), position, len }];
     match disk(running, ops).remove(0) {
         DiskEvent::Read { op: OpNo(9), result } => result.unwrap(),
         other => panic!("{other:?}"),
@@ -86,7 +86,7 @@ fn what_was_prepared_and_written_is_there_after_a_restart() {
     ops.push(write(101, 0, Vec::new(), true));
     let events = disk(&mut running, ops);
     assert!(events.iter().all(|e| matches!(e, DiskEvent::Written { result: Ok(()), .. })), "{events:?}");
-    let events = disk(&mut running, vec![DiskOp::Sync { op: OpNo(5), file: FileNo(3) }]);
+    let events = disk(&mut running, vec![DiskOp::Sync { op: OpNo(5), file: FileName::Journal(FileNo(3)) }]);
     assert!(matches!(events[..], [DiskEvent::Synced { op: OpNo(5), result: Ok(()) }]), "{events:?}");
     assert_eq!(running.stop(), [ShardExit::Stopped]);
 
@@ -115,9 +115,9 @@ fn a_missing_file_is_an_error_of_the_operation() {
     let events = disk(
         &mut running,
         vec![
-            DiskOp::Read { op: OpNo(1), file, position: 0, len: 10 },
+            DiskOp::Read { op: OpNo(1), file: FileName::Journal(file), position: 0, len: 10 },
             DiskOp::Write { op: OpNo(2), file, position: 0, parts: sectors(1, 1), sync: true },
-            DiskOp::Sync { op: OpNo(3), file },
+            DiskOp::Sync { op: OpNo(3), file: FileName::Journal(file) },
         ],
     );
     let missing = DiskError::Io(libc::ENOENT);
