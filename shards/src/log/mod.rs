@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod chunk;
 pub mod disk;
 pub mod journal;
+pub mod reader;
 mod recovery;
 pub mod segment;
 mod writer;
