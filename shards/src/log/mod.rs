@@ -11,6 +11,7 @@ pub mod journal;
 pub mod reader;
 mod recovery;
 pub mod segment;
+pub mod storage;
 mod writer;
 
 use disk::{DiskError, FileNo};
