@@ -8,8 +8,10 @@ pub mod checkpoint;
 mod chunk;
 pub mod disk;
 pub mod journal;
+pub mod reader;
 mod recovery;
 pub mod segment;
+pub mod storage;
 mod writer;
 
 use disk::{DiskError, FileNo};
