@@ -19,8 +19,8 @@ pub use io::{ClientInput, FatalReason, Input, Output};
 use crate::front::Front;
 use crate::ids::{ConnId, Map, NodeId, Offset, PartitionId, Revision, ShardId};
 use crate::log::disk::{DiskEvent, DiskOp, FileName, OpNo};
-use crate::log::journal::Marker;
-use crate::log::storage::{Storage, StorageConfig, StorageEvent};
+use crate::log::journal::{Cut, Marker, RecoveryReport};
+use crate::log::storage::{Storage, StorageConfig, StorageEvent, StorageReport};
 use crate::log::Slot;
 use crate::mail::{Answer, FromControl, PartitionError, ReplyTo, ShardMail, ToControl, Token};
 use crate::stats::ShardStats;
@@ -227,7 +227,8 @@ impl<F: Front> Shard<F> {
                     self.replay(slot, &header, base, is_noted);
                 }
                 StorageEvent::ReplayedNote { slot, note, is_noted } => self.replay_note(slot, note, is_noted),
-                StorageEvent::Recovered => {
+                StorageEvent::Recovered(report) => {
+                    log_recovery(self.config.shard, &report);
                     self.on_recovered();
                     let partitions = self.partitions.ids();
                     self.outputs.push_back(Output::Control(ToControl::Recovered { partitions }));
@@ -241,6 +242,9 @@ impl<F: Front> Shard<F> {
                     }
                 }
                 StorageEvent::Read { ticket, result } => self.on_read(ticket, result),
+                StorageEvent::FoundBatch { ticket, result } => {
+                    self.on_read(ticket, result.map(|batch| batch.into_iter().collect()));
+                }
                 StorageEvent::Stopped => self.on_storage_stopped(),
                 StorageEvent::Fatal(reason) => self.outputs.push_back(Output::Fatal(reason)),
             }
@@ -387,6 +391,23 @@ impl<F: Front> Machine for Shard<F> {
 fn new_stats() -> ShardStats {
     let histogram = || hdrhistogram::Histogram::new_with_bounds(100, 60_000_000_000, 2).ok();
     ShardStats { append_latency: histogram(), flush_latency: histogram(), ..ShardStats::default() }
+}
+
+fn log_recovery(shard: ShardId, report: &StorageReport) {
+    let StorageReport { start, logs, segments, entries, damaged_logs, journal } = *report;
+    let RecoveryReport { files, chunks, bytes, cut, .. } = journal;
+    tracing::info!(%shard, ?start, logs, segments, entries, files, chunks, bytes, "logs recovered");
+    if damaged_logs > 0 {
+        tracing::error!(%shard, damaged_logs, "acknowledged records were lost, as `storage.recovery: truncate` allows");
+    }
+    if let Some(Cut { file, position, reason, bytes_after, damaged }) = cut {
+        let loss = if damaged {
+            "acknowledged records were lost with it, as `storage.recovery: truncate` allows"
+        } else {
+            "nothing acknowledged was in it"
+        };
+        tracing::warn!(%shard, %file, position, ?reason, bytes_after, "the end of the journal was cut off: {loss}");
+    }
 }
 
 /// A partition named in an error log.

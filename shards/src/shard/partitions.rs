@@ -91,17 +91,21 @@ impl Partitions {
 }
 
 impl Noted for Partitions {
-    fn note(&self, slot: Slot, state: &mut LogState) {
+    fn noted(&self, slot: Slot, state: &mut LogState) {
         if let Some(partition) = self.get(slot) {
             partition.note(state);
         }
+    }
+
+    fn high_watermark(&self, slot: Slot) -> Offset {
+        self.get(slot).map_or(Offset::ZERO, Partition::high_watermark)
     }
 }
 
 impl<F: Front> Shard<F> {
     pub(super) fn assign(&mut self, assignment: &Assignment) {
         let slot = self.storage.open(assignment.partition);
-        self.storage.configure(self.now, slot, &assignment.config.log);
+        self.storage.configure(slot, &assignment.config.log);
         let partition = self.partitions.get_or_new(slot, assignment.partition);
         match partition.assign(assignment) {
             Assigned::Stale => {}
@@ -125,7 +129,8 @@ impl<F: Front> Shard<F> {
         self.timers.cancel(Timer::Waiters(slot));
         self.timers.cancel(Timer::Producers(slot));
         self.partitions.remove(slot);
-        self.storage.drop_log(self.now, slot);
+        // Refused only by a log that is stopping or failed: then the next start finds a log that nobody wants.
+        let _ = self.storage.drop_log(self.now, slot);
     }
 
     pub(super) fn restore(&mut self, slot: Slot, state: &LogState) {
@@ -133,7 +138,7 @@ impl<F: Front> Shard<F> {
     }
 
     pub(super) fn replay(&mut self, slot: Slot, header: &BatchHeader, base: Offset, is_noted: bool) {
-        let id = self.storage.partition(slot);
+        let id = self.storage.partition(slot).expect("what is replayed belongs to a log");
         self.partitions.get_or_new(slot, id).replay(self.now, header, base, is_noted);
     }
 

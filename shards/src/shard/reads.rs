@@ -7,7 +7,7 @@ use crate::batch;
 use crate::front::Front;
 use crate::ids::{LeaderEpoch, Map, Offset};
 use crate::log::Slot;
-use crate::log::storage::{Found, FoundBatch, ReadFailed, Wanted};
+use crate::log::storage::{Found, FoundBatch, ReadFault, Wanted};
 use crate::mail::{Answer, Located, PartitionError, ReadError, ReadOut, ReplyTo};
 
 /// [`crate::mail::Op::Read`] with its sizes as this machine counts them.
@@ -112,17 +112,17 @@ impl<F: Front> Shard<F> {
     }
 
     /// Takes what the log read from disk.
-    pub(super) fn on_read(&mut self, ticket: u64, result: Result<Vec<Bytes>, ReadFailed>) {
+    pub(super) fn on_read(&mut self, ticket: u64, result: Result<Vec<Bytes>, ReadFault>) {
         let pending = self.reads.pending.remove(&ticket).expect("the log answers each ticket once");
         let Pending { to, slot, then } = pending;
         match (result, then) {
             (Ok(records), Then::Read(op)) => self.finish_read(to, slot, op, records),
             (Ok(records), Then::Locate(sought)) => self.finish_locate(to, slot, records.first(), sought),
             // What was to be read is gone since: the same request finds out what there is now.
-            (Err(ReadFailed::Gone), Then::Read(op)) if self.partitions.get(slot).is_some() => {
+            (Err(ReadFault::Gone), Then::Read(op)) if self.partitions.get(slot).is_some() => {
                 self.read(to, slot, op);
             }
-            (Err(ReadFailed::Gone), Then::Locate(sought)) if self.partitions.get(slot).is_some() => {
+            (Err(ReadFault::Gone), Then::Locate(sought)) if self.partitions.get(slot).is_some() => {
                 self.locate_in(to, slot, sought);
             }
             (Err(failed), then) => {
@@ -131,7 +131,7 @@ impl<F: Front> Shard<F> {
                     tracing::error!(%partition, %failed, "the log could not be read");
                 }
                 let error = match failed {
-                    ReadFailed::Gone => PartitionError::NotOwned,
+                    ReadFault::Gone => PartitionError::NotOwned,
                     _ => PartitionError::StorageFailed,
                 };
                 self.answer(
