@@ -312,6 +312,7 @@ impl<F: Front> Shard<F> {
         stats.connections_closed = self.clients.closed_by_reason();
         stats.journal = self.journal.stats();
         stats.journal.tail_bytes = self.partitions.tail_bytes();
+        stats.front = self.front.stats();
         stats.partitions_total = self.partitions.len() as u64;
         stats.partitions = self.partitions.stats();
         stats

@@ -1,6 +1,7 @@
 //! The partitions of a shard, and what operations do to them.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -231,6 +232,7 @@ impl<F: Front> Shard<F> {
                 let result = partition.check_epoch(current_epoch).map(|()| partition.end_of_epoch(epoch));
                 self.answer(to, Answer::EpochEnd(result));
             }
+            Op::DeleteRecords { .. } => self.answer(to, Answer::Deleted(Err(PartitionError::StorageFailed))),
         }
     }
 
@@ -245,7 +247,7 @@ impl<F: Front> Shard<F> {
         let Partitions { slots, tail, flushing, .. } = &mut self.partitions;
         let partition = slots[slot.0 as usize].as_deref_mut().expect("the caller found its slot");
         let batch_bytes_max = partition.config().batch_bytes_max.min(self.config.batch_bytes_max());
-        let limits = Limits { batch_bytes_max };
+        let limits = Limits { batch_bytes_max, keys_required: partition.config().log.compact };
         let batches = batch::validate_produced(records, limits)?;
         let base_offset = match partition.admit(&batches, acks == Acks::All)? {
             Admission::Duplicate { base_offset, end } => {
@@ -302,7 +304,7 @@ impl<F: Front> Shard<F> {
         end: Offset,
     ) {
         let partition = self.partitions.get_mut(slot).expect("the caller found its slot");
-        let appended = Appended { base_offset, log_start: partition.log_start() };
+        let appended = Appended { base_offset, log_start: partition.log_start(), throttle: Duration::ZERO };
         if acks == Acks::All && partition.high_watermark() < end {
             let waiter = Waiter { end, deadline, since: self.now, reply_to: to, appended };
             if let Some(at) = partition.waiters.wait(waiter) {
