@@ -334,7 +334,9 @@ impl<F: Front> Shard<F> {
         let mut stats = self.stats.clone();
         stats.connections = self.clients.len() as u64;
         stats.connections_closed = self.clients.closed_by_reason();
-        self.storage.add_stats(&mut stats);
+        stats.journal = self.storage.journal_stats();
+        stats.storage = self.storage.stats();
+        stats.front = self.front.stats();
         stats.partitions_total = self.partitions.len() as u64;
         stats.partitions = self.partitions.stats();
         stats

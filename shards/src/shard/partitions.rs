@@ -212,7 +212,7 @@ impl<F: Front> Shard<F> {
         let Partitions { slots, flushing, .. } = &mut self.partitions;
         let partition = slots[slot.0 as usize].as_deref_mut().expect("the caller found its slot");
         let batch_bytes_max = partition.config().batch_bytes_max.min(self.config.batch_bytes_max());
-        let limits = Limits { batch_bytes_max };
+        let limits = Limits { batch_bytes_max, keys_required: partition.config().log.compact };
         let batches = batch::validate_produced(records, limits)?;
         let base_offset = match partition.admit(&batches, acks == Acks::All)? {
             Admission::Duplicate { base_offset, end } => {

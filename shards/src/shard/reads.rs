@@ -7,7 +7,8 @@ use crate::batch;
 use crate::front::Front;
 use crate::ids::{LeaderEpoch, Map, Offset};
 use crate::log::Slot;
-use crate::log::storage::{Found, FoundBatch, ReadFault, Wanted};
+use crate::log::reader::ReadFault;
+use crate::log::storage::{Found, FoundBatch, Wanted};
 use crate::mail::{Answer, Located, PartitionError, ReadError, ReadOut, ReplyTo};
 
 /// [`crate::mail::Op::Read`] with its sizes as this machine counts them.
