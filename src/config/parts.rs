@@ -5,6 +5,7 @@
 
 use highwater_shards::ids::ShardId;
 use highwater_shards::log::journal::JournalConfig;
+use highwater_shards::log::storage::StorageConfig;
 use highwater_shards::mail::Durability;
 
 use super::{Config, JOURNAL_FILES_MIN, Storage};
@@ -28,6 +29,21 @@ impl Storage {
             flush_interval: self.flush_interval,
             on_damage: self.recovery,
             ..JournalConfig::new(shard, new_journal)
+        }
+    }
+
+    /// The log of one of so many shards. `new_journal` as for [`Self::journal`].
+    pub fn of_shard(&self, shard: ShardId, shards: usize, new_journal: u64) -> StorageConfig {
+        let tail_bytes = self.tail_bytes_of_shard(shards) as u64;
+        StorageConfig {
+            tail_bytes_max: tail_bytes,
+            // What was not moved cannot leave memory, so it stays within the memory for recent records.
+            unmoved_bytes_soft: tail_bytes / 4,
+            unmoved_bytes_max: tail_bytes.max(2 * u64::from(self.batch_bytes_max())),
+            checkpoint_bytes: self.checkpoint_bytes_of_shard(shards),
+            journal_bytes_max: self.journal_bytes_max_of_shard(shards),
+            compaction_bytes_per_second: self.compaction_bytes_per_second_of_shard(shards),
+            ..StorageConfig::new(self.journal(shard, new_journal))
         }
     }
 
