@@ -56,8 +56,8 @@ pub(super) struct Files {
     /// Not released; no file before it is ready or begun.
     oldest: FileNo,
     spares: BTreeMap<FileNo, u64>,
-    /// Headers that may not be durable: the sequence of the chunk that was written with each, and its `oldest`.
-    announced: VecDeque<(u64, FileNo)>,
+    /// Those whose headers may not be durable.
+    announced: VecDeque<Begun>,
     /// Spares before this one are named by no header that counts.
     free_below: FileNo,
     /// Numbers for which there is a file that cannot be used: only a new one takes its place.
@@ -143,16 +143,16 @@ impl Files {
             assert!(last.file < begun.file, "files are begun in order");
             self.full_bytes += bytes;
         }
-        self.announced.push_back((begun.sequence, begun.oldest));
+        self.announced.push_back(begun);
         self.begun.push_back((begun, self.size_of(begun.file)));
     }
 
     /// Everything up to this sequence is durable.
     pub fn on_flushed(&mut self, flushed: u64) {
-        while let Some(&(sequence, oldest)) = self.announced.front()
-            && sequence <= flushed
+        while let Some(begun) = self.announced.front()
+            && begun.sequence <= flushed
         {
-            self.free_below = self.free_below.max(oldest);
+            self.free_below = self.free_below.max(begun.oldest);
             self.announced.pop_front();
         }
     }
@@ -224,7 +224,7 @@ impl Files {
         }
         match self.free_spare(|bytes, full| bytes == full) {
             Some(from) => Some(Way::Recycle(from)),
-            None => (!self.frees_soon()).then_some(Way::Prepare),
+            None => (!self.frees_soon(file)).then_some(Way::Prepare),
         }
     }
 
@@ -241,12 +241,12 @@ impl Files {
         misfit.or_else(|| self.free_spare(|_, _| is_too_many))
     }
 
-    /// Whether a header on its way to the disk will free a spare.
-    fn frees_soon(&self) -> bool {
-        let Some(&(_, oldest)) = self.announced.back() else {
-            return false;
-        };
-        self.spares.range(..oldest).any(|(_, &bytes)| bytes == self.bytes)
+    /// Whether a header on its way to the disk will free a spare. One of `wanted` itself, or of a file behind it, is not
+    /// on its way.
+    fn frees_soon(&self, wanted: FileNo) -> bool {
+        let on_its_way = self.announced.iter().rev().find(|begun| begun.file < wanted);
+        on_its_way
+            .is_some_and(|begun| self.spares.range(..begun.oldest).any(|(_, &bytes)| bytes == self.bytes))
     }
 
     /// Whether a file that is not ready cannot be had now.
