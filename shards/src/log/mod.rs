@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod chunk;
 pub mod cleaner;
 pub mod disk;
+mod files;
 pub mod journal;
 pub mod reader;
 mod recovery;
