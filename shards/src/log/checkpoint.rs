@@ -1,4 +1,12 @@
 //! A shard's checkpoint: what its segments hold, and from where on the journal holds the rest. Floor 1, pure.
+//!
+//! Its bytes are laid out in `format.rs`: [`Encoder`] writes them log by log, [`Checkpoint::parse`] reads them.
+
+mod format;
+#[cfg(test)]
+mod tests;
+
+pub use format::{BadCheckpoint, CHECKPOINT_MAGIC, Encoder};
 
 use super::Lsn;
 use super::disk::FileNo;

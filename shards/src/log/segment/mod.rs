@@ -1,5 +1,9 @@
 //! The segments of a log: files of its batches, one behind the other, with sparse indexes beside them. Floor 1, pure.
 
+pub mod format;
+pub mod index;
+pub mod scan;
+
 use crate::ids::Offset;
 
 /// What is known of one segment without reading it.
