@@ -59,6 +59,11 @@ impl Cursors {
         Some(cursor.position)
     }
 
+    /// Whether an answer ended at `next`.
+    pub fn is_known(&self, partition: PartitionId, next: Offset) -> bool {
+        self.all.contains_key(&(partition, next))
+    }
+
     /// Forgets those of `name` at `position` and behind it.
     pub fn forget(&mut self, name: SegmentName, position: u64) {
         self.forget_where(name.partition, |c| c.name == name && c.position >= position);

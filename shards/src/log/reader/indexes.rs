@@ -111,10 +111,10 @@ impl Indexes {
             if known.covered < part.start || known.covered >= part.end {
                 return;
             }
-            for entry in entries {
-                if entry.position >= known.covered {
-                    known.index.push(*entry);
-                }
+            for entry in entries.iter().filter(|e| e.position >= known.covered) {
+                let before = known.index.entries().last().map_or(i64::MIN, |e| e.timestamp_before_ms);
+                let timestamp_before_ms = entry.timestamp_before_ms.max(before);
+                known.index.push(IndexEntry { timestamp_before_ms, ..*entry });
             }
             known.covered = part.end;
             known.builder =
