@@ -89,6 +89,19 @@ fn a_second_reader_waits_for_the_window_that_is_on_its_way() {
 }
 
 #[test]
+fn a_reader_within_a_window_on_its_way_waits_for_it_too() {
+    let (mut rig, log) = rig_and_log(ReaderConfig { ahead_bytes_max: 0, ..small() });
+    let next = rig.read(&log, ask(0, 2000)).unwrap().next.0;
+    let first = rig.begin(&log, ask(0, 8000));
+    let second = rig.begin(&log, ask(next, 2000));
+    assert_eq!(rig.in_flight.len(), 1);
+    rig.run();
+    check_answer(&log, ask(0, 8000), &rig.done.remove(&first).unwrap().unwrap());
+    check_answer(&log, ask(next, 2000), &rig.done.remove(&second).unwrap().unwrap());
+    assert_eq!(rig.reader.stats().disk_reads, 2);
+}
+
+#[test]
 fn one_log_keeps_no_more_than_its_share_and_leaves_the_windows_of_others() {
     let config = ReaderConfig { ahead_bytes_max: 512 * 1024, ..small() };
     let mut files = Files::new();

@@ -118,6 +118,39 @@ fn an_index_whose_offsets_are_wrong_does_not_hide_a_batch() {
 }
 
 #[test]
+fn good_frames_in_the_wrong_order_are_damage() {
+    let (mut files, log) = five();
+    let file = log.name(&log.segments[0]);
+    let bytes = files.get_mut(&FileName::Segment(file)).unwrap();
+    let at = |i: usize| log.batches[i].position as usize;
+    bytes[at(1)..at(3)].rotate_left(at(2) - at(1));
+    let mut rig = Rig::new(small(), files);
+    let stretch = rig.read(&log, ask(0, 10_000)).unwrap();
+    assert_eq!(stretch.batches, [log.batches[0].bytes.clone()]);
+    let fault = rig.read(&log, ask(stretch.next.0, 10_000)).unwrap_err();
+    let (offset, position) = (log.batches[1].base, log.batches[1].position);
+    assert_eq!(fault, ReadFault::Damaged { partition: log.partition, offset, file, position });
+}
+
+#[test]
+fn a_load_of_an_index_from_before_a_cut_is_not_taken() {
+    let (mut rig, mut log) = rig_and_log(small());
+    let reading = rig.begin(&log, ask(900, 600));
+    assert_eq!(rig.in_flight.len(), 1, "it loads the index");
+    let (name, bytes) = log.cut(500);
+    rig.reader.cut(name, bytes);
+    for _ in 0..500 {
+        log.append(&mut rig.files, 0, 3, 5000, 512);
+    }
+    log.put_index(&mut rig.files, name);
+    let again = rig.begin(&log, ask(900, 600));
+    rig.run();
+    assert_eq!(rig.done[&reading], Err(ReadFault::Gone));
+    check_answer(&log, ask(900, 600), rig.done[&again].as_ref().unwrap());
+    assert_eq!(rig.reader.known.indexes.get(name), Some(&log.index_of(name)));
+}
+
+#[test]
 fn a_file_that_ends_early_is_damage_and_a_broken_disk_is_told_as_such() {
     let (files, log) = five();
     let file = log.name(&log.segments[0]);
