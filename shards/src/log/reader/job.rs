@@ -57,6 +57,8 @@ pub(super) struct Job {
     pub below: Offset,
     /// Those that may hold what is sought, at most [`SEGMENTS_MAX`].
     pub segments: Vec<SegmentMeta>,
+    /// There are no others that may.
+    has_all: bool,
     /// It has its turn: it may ask the disk.
     pub is_active: bool,
     /// The one of `segments` that it is in.
@@ -121,7 +123,7 @@ impl Job {
     ) -> Self {
         let first = segments.partition_point(|s| s.end <= from);
         let wanted = segments[first..].iter().take_while(|s| s.base < below);
-        let wanted = wanted.filter(|s| {
+        let mut wanted = wanted.filter(|s| {
             let is_older = matches!(goal, Goal::Timestamp(ms) if s.max_timestamp_ms < ms);
             s.end > from && !is_older
         });
@@ -132,7 +134,8 @@ impl Job {
             goal,
             from,
             below,
-            segments: wanted.take(SEGMENTS_MAX).copied().collect(),
+            segments: wanted.by_ref().take(SEGMENTS_MAX).copied().collect(),
+            has_all: wanted.next().is_none(),
             is_active: false,
             at: 0,
             position: None,
@@ -176,7 +179,12 @@ impl Job {
     /// Goes as far as it can.
     pub fn walk(&mut self, known: &mut Known) -> Walk {
         loop {
-            let Some(segment) = self.segments.get(self.at).copied() else { return self.done(known) };
+            let Some(segment) = self.segments.get(self.at).copied() else {
+                if self.has_all && self.batches.is_empty() {
+                    self.next = self.next.max(self.below);
+                }
+                return self.done(known);
+            };
             let name = self.name(&segment);
             let position = match self.position {
                 Some(position) => position,
@@ -309,7 +317,7 @@ impl Job {
 
     fn next_segment(&mut self, segment: &SegmentMeta) {
         if self.batches.is_empty() {
-            self.next = self.next.max(segment.end);
+            self.next = self.next.max(segment.end.min(self.below));
         }
         self.at += 1;
         self.position = None;

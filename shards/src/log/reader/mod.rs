@@ -98,8 +98,9 @@ pub struct TimestampRead<'a> {
 pub struct Stretch {
     /// Whole checked batches in order, perhaps fewer than could be had. A search by timestamp finds at most one.
     pub batches: Vec<Bytes>,
-    /// Where to go on: one past the last of `batches`. Without batches, there is no record in the segments from `from`
-    /// up to here; if this is `from` itself, the next batch does not fit `below` or `bytes_max`, or there is none.
+    /// Where to go on: one past the last of `batches`. Without batches, nothing that is sought lies in the segments from
+    /// `from` up to here: at `below`, nothing at all; at `from` itself, the next batch does not fit `below` or
+    /// `bytes_max`; in between, ask again from here.
     pub next: Offset,
 }
 

@@ -272,5 +272,12 @@ fn segments_without_records_are_passed_over() {
         from = stretch.next.0;
     };
     assert_eq!(found.next, log.end);
-    assert_eq!(rig.search(&log, 9, 0, ALL), Ok(Stretch { batches: Vec::new(), next: Offset(0) }));
+    let nothing = |below| Ok(Stretch { batches: Vec::new(), next: Offset(below) });
+    assert_eq!(rig.search(&log, 9, 0, ALL), nothing(ALL));
+    assert_eq!(
+        rig.read(&log, ask(log.end.0, 1000)),
+        nothing(ALL),
+        "what is behind the segments is elsewhere"
+    );
+    assert_eq!(rig.read(&log, Ask { below: 20, ..ask(5, 1000) }), nothing(20));
 }
