@@ -15,7 +15,7 @@
 //! version 1, oldest version that reads it 1; both numbers big-endian), then blocks, each behind its length as a
 //! big-endian 32-bit number.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
