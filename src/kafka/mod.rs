@@ -11,6 +11,7 @@ mod configs;
 mod coordinator;
 pub mod errors;
 mod fetch;
+mod gather;
 pub mod messages;
 mod metadata;
 mod offsets;
@@ -18,7 +19,7 @@ mod produce;
 mod producer_ids;
 mod route;
 mod session;
-pub mod stats;
+mod stats;
 #[cfg(test)]
 mod tests;
 pub mod wire;
