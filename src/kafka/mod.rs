@@ -7,6 +7,7 @@
 
 mod admin;
 pub mod api;
+mod asking;
 mod configs;
 mod coordinator;
 pub mod errors;

@@ -19,8 +19,10 @@ use highwater_shards::stats::FrontStats;
 use highwater_shards::time::Instant;
 
 use super::api::{self, ApiKey, Call, Head};
+use super::asking::Asking;
 use super::fetch::Fetch;
 use super::gather::Gathering;
+use super::messages::cluster::AlterConfigsResourceResponse;
 use super::messages::offsets::{DeleteRecordsRequest, ListOffsetsRequest, OffsetForLeaderEpochRequest};
 use super::produce::Produce;
 use super::stats::Stats;
@@ -101,7 +103,7 @@ pub(super) enum Other {
     Deletions(Box<Gathering<DeleteRecordsRequest>>),
     Metadata(Box<metadata::Waiting>),
     Topics(Box<admin::Waiting>),
-    Configs(Box<configs::Waiting>),
+    Configs(Box<Asking<AlterConfigsResourceResponse>>),
     ProducerId,
 }
 

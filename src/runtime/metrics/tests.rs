@@ -183,7 +183,7 @@ fn requests_are_counted_by_api() {
     assert_eq!((at("0.000064"), at("0.000256"), at("0.001024")), (2.0, 3.0, 4.0));
     assert_eq!((at("16.777216"), at("+Inf")), (4.0, 5.0));
     assert_eq!(samples[&format!("{name}_count{{shard=\"0\",api=\"Produce\"}}")], 5.0);
-    assert!((samples[&format!("{name}_sum{{shard=\"0\",api=\"Produce\"}}")] - 1073.742_979).abs() < 1e-6);
+    assert!((samples[&format!("{name}_sum{{shard=\"0\",api=\"Produce\"}}")] - 1_073.742_979).abs() < 1e-6);
     let errors = "highwater_request_errors_total{shard=\"0\",api=\"Produce\",error=\"NotLeaderOrFollower\"}";
     assert_eq!(samples[errors], 1.0);
     assert_eq!(samples["highwater_segments{shard=\"0\"}"], 12.0);
