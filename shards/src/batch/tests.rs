@@ -175,6 +175,31 @@ fn larger_than_the_topic_allows_is_its_own_error() {
 }
 
 #[test]
+fn where_keys_are_required_one_record_without_refuses_all_batches() {
+    let keyed = Limits { keys_required: true, ..LIMITS };
+    let (with, mut without) = (plain(3), BatchBuilder::new());
+    for n in 0..5 {
+        without = without.record(n, (n != 3).then_some(&b""[..]), Some(b"v"));
+    }
+    let without = without.build();
+    let refused = |bytes: &[u8]| validate_produced(bytes, keyed).err();
+    assert_eq!(refused(&with), None);
+    assert_eq!(
+        refused(&BatchBuilder::new().record(1, Some(b""), None).build()),
+        None,
+        "an empty key is a key"
+    );
+    assert_eq!(refused(&without), Some(BatchError::KeyMissing));
+    assert_eq!(refused(&[&with[..], &without].concat()), Some(BatchError::KeyMissing));
+    assert_eq!(refused(GOLDEN), Some(BatchError::KeyMissing), "its second record has none");
+    assert_eq!(validate(&without), Ok(1), "elsewhere keys are not asked for");
+    let broken = changed(without.to_vec(), |b| *b.last_mut().unwrap() = 1);
+    assert!(matches!(refused(&broken), Some(BatchError::Invalid(_))), "a broken batch is called that");
+    let compressed = BatchBuilder::new().compressed(Compression::Zstd, 1, 2, b"whatever").build();
+    assert_eq!(refused(&compressed), None, "its records are not looked at");
+}
+
+#[test]
 fn batch_that_a_real_client_built_is_accepted() {
     let batches = validate_produced(GOLDEN, LIMITS).unwrap();
     assert_eq!((batches.first().records, batches.first().producer), (2, None));
