@@ -59,7 +59,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use highwater_shards::log::journal::Journal;
+    use highwater_shards::log::journal::{Journal, JournalStart};
 
     use super::*;
     use crate::config::{Setting, Sources, load};
@@ -90,7 +90,7 @@ mod tests {
                     accepted += 1;
                     let journal = config.storage.journal(ShardId(0), 7);
                     assert!(config.cluster.topic_defaults.batch_bytes_max <= journal.batch_bytes_max as u64);
-                    Journal::new(journal);
+                    Journal::new(journal, JournalStart::Begin);
                     config.topic_defaults();
                 }
             }

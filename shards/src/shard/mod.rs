@@ -19,7 +19,7 @@ pub use io::{ClientInput, FatalReason, Input, Output};
 use crate::front::Front;
 use crate::ids::{ConnId, Map, NodeId, PartitionId, Revision, ShardId};
 use crate::log::disk::{DiskEvent, DiskOp, OpNo};
-use crate::log::journal::{Cut, Journal, JournalConfig, JournalEvent, RecoveryReport};
+use crate::log::journal::{Cut, Journal, JournalConfig, JournalEvent, JournalStart, RecoveryReport};
 use crate::mail::{Answer, FromControl, PartitionError, ReplyTo, ShardMail, ToControl, Token};
 use crate::stats::ShardStats;
 use crate::time::{Instant, TimerTable};
@@ -134,7 +134,7 @@ impl<F: Front> Shard<F> {
             revision: None,
             clients: Clients::default(),
             partitions: Partitions::new(config.node),
-            journal: Journal::new(config.journal),
+            journal: Journal::new(config.journal, JournalStart::Begin),
             reads: Reads::default(),
             timers: TimerTable::default(),
             answers: VecDeque::new(),
@@ -207,9 +207,11 @@ impl<F: Front> Shard<F> {
     fn drain_journal(&mut self) {
         while let Some(event) = self.journal.poll_event() {
             match event {
-                JournalEvent::Replayed { partition, header, base, at, bytes } => {
+                JournalEvent::Replayed { partition, header, base, at, bytes, .. } => {
                     self.replay(partition, &header, base, at, bytes);
                 }
+                // Nothing of this shard appends notes.
+                JournalEvent::ReplayedNote { .. } => {}
                 JournalEvent::Recovered(report) => {
                     log_recovery(self.config.shard, &report);
                     let partitions = self.partitions.ids().collect();
@@ -369,7 +371,7 @@ fn new_stats() -> ShardStats {
 }
 
 fn log_recovery(shard: ShardId, report: &RecoveryReport) {
-    let RecoveryReport { files, chunks, batches, bytes, cut } = *report;
+    let RecoveryReport { files, chunks, batches, bytes, notes: _, cut } = *report;
     tracing::info!(%shard, files, chunks, batches, bytes, "journal recovered");
     if let Some(Cut { file, position, reason, bytes_after, damaged }) = cut {
         let loss = if damaged {
