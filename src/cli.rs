@@ -48,6 +48,29 @@ pub enum Command {
     /// Create, list, describe or delete topics of a running node, or delete records
     #[command(subcommand, after_help = TOPIC_HELP)]
     Topic(TopicCommand),
+    /// Look into the files of the log
+    #[command(subcommand)]
+    Log(LogCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Print what journal, segment, index and checkpoint files hold, and verify every bit of it
+    #[command(after_help = INSPECT_HELP)]
+    Inspect(InspectArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A file, told by what it begins with, or a folder: a data directory, a journal's or a partition's
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// List every batch too; of an index its entries, of a checkpoint its logs
+    #[arg(long)]
+    pub batches: bool,
+    /// Print JSON instead of text, one object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -233,6 +256,17 @@ Examples:
   highwater topic delete orders audit
   highwater topic delete-records orders:3 --before 250000
   highwater topic delete-records orders --before latest
+";
+
+const INSPECT_HELP: &str = "\
+Examples:
+  highwater log inspect ./highwater-data
+  highwater log inspect ./highwater-data/journal-0 --batches
+  highwater log inspect ./highwater-data/partitions/<topic id>-0/00000000000000000000-000000.log --json
+
+It only reads, takes no lock, and may run beside a node. A running node writes on and deletes while this reads: then the
+tail of a file may look torn, and a file may be gone. What is not right is printed with file, position and reason:
+`damaged` ends with exit status 6; `torn` is what a crash may leave behind what was promised, and is cut off at start.
 ";
 
 fn help_end() -> String {

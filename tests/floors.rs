@@ -61,6 +61,7 @@ const PACKAGES: [Package; 2] = [
             ("kafka", Pure(1)),
             ("config", Driver),
             ("error", Driver),
+            ("log_inspect", Driver),
             ("logging", Driver),
             ("cli", Driver),
             ("topic_commands", Driver),
