@@ -614,10 +614,12 @@ impl Recovery {
             && let JournalStart::At { resume, .. } = self.start
         {
             let is_full = self.size(place.index).saturating_sub(place.position) < SECTOR as u64;
+            // At the end of a file, the beginning of the next one was looked at too.
+            let is_sure = self.tail.map_or(!is_full, |tail| tail.reason.is_none());
             match resume {
                 Resume::From { .. } => self.damaged = true,
                 // No later life has written anything.
-                Resume::Clean { .. } if reason.is_none() && (!is_full || self.tail.is_some()) => {
+                Resume::Clean { .. } if reason.is_none() && is_sure => {
                     self.state = State::Syncing(self.tail.take().unwrap_or(here));
                     return;
                 }
