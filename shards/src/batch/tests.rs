@@ -322,11 +322,10 @@ fn records_read_as_they_were_built() {
         .record(1 << 40, None, Some(b""))
         .build();
     let records = records_of(&bytes).unwrap();
-    let parts: Vec<_> =
-        records.iter().map(|r| (r.offset_delta, r.timestamp_delta_ms, r.key, r.value)).collect();
-    let want: [(u32, i64, Option<&[u8]>, Option<&[u8]>); 3] =
-        [(0, 0, Some(b"k"), Some(b"v")), (1, -10, Some(b""), None), (2, (1 << 40) - 100, None, Some(b""))];
-    assert_eq!(parts, want);
+    let numbers: Vec<_> = records.iter().map(|r| (r.offset_delta, r.timestamp_delta_ms)).collect();
+    assert_eq!(numbers, [(0, 0), (1, -10), (2, (1 << 40) - 100)]);
+    let parts: Vec<_> = records.iter().map(|r| [r.key, r.value]).collect();
+    assert_eq!(parts, [[Some(&b"k"[..]), Some(b"v")], [Some(b""), None], [None, Some(b"")]]);
     let all: Vec<u8> = records.iter().flat_map(|r| r.bytes).copied().collect();
     assert_eq!(all, bytes[HEADER_BYTES..]);
     let golden = records_of(GOLDEN).unwrap();
