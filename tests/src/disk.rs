@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use highwater_shards::log::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
+use highwater_shards::log::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 
 use crate::rng::Rng;
 
@@ -115,14 +115,15 @@ impl SimDisk {
                 let usual = if sync { self.config.sync.clone() } else { self.config.write.clone() };
                 (op, InFlight::Write { file, first, data, sync }, usual)
             }
-            DiskOp::Sync { op, file } => {
+            DiskOp::Sync { op, file: FileName::Journal(file) } => {
                 self.known(file)?;
                 (op, InFlight::Sync { file, up_to: self.version }, self.config.sync.clone())
             }
-            DiskOp::Read { op, file, position, len } => {
+            DiskOp::Read { op, file: FileName::Journal(file), position, len } => {
                 self.known(file)?;
                 (op, InFlight::Read { file, position, len }, self.config.read.clone())
             }
+            other => return Err(format!("nothing asks for {other:?}")),
         };
         if self.in_flight.insert(no, flying).is_some() {
             return Err(format!("{no:?} is given while an operation of that number is in flight"));
@@ -413,7 +414,12 @@ mod tests {
     }
 
     fn first_byte(disk: &mut SimDisk, at: u64) -> u8 {
-        let read = DiskOp::Read { op: OpNo(99), file: FILE, position: at * SECTOR as u64, len: 1 };
+        let read = DiskOp::Read {
+            op: OpNo(99),
+            file: FileName::Journal(FILE),
+            position: at * SECTOR as u64,
+            len: 1,
+        };
         match finish(disk, read) {
             DiskEvent::Read { result, .. } => result.unwrap()[0],
             other => panic!("{other:?}"),
@@ -459,7 +465,7 @@ mod tests {
         let sync = |d: &mut SimDisk| {
             finish(d, write(1, 0, 7, false));
             let (flying, _) = d.submit(write(2, 1, 8, false)).unwrap();
-            let (sync, _) = d.submit(DiskOp::Sync { op: OpNo(3), file: FILE }).unwrap();
+            let (sync, _) = d.submit(DiskOp::Sync { op: OpNo(3), file: FileName::Journal(FILE) }).unwrap();
             d.complete(flying);
             d.complete(sync);
         };
