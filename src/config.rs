@@ -29,6 +29,7 @@ pub use layers::{
 };
 pub use render::{render_effective, render_reference};
 pub use shape::HostPort;
+use shape::show_size;
 pub use yaml::FILE_BYTES_MAX;
 
 /// Everything that can be configured.
@@ -104,6 +105,14 @@ pub struct Storage {
     pub flush_interval: Duration,
     /// What to do at start when flushed bytes of the journal are damaged.
     pub recovery: OnDamage,
+    /// Bytes of the journal, over all shards, after which it is checkpointed.
+    pub checkpoint_bytes: u64,
+    /// Bytes of the journal that may exist, over all shards.
+    pub journal_bytes_max: u64,
+    /// Files of partitions that are kept open, over all shards.
+    pub open_files_max: u32,
+    /// Bytes that compaction may read and write in a second, over all shards.
+    pub compaction_bytes_per_second: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -174,6 +183,10 @@ impl Default for Config {
                 tail_bytes: 256 << 20,
                 flush_interval: Duration::from_millis(50),
                 recovery: OnDamage::Refuse,
+                checkpoint_bytes: 256 << 20,
+                journal_bytes_max: 2 << 30,
+                open_files_max: 2048,
+                compaction_bytes_per_second: 64 << 20,
             },
             kafka: Kafka {
                 auto_create_topics: true,
@@ -241,6 +254,26 @@ impl Config {
                     .into(),
             ));
         }
+        let files_bytes = self.storage.journal_file_bytes * JOURNAL_FILES_MIN;
+        let shard_count = u64::from(cores.shard_count.unwrap_or(1));
+        if self.storage.journal_bytes_max < files_bytes * shard_count {
+            out.push((
+                &["storage.journal_bytes_max", "storage.journal_file_bytes"],
+                format!(
+                    "`storage.journal_bytes_max` must leave room for {JOURNAL_FILES_MIN} files of \
+                     `storage.journal_file_bytes` for each shard: at least {}",
+                    show_size(files_bytes * shard_count)
+                ),
+            ));
+        }
+        if self.storage.checkpoint_bytes > self.storage.journal_bytes_max / 4 {
+            out.push((
+                &["storage.checkpoint_bytes", "storage.journal_bytes_max"],
+                "`storage.checkpoint_bytes` must be at most a quarter of `storage.journal_bytes_max`: from half of it \
+                 on producers are slowed down, and a checkpoint should have ended by then"
+                    .into(),
+            ));
+        }
         let core_ports = kafka.core_port_first..kafka.core_port_first + SHARDS_MAX;
         let on_core_ports =
             |addr: SocketAddr| kafka.routing == Routing::Core && core_ports.contains(&u32::from(addr.port()));
@@ -275,6 +308,8 @@ impl Config {
     }
 }
 
+/// Journal files that a shard needs at least: one that is written, the next one, and two that a checkpoint is about.
+pub const JOURNAL_FILES_MIN: u64 = 4;
 /// A request's header and the parts of a Produce around its batch, generously.
 const REQUEST_OVERHEAD_BYTES: u64 = 64 << 10;
 /// Shards of one node: the step between the broker ids of two nodes with `routing: core`.

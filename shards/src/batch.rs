@@ -160,6 +160,8 @@ pub enum BatchError {
     TooLarge { len: u32, limit: u32 },
     #[error("the batch breaks its format: {0}")]
     Invalid(&'static str),
+    #[error("a record has no key, which the topic asks for")]
+    KeyMissing,
 }
 
 impl From<BatchError> for PartitionError {
@@ -169,6 +171,7 @@ impl From<BatchError> for PartitionError {
             BatchError::UnsupportedFormat(_) => Self::UnsupportedFormat,
             BatchError::TooLarge { .. } => Self::BatchTooLarge,
             BatchError::Invalid(_) => Self::InvalidBatch,
+            BatchError::KeyMissing => Self::KeyMissing,
         }
     }
 }
@@ -235,6 +238,8 @@ pub fn check_crc(bytes: &[u8]) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     pub batch_bytes_max: u32,
+    /// Every record must have a key, as in a compacted topic. Records of a compressed batch are not looked at.
+    pub keys_required: bool,
 }
 
 /// The batches of one produced record set: at least one. Allocates only for the second and further ones.
@@ -346,7 +351,7 @@ fn validate_one(bytes: &[u8], limits: Limits) -> Result<BatchHeader, BatchError>
         return invalid("base offset of a produced batch is not 0");
     }
     if compression == Compression::None {
-        record::check_all(&batch[HEADER_BYTES..], header.records)?;
+        record::check_all(&batch[HEADER_BYTES..], header.records, limits.keys_required)?;
     }
     Ok(header)
 }

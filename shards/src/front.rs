@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::ids::{ConnId, PartitionId, ShardId};
 use crate::mail::{Answer, Op, Token};
+use crate::stats::FrontStats;
 use crate::time::Instant;
 
 /// A client protocol.
@@ -49,6 +50,11 @@ pub trait Front: Sized + 'static {
     /// Requests of this connection that were taken in and not yet answered; the shard stops reading from the
     /// connection at its bound.
     fn in_flight(&self, session: &Self::Session) -> usize;
+
+    /// What the protocol counted on this shard since its start.
+    fn stats(&self) -> FrontStats {
+        FrontStats::default()
+    }
 }
 
 /// What a session sees and says during one call.

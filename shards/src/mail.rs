@@ -68,6 +68,15 @@ pub enum Op {
         current_epoch: Option<LeaderEpoch>,
         epoch: LeaderEpoch,
     },
+    /// Deletes the records before an offset; on the leader only. Deleted is deleted when the answer comes: no reader
+    /// sees them again, whatever fails later.
+    DeleteRecords {
+        /// `None`: all that consumers can read, up to the high watermark. One above the high watermark is refused
+        /// with [`PartitionError::OffsetOutOfRange`]; one below the log's start changes nothing and is no error.
+        before: Option<Offset>,
+        /// When the answer is [`PartitionError::TimedOut`] if it is not known to be durable yet.
+        deadline: Instant,
+    },
 }
 
 /// What to look for in a log.
@@ -90,12 +99,16 @@ pub enum Answer {
     Readable,
     Located(Result<Option<Located>, PartitionError>),
     EpochEnd(Result<Option<EpochEnd>, PartitionError>),
+    /// The log's start after a deletion.
+    Deleted(Result<Offset, PartitionError>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Appended {
     pub base_offset: Offset,
     pub log_start: Offset,
+    /// How long the producer is asked to pause, so that the disk keeps up. Mostly zero.
+    pub throttle: Duration,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -157,6 +170,8 @@ pub enum PartitionError {
     InvalidBatch,
     #[error("only record batches of format version 2 are accepted")]
     UnsupportedFormat,
+    #[error("the topic is compacted, and a record of the batch has no key")]
+    KeyMissing,
     #[error("the batch is larger than the topic allows")]
     BatchTooLarge,
     #[error("the sequence number does not follow the producer's last one")]

@@ -1,6 +1,8 @@
 //! What a shard counts about itself. Floor 0: values only; the control core asks for a snapshot by message, so
 //! that no counter is shared between cores.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 
 use crate::ids::{Offset, PartitionId};
@@ -19,11 +21,15 @@ pub struct ShardStats {
     pub bytes_appended: u64,
     pub batches_appended: u64,
     pub appends_refused: u64,
+    /// Appends whose producer was asked to pause.
+    pub appends_throttled: u64,
     pub reads: u64,
     pub bytes_read: u64,
     pub reads_from_disk: u64,
     pub mail_sent: u64,
     pub journal: JournalStats,
+    pub storage: StorageStats,
+    pub front: FrontStats,
     /// The driver's counters: loop turns, enters, wake-ups, completion overflows and the like, by name.
     pub driver: Vec<(&'static str, u64)>,
     /// From the arrival of an append at its partition to its answer, in nanoseconds.
@@ -48,6 +54,57 @@ pub struct JournalStats {
     pub unflushed_bytes: u64,
     /// Record bytes held in memory for readers.
     pub tail_bytes: u64,
+    /// Bytes of the journal from the replay point to its end: what a crash now would have to read again.
+    pub live_bytes: u64,
+}
+
+/// The logs behind the journal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StorageStats {
+    pub segments: u64,
+    pub segment_bytes: u64,
+    /// Record bytes that only the journal holds on disk.
+    pub unmoved_bytes: u64,
+    pub checkpoints: u64,
+    /// Deleted as too old or too large a log, or because a client deleted all their records.
+    pub segments_deleted: u64,
+    pub compactions: u64,
+    /// Bytes that compactions read, and bytes they wrote in their place.
+    pub compaction_bytes_in: u64,
+    pub compaction_bytes_out: u64,
+    /// Reads of segments whose bytes had been read ahead.
+    pub read_ahead_hits: u64,
+    /// Batches in segments that failed a check when they were read.
+    pub damaged_batches: u64,
+}
+
+/// What the client protocol counts.
+#[derive(Clone, Debug, Default)]
+pub struct FrontStats {
+    /// Of every kind of request that came at least once.
+    pub requests: Vec<RequestStats>,
+    /// Frames that could not be read as a request.
+    pub malformed: u64,
+    /// Connections that were not read from for a while, because their producers were asked to pause.
+    pub pauses: u64,
+}
+
+/// Buckets of [`RequestStats::latency`].
+pub const LATENCY_BUCKETS: usize = 32;
+
+/// The counters of one kind of request.
+#[derive(Clone, Debug, Default)]
+pub struct RequestStats {
+    /// As the protocol calls it.
+    pub name: &'static str,
+    /// Requests that were answered (or, when no answer is wanted, done).
+    pub requests: u64,
+    /// Those whose time from the arrival of the frame to the answer was below 2^i microseconds and not below
+    /// 2^(i-1), by i; the last bucket has no upper bound.
+    pub latency: [u64; LATENCY_BUCKETS],
+    pub latency_sum: Duration,
+    /// Errors that were answered, by the protocol's name of them: one for each partition, topic or the like.
+    pub errors: Vec<(&'static str, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]

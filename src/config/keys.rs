@@ -218,6 +218,39 @@ pub static KEYS: &[Key] = &[
         ]
     ),
     key!(
+        "storage.checkpoint_bytes",
+        size(MIB, 1024 * GIB, 1),
+        |c| c.storage.checkpoint_bytes,
+        [
+            "How much is written to the journal between two checkpoints, which release its files; shared by the shards.",
+            "More costs disk and a longer start after a crash; less makes more, smaller flushes of partition files.",
+        ]
+    ),
+    key!(
+        "storage.journal_bytes_max",
+        size(4 * MIB, 16 * 1024 * GIB, 1),
+        |c| c.storage.journal_bytes_max,
+        [
+            "The most disk that the journal takes, shared by the shards; each has room for 4 files at least.",
+            "From half of it on producers are slowed down, at the bound they are refused until the disk catches up.",
+        ]
+    ),
+    key!(
+        "storage.open_files_max",
+        count("a number", 64, 1_000_000),
+        |c| c.storage.open_files_max,
+        [
+            "Files of partitions that are kept open, shared by the shards. More partitions than that work: files are",
+            "closed and opened again as needed.",
+        ]
+    ),
+    key!(
+        "storage.compaction_bytes_per_second",
+        size(MIB, 1024 * GIB, 1),
+        |c| c.storage.compaction_bytes_per_second,
+        ["How fast the compaction of topics may read and write, shared by the shards.",]
+    ),
+    key!(
         "kafka.auto_create_topics",
         Flag,
         |c| c.kafka.auto_create_topics,

@@ -7,7 +7,7 @@ use highwater_shards::ids::ShardId;
 use highwater_shards::log::journal::JournalConfig;
 use highwater_shards::mail::Durability;
 
-use super::{Config, Storage};
+use super::{Config, JOURNAL_FILES_MIN, Storage};
 use crate::control::metadata::topic_config::{BATCH_BYTES_LIMIT, TopicDefaults};
 
 /// What a journal file holds beside its largest batch, generously.
@@ -35,6 +35,37 @@ impl Storage {
     pub fn tail_bytes_of_shard(&self, shards: usize) -> usize {
         usize::try_from(self.tail_bytes).unwrap_or(usize::MAX) / shards.max(1)
     }
+
+    /// The most bytes of one shard's journal files: its share, but room for [`JOURNAL_FILES_MIN`] files.
+    pub fn journal_bytes_max_of_shard(&self, shards: usize) -> u64 {
+        share(self.journal_bytes_max, shards).max(self.journal_file_bytes * JOURNAL_FILES_MIN)
+    }
+
+    /// Journal bytes of one shard from which on its producers are slowed down.
+    pub fn journal_bytes_soft_of_shard(&self, shards: usize) -> u64 {
+        self.journal_bytes_max_of_shard(shards) / 2
+    }
+
+    /// Journal bytes of one shard after which it makes a checkpoint: at least one file, as nothing less is released,
+    /// and at most half of the bytes that slow producers down, so that a checkpoint has time to end.
+    pub fn checkpoint_bytes_of_shard(&self, shards: usize) -> u64 {
+        let soft = self.journal_bytes_soft_of_shard(shards);
+        share(self.checkpoint_bytes, shards).clamp(self.journal_file_bytes, soft / 2)
+    }
+
+    /// Partition files that one shard keeps open: at least 16.
+    pub fn open_files_max_of_shard(&self, shards: usize) -> usize {
+        usize::try_from(self.open_files_max).unwrap_or(usize::MAX).div_ceil(shards.max(1)).max(16)
+    }
+
+    /// Bytes that one shard's compaction may read and write in a second: at least 64 KiB.
+    pub fn compaction_bytes_per_second_of_shard(&self, shards: usize) -> u64 {
+        share(self.compaction_bytes_per_second, shards).max(64 << 10)
+    }
+}
+
+fn share(of_node: u64, shards: usize) -> u64 {
+    of_node / u64::try_from(shards.max(1)).unwrap_or(u64::MAX)
 }
 
 impl Config {
@@ -59,7 +90,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use highwater_shards::log::journal::Journal;
+    use highwater_shards::log::journal::{Journal, JournalStart};
 
     use super::*;
     use crate::config::{Setting, Sources, load};
@@ -90,7 +121,7 @@ mod tests {
                     accepted += 1;
                     let journal = config.storage.journal(ShardId(0), 7);
                     assert!(config.cluster.topic_defaults.batch_bytes_max <= journal.batch_bytes_max as u64);
-                    Journal::new(journal);
+                    Journal::new(journal, JournalStart::Begin);
                     config.topic_defaults();
                 }
             }

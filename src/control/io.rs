@@ -103,13 +103,8 @@ pub enum ControlFatal {
     #[error("the metadata store could not take the registration of this node: {0}")]
     RegistrationFailed(String),
     #[error(
-        "partition {partition} belongs to shard {owner}, but its records lie in the journal of shard {found}: \
-         the files of the data directory do not belong together. Restore all of them from one copy"
+        "shard {first} and shard {second} both hold records of partition {partition}: the files of the data \
+         directory do not belong together. Restore all of them from one copy"
     )]
-    Misplaced { partition: PartitionId, owner: ShardId, found: ShardId },
-    #[error(
-        "partition {partition} belongs to shard {owner}, but only {shards} shards are configured. Start with at \
-         least {} shards", owner.0 + 1
-    )]
-    MissingShard { partition: PartitionId, owner: ShardId, shards: u16 },
+    HeldTwice { partition: PartitionId, first: ShardId, second: ShardId },
 }

@@ -78,7 +78,7 @@ impl From<PartitionError> for ErrorCode {
             PartitionError::OffsetOutOfRange => Self::OffsetOutOfRange,
             PartitionError::OffsetNotAvailable => Self::OffsetNotAvailable,
             PartitionError::CorruptBatch => Self::CorruptMessage,
-            PartitionError::InvalidBatch => Self::InvalidRecord,
+            PartitionError::InvalidBatch | PartitionError::KeyMissing => Self::InvalidRecord,
             PartitionError::UnsupportedFormat => Self::UnsupportedForMessageFormat,
             PartitionError::BatchTooLarge => Self::MessageTooLarge,
             PartitionError::OutOfOrderSequence => Self::OutOfOrderSequenceNumber,

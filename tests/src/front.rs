@@ -258,7 +258,7 @@ impl Front for SimFront {
                 }
                 Err(e) => refusal(correlation, LOCATE, e),
             },
-            Answer::EpochEnd(_) => return,
+            Answer::EpochEnd(_) | Answer::Deleted(_) => return,
         };
         session.slots[at].state = State::Ready(reply);
         session.flush(cx);

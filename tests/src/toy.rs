@@ -5,6 +5,7 @@ mod journal;
 mod partition;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use highwater_shards::front::{Act, Cx, Front};
@@ -220,6 +221,7 @@ impl Toy {
                 Op::Read { .. } => Some(Answer::Read(Err(ReadError { error, ends: None }))),
                 Op::Locate { .. } => Some(Answer::Located(Err(error))),
                 Op::EpochEnd { .. } => Some(Answer::EpochEnd(Err(error))),
+                Op::DeleteRecords { .. } => Some(Answer::Deleted(Err(error))),
                 Op::Unwatch => None,
             };
         };
@@ -255,6 +257,7 @@ impl Toy {
                 Some(Answer::Located(Ok(offset.map(located))))
             }
             Op::EpochEnd { .. } => Some(Answer::EpochEnd(Ok(None))),
+            Op::DeleteRecords { .. } => Some(Answer::Deleted(Ok(Offset::ZERO))),
         }
     }
 
@@ -498,7 +501,11 @@ impl Machine for Toy {
 }
 
 fn appended(base: u64) -> Answer {
-    Answer::Appended(Ok(Appended { base_offset: Offset(base), log_start: Offset::ZERO }))
+    Answer::Appended(Ok(Appended {
+        base_offset: Offset(base),
+        log_start: Offset::ZERO,
+        throttle: Duration::ZERO,
+    }))
 }
 
 fn not_leader() -> Answer {

@@ -210,6 +210,9 @@ impl Trace {
                     Op::Unwatch => self.word("unwatch", &[]),
                     Op::Locate { .. } => self.word("locate", &[]),
                     Op::EpochEnd { epoch, .. } => self.word("epoch end", &[u64::from(epoch.0)]),
+                    Op::DeleteRecords { before, .. } => {
+                        self.word("delete", &[before.map_or(u64::MAX, |before| before.0)]);
+                    }
                 }
             }
             ShardMail::Answer { conn, token, answer } => {
@@ -224,7 +227,10 @@ impl Trace {
                     Answer::Read(Err(e)) => self.text(&e.error.to_string()),
                     Answer::Readable => self.word("readable", &[]),
                     Answer::Located(Ok(l)) => self.word("located", &[l.map_or(u64::MAX, |l| l.offset.0)]),
-                    Answer::Located(Err(e)) | Answer::EpochEnd(Err(e)) => self.text(&e.to_string()),
+                    Answer::Located(Err(e)) | Answer::EpochEnd(Err(e)) | Answer::Deleted(Err(e)) => {
+                        self.text(&e.to_string())
+                    }
+                    Answer::Deleted(Ok(start)) => self.word("deleted", &[start.0]),
                     Answer::EpochEnd(Ok(e)) => self.word("epoch end", &[e.map_or(u64::MAX, |e| e.end.0)]),
                 }
             }

@@ -74,10 +74,14 @@ impl<'a> Cursor<'a> {
         Some((timestamp_delta, offset_delta, record))
     }
 
-    /// The rest of a record, from its key on: it must be used up exactly.
+    /// The rest of a record, from its key on: it must be used up exactly. Says whether there is a key.
     #[inline(always)]
-    fn check_fields(mut self) -> Option<()> {
-        self.skip_nullable()?;
+    fn check_fields(mut self) -> Option<bool> {
+        let key_len = self.varint::<32>()?;
+        let has_key = key_len != -1;
+        if has_key {
+            self.take(key_len)?;
+        }
         self.skip_nullable()?;
         // Each header takes at least two bytes, so a large number of them ends with the record's bytes.
         let headers = self.varint::<32>()?;
@@ -89,7 +93,7 @@ impl<'a> Cursor<'a> {
             self.take(key_len)?;
             self.skip_nullable()?;
         }
-        self.0.is_empty().then_some(())
+        self.0.is_empty().then_some(has_key)
     }
 }
 
@@ -97,17 +101,22 @@ fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -((value & 1).cast_signed())
 }
 
-/// Whether `records` are exactly `count` well-formed records with the offset deltas 0, 1, and so on.
-pub(super) fn check_all(records: &[u8], count: u32) -> Result<(), BatchError> {
+/// Whether `records` are exactly `count` well-formed records with the offset deltas 0, 1, and so on, each with a key if
+/// `keys_required`.
+pub(super) fn check_all(records: &[u8], count: u32, keys_required: bool) -> Result<(), BatchError> {
     let mut left = Cursor(records);
+    let mut key_missing = false;
     for expected in 0..count {
         let (_, offset_delta, fields) = left.record().ok_or(BAD)?;
         if offset_delta != i64::from(expected) {
             return Err(BatchError::Invalid("the records' offsets are not consecutive"));
         }
-        fields.check_fields().ok_or(BAD)?;
+        key_missing |= !fields.check_fields().ok_or(BAD)?;
     }
-    if left.0.is_empty() { Ok(()) } else { Err(BAD) }
+    if !left.0.is_empty() {
+        return Err(BAD);
+    }
+    if keys_required && key_missing { Err(BatchError::KeyMissing) } else { Ok(()) }
 }
 
 /// Offset deltas and timestamps of the records, up to the first that cannot be read.

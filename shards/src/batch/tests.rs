@@ -1,7 +1,7 @@
 use super::builder::set_crc;
 use super::*;
 
-const LIMITS: Limits = Limits { batch_bytes_max: 1 << 20 };
+const LIMITS: Limits = Limits { batch_bytes_max: 1 << 20, keys_required: false };
 
 fn plain(records: u32) -> Vec<u8> {
     let mut b = BatchBuilder::new();
@@ -168,8 +168,8 @@ fn several_batches_are_taken_together_or_not_at_all() {
 fn larger_than_the_topic_allows_is_its_own_error() {
     let b = plain(1);
     let len = b.len() as u32;
-    assert!(validate_produced(&b, Limits { batch_bytes_max: len }).is_ok());
-    let error = validate_produced(&b, Limits { batch_bytes_max: len - 1 }).unwrap_err();
+    assert!(validate_produced(&b, Limits { batch_bytes_max: len, ..LIMITS }).is_ok());
+    let error = validate_produced(&b, Limits { batch_bytes_max: len - 1, ..LIMITS }).unwrap_err();
     assert_eq!(error, BatchError::TooLarge { len, limit: len - 1 });
     assert_eq!(PartitionError::from(error), PartitionError::BatchTooLarge);
 }

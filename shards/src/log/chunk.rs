@@ -15,7 +15,9 @@
 //! | 12 | 4 | shard |
 //! | 16 | 8 | journal id, drawn once when the journal was begun |
 //! | 24 | 8 | file number |
-//! | 32 | 32 | zero |
+//! | 32 | 8 | number of the oldest file that was needed when this one was begun |
+//! | 40 | 8 | sequence of the file's first chunk |
+//! | 48 | 16 | zero |
 //!
 //! Chunk header, then its entries, then zeros up to a multiple of [`SECTOR`]:
 //!
@@ -37,35 +39,50 @@
 //!
 //! | at | bytes | field |
 //! |---:|---:|---|
-//! | 0 | 4 | CRC-32C of the entry's first 53 bytes with, in this field, the CRC of the entry before |
-//! | 4 | 1 | kind: 1, a record batch |
+//! | 0 | 4 | CRC-32C of the entry's covered bytes with, in this field, the CRC of the entry before |
+//! | 4 | 1 | kind: 1 a record batch, 2 truncated, 3 started, 4 dropped |
 //! | 5 | 3 | zero |
-//! | 8 | 4 | bytes of the batch |
+//! | 8 | 4 | bytes of the body |
 //! | 12 | 4 | partition index |
 //! | 16 | 16 | topic id |
-//! | 32 | | the batch, base offset and leader epoch as they were given |
+//! | 32 | | the body |
 //!
-//! The entry CRC covers the entry header and those bytes of the batch that the batch's own CRC does not cover, with
-//! that CRC itself; the batch's CRC covers the rest. So writing makes no second pass over record bytes, and nothing
-//! stays uncovered. Each entry CRC starts from the one before and the header holds the last: a chunk whose header
-//! reached the disk but whose entries are those of an earlier life does not pass.
+//! The body of a record batch is the batch, base offset and leader epoch as they were given. The covered bytes are the
+//! entry header and the batch's first 21 bytes, which its own CRC does not cover, and that CRC itself; the batch's CRC
+//! covers the rest. So writing makes no second pass over record bytes, and nothing stays uncovered.
+//!
+//! The body of a note is 8 bytes, all of them covered: the log's new end (truncated), its new start (started), zero
+//! (dropped).
+//!
+//! Each entry CRC starts from the one before and the chunk's header holds the last: a chunk whose header reached the
+//! disk but whose entries are those of an earlier life does not pass.
+//!
+//! A file that is no longer needed is given a higher number and written anew over its old bytes: what names another
+//! file than the one it lies in, as every file header and chunk header does, is a leftover and means nothing.
 
 use bytes::{BufMut, BytesMut};
 
+use super::Note;
 use super::disk::{FileNo, SECTOR};
 use crate::batch::{self, BatchHeader, OUTSIDE_CRC_BYTES};
-use crate::ids::{PartitionId, PartitionIndex, ShardId, TopicId};
+use crate::ids::{Offset, PartitionId, PartitionIndex, ShardId, TopicId};
 
 pub(super) const CHUNK_HEADER_BYTES: usize = 64;
-/// What an entry adds to its batch.
+/// What an entry adds to its body.
 pub(super) const ENTRY_HEADER_BYTES: usize = 32;
 
-const VERSION: u32 = 1;
+/// An entry that is a note.
+pub(super) const NOTE_BYTES: usize = ENTRY_HEADER_BYTES + 8;
+
+const VERSION: u32 = 2;
 const FILE_MAGIC: u32 = u32::from_be_bytes(*b"HWJF");
 const CHUNK_MAGIC: u32 = u32::from_be_bytes(*b"HWJC");
 const KIND_BATCH: u8 = 1;
-/// The bytes at an entry's start that its CRC covers.
-const ENTRY_COVERED_BYTES: usize = ENTRY_HEADER_BYTES + OUTSIDE_CRC_BYTES;
+const KIND_TRUNCATED: u8 = 2;
+const KIND_STARTED: u8 = 3;
+const KIND_DROPPED: u8 = 4;
+/// The bytes at the start of a batch's entry that its CRC covers.
+const BATCH_COVERED_BYTES: usize = ENTRY_HEADER_BYTES + OUTSIDE_CRC_BYTES;
 
 /// The next multiple of [`SECTOR`].
 pub(super) fn sectors(bytes: usize) -> usize {
@@ -97,6 +114,10 @@ pub(super) struct FileHeader {
     pub shard: ShardId,
     pub journal: u64,
     pub file: FileNo,
+    /// Files before it were not needed any more when this one was begun; `oldest <= file`.
+    pub oldest: FileNo,
+    /// Sequence of the file's first chunk.
+    pub first: u64,
 }
 
 /// Why a file header is none.
@@ -117,6 +138,8 @@ impl FileHeader {
         out.put_u32(u32::from(self.shard.0));
         out.put_u64(self.journal);
         out.put_u64(self.file.0);
+        out.put_u64(self.oldest.0);
+        out.put_u64(self.first);
         out.put_bytes(0, SECTOR - (out.len() - start));
         let header = out[start..].first_chunk_mut().expect("a sector was written");
         let crc = header_crc(header);
@@ -133,7 +156,13 @@ impl FileHeader {
             return Err(BadFileHeader::Version(version));
         }
         let shard = u16::try_from(u32_at(h, 12)).map_err(|_| BadFileHeader::Damaged)?;
-        Ok(Self { shard: ShardId(shard), journal: u64_at(h, 16), file: FileNo(u64_at(h, 24)) })
+        Ok(Self {
+            shard: ShardId(shard),
+            journal: u64_at(h, 16),
+            file: FileNo(u64_at(h, 24)),
+            oldest: FileNo(u64_at(h, 32)),
+            first: u64_at(h, 40),
+        })
     }
 }
 
@@ -204,20 +233,40 @@ impl ChunkHeader {
     }
 }
 
-/// Writes an entry's header; the batch of `len` bytes goes behind it, then [`close_entry`].
-pub(super) fn put_entry_header(out: &mut BytesMut, before: u32, partition: PartitionId, len: u32) {
+/// Writes the header of a batch's entry; the batch of `len` bytes goes behind it, then [`close_batch`].
+pub(super) fn put_batch_header(out: &mut BytesMut, before: u32, partition: PartitionId, len: u32) {
+    put_entry_header(out, before, KIND_BATCH, partition, len);
+}
+
+/// Puts the CRC into the written entry of a batch, and says it: what the next entry starts from.
+pub(super) fn close_batch(entry: &mut [u8]) -> u32 {
+    close_entry(entry, BATCH_COVERED_BYTES)
+}
+
+/// Writes the whole entry of a note ([`NOTE_BYTES`]) into `out`, which holds nothing else, and says its CRC.
+pub(super) fn put_note(out: &mut BytesMut, before: u32, partition: PartitionId, note: Note) -> u32 {
+    let (kind, offset) = match note {
+        Note::Truncated { end } => (KIND_TRUNCATED, end.0),
+        Note::Started { start } => (KIND_STARTED, start.0),
+        Note::Dropped => (KIND_DROPPED, 0),
+    };
+    put_entry_header(out, before, kind, partition, (NOTE_BYTES - ENTRY_HEADER_BYTES) as u32);
+    out.put_u64(offset);
+    close_entry(out, NOTE_BYTES)
+}
+
+fn put_entry_header(out: &mut BytesMut, before: u32, kind: u8, partition: PartitionId, len: u32) {
     let mut h = [0; ENTRY_HEADER_BYTES];
     h[..4].copy_from_slice(&before.to_be_bytes());
-    h[4] = KIND_BATCH;
+    h[4] = kind;
     h[8..12].copy_from_slice(&len.to_be_bytes());
     h[12..16].copy_from_slice(&partition.index.0.to_be_bytes());
     h[16..].copy_from_slice(&partition.topic.to_bytes());
     out.put_slice(&h);
 }
 
-/// Puts the CRC into a written entry, and says it: what the next entry starts from.
-pub(super) fn close_entry(entry: &mut [u8]) -> u32 {
-    let crc = crc_fast::crc32_iscsi(&entry[..ENTRY_COVERED_BYTES]);
+fn close_entry(entry: &mut [u8], covered: usize) -> u32 {
+    let crc = crc_fast::crc32_iscsi(&entry[..covered]);
     entry[..4].copy_from_slice(&crc.to_be_bytes());
     crc
 }
@@ -226,47 +275,78 @@ pub(super) fn close_entry(entry: &mut [u8]) -> u32 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Entry {
     pub partition: PartitionId,
-    pub header: BatchHeader,
-    /// Where its batch begins within the chunk.
-    pub batch_at: usize,
+    pub body: Body,
 }
 
-/// Reads and checks all entries of `chunk`, the whole bytes of the chunk that `header` heads. `None` unless every
-/// one of them is whole, in its place, and right to the last bit.
-pub(super) fn read_entries(header: &ChunkHeader, chunk: &[u8]) -> Option<Vec<Entry>> {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Body {
+    Batch {
+        header: BatchHeader,
+        /// Where the batch begins within the chunk.
+        at: usize,
+    },
+    Note(Note),
+}
+
+/// Reads and checks all entries of `chunk`, the whole bytes of the chunk that `header` heads, into `entries`. False
+/// unless every one of them is whole, in its place, and right to the last bit.
+pub(super) fn read_entries(header: &ChunkHeader, chunk: &[u8], entries: &mut Vec<Entry>) -> bool {
+    entries.clear();
     let payload_len = header.payload_len as usize;
-    let mut left = chunk.get(CHUNK_HEADER_BYTES..CHUNK_HEADER_BYTES + payload_len)?;
+    let Some(payload) = chunk.get(CHUNK_HEADER_BYTES..CHUNK_HEADER_BYTES + payload_len) else {
+        return false;
+    };
     let mut crc = ChunkHeader::seed(header.incarnation, header.sequence);
-    // The header's CRC was right, but the number is used as a size: it is bounded by the bytes that are there.
-    let entries_max = payload_len / (ENTRY_HEADER_BYTES + batch::HEADER_BYTES);
-    let mut entries = Vec::with_capacity(entries_max.min(header.entries as usize));
-    let mut batch_at = CHUNK_HEADER_BYTES;
-    while !left.is_empty() {
-        let mut covered: [u8; ENTRY_COVERED_BYTES] = *left.first_chunk()?;
-        let stored = u32::from_be_bytes(covered[..4].try_into().expect("four bytes"));
-        covered[..4].copy_from_slice(&crc.to_be_bytes());
-        crc = crc_fast::crc32_iscsi(&covered);
-        if stored != crc || covered[4] != KIND_BATCH || covered[5..8] != [0; 3] {
-            return None;
-        }
-        let len = u32::from_be_bytes(covered[8..12].try_into().expect("four bytes"));
-        let index = u32::from_be_bytes(covered[12..16].try_into().expect("four bytes"));
-        let topic = TopicId::from_bytes(covered[16..32].try_into().expect("sixteen bytes"));
-        let (bytes, after) = left[ENTRY_HEADER_BYTES..].split_at_checked(len as usize)?;
-        let header = batch::parse_header(bytes).ok()?;
-        if header.len != len || header.base().is_none() || !batch::check_crc(bytes) {
-            return None;
-        }
-        batch_at += ENTRY_HEADER_BYTES;
-        entries.push(Entry {
-            partition: PartitionId { topic, index: PartitionIndex(index) },
-            header,
-            batch_at,
-        });
-        batch_at += len as usize;
-        left = after;
+    let mut at = 0;
+    while at < payload_len {
+        let Some((entry, len)) = read_entry(&payload[at..], CHUNK_HEADER_BYTES + at, &mut crc) else {
+            return false;
+        };
+        entries.push(entry);
+        at += len;
     }
-    (crc == header.last_crc && entries.len() == header.entries as usize).then_some(entries)
+    crc == header.last_crc && entries.len() == header.entries as usize
+}
+
+/// Reads the entry at the front of `bytes`, which lies at `at` in its chunk; also says its length. `crc` is that of
+/// the entry before, and becomes that of this one.
+fn read_entry(bytes: &[u8], at: usize, crc: &mut u32) -> Option<(Entry, usize)> {
+    let h: &[u8; ENTRY_HEADER_BYTES] = bytes.first_chunk()?;
+    let word = |at: usize| u32::from_be_bytes(h[at..at + 4].try_into().expect("four bytes"));
+    let (stored, kind, len) = (word(0), h[4], word(8) as usize);
+    let covered_len = if kind == KIND_BATCH { BATCH_COVERED_BYTES } else { NOTE_BYTES };
+    let mut covered = [0; BATCH_COVERED_BYTES];
+    let covered = &mut covered[..covered_len];
+    covered.copy_from_slice(bytes.get(..covered_len)?);
+    covered[..4].copy_from_slice(&crc.to_be_bytes());
+    *crc = crc_fast::crc32_iscsi(covered);
+    if stored != *crc || h[5..8] != [0; 3] {
+        return None;
+    }
+    let body = bytes[ENTRY_HEADER_BYTES..].get(..len)?;
+    let body = match kind {
+        KIND_BATCH => {
+            let header = batch::parse_header(body).ok()?;
+            if header.len as usize != len || header.base().is_none() || !batch::check_crc(body) {
+                return None;
+            }
+            Body::Batch { header, at: at + ENTRY_HEADER_BYTES }
+        }
+        _ => {
+            let offset = Offset(u64::from_be_bytes(body.try_into().ok()?));
+            Body::Note(match kind {
+                KIND_TRUNCATED => Note::Truncated { end: offset },
+                KIND_STARTED => Note::Started { start: offset },
+                KIND_DROPPED if offset.0 == 0 => Note::Dropped,
+                _ => return None,
+            })
+        }
+    };
+    let partition = PartitionId {
+        topic: TopicId::from_bytes(h[16..].try_into().expect("sixteen bytes")),
+        index: PartitionIndex(word(12)),
+    };
+    Some((Entry { partition, body }, ENTRY_HEADER_BYTES + len))
 }
 
 #[cfg(test)]
@@ -274,6 +354,14 @@ mod tests {
     use super::*;
     use crate::batch::BatchBuilder;
     use crate::ids::{LeaderEpoch, Offset};
+
+    const NOTES: [Note; 3] =
+        [Note::Truncated { end: Offset(77) }, Note::Started { start: Offset(u64::MAX) }, Note::Dropped];
+
+    fn read(header: &ChunkHeader, bytes: &[u8]) -> Option<Vec<Entry>> {
+        let mut entries = Vec::new();
+        read_entries(header, bytes, &mut entries).then_some(entries)
+    }
 
     fn chunk() -> (ChunkHeader, Vec<u8>) {
         chunk_of(0)
@@ -287,14 +375,21 @@ mod tests {
             let batch = BatchBuilder::new().record(1, None, Some(&[value + i as u8; 10])).build();
             let partition = PartitionId { topic: TopicId(7), index: PartitionIndex(i as u32) };
             let mut entry = BytesMut::new();
-            put_entry_header(&mut entry, crc, partition, batch.len() as u32);
+            put_batch_header(&mut entry, crc, partition, batch.len() as u32);
             batch::put_patched(&mut entry, &batch, Offset(i), LeaderEpoch(1));
-            crc = close_entry(&mut entry);
+            crc = close_batch(&mut entry);
+            out.extend_from_slice(&entry);
+        }
+        for (i, note) in NOTES.into_iter().enumerate() {
+            let partition = PartitionId { topic: TopicId(7), index: PartitionIndex(3 + i as u32) };
+            let mut entry = BytesMut::new();
+            crc = put_note(&mut entry, crc, partition, note);
+            assert_eq!(entry.len(), NOTE_BYTES);
             out.extend_from_slice(&entry);
         }
         let header = ChunkHeader {
             payload_len: out.len() as u32,
-            entries: 3,
+            entries: 6,
             last_crc: crc,
             position: 8192,
             journal: 5,
@@ -314,7 +409,13 @@ mod tests {
     fn headers_survive_their_bytes() {
         let (header, bytes) = chunk();
         assert_eq!(ChunkHeader::parse(&bytes), Some(header));
-        let file = FileHeader { shard: ShardId(3), journal: 1 << 60, file: FileNo(u64::MAX) };
+        let file = FileHeader {
+            shard: ShardId(3),
+            journal: 1 << 60,
+            file: FileNo(u64::MAX),
+            oldest: FileNo(1 << 50),
+            first: 1 << 40,
+        };
         let mut sector = BytesMut::new();
         file.put(&mut sector);
         assert_eq!(sector.len(), SECTOR);
@@ -324,24 +425,31 @@ mod tests {
     #[test]
     fn file_of_another_version_is_told_from_a_damaged_one() {
         let mut sector = BytesMut::new();
-        FileHeader { shard: ShardId(3), journal: 1, file: FileNo(1) }.put(&mut sector);
-        sector[11] = 2;
+        let header =
+            FileHeader { shard: ShardId(3), journal: 1, file: FileNo(1), oldest: FileNo(0), first: 9 };
+        header.put(&mut sector);
+        sector[11] = 9;
         assert_eq!(FileHeader::parse(&sector), Err(BadFileHeader::Damaged));
         let h: &mut [u8; 64] = sector.first_chunk_mut().unwrap();
         let crc = header_crc(h);
         h[4..8].copy_from_slice(&crc.to_be_bytes());
-        assert_eq!(FileHeader::parse(&sector), Err(BadFileHeader::Version(2)));
+        assert_eq!(FileHeader::parse(&sector), Err(BadFileHeader::Version(9)));
     }
 
     #[test]
     fn entries_are_read_back_with_their_places() {
         let (header, bytes) = chunk();
-        let entries = read_entries(&header, &bytes).unwrap();
-        assert_eq!(entries.len(), 3);
+        let entries = read(&header, &bytes).unwrap();
+        assert_eq!(entries.len(), 6);
         for (i, e) in entries.iter().enumerate() {
             assert_eq!(e.partition.index.0 as usize, i);
-            assert_eq!(e.header.base(), Some(Offset(i as u64)));
-            assert_eq!(batch::parse_header(&bytes[e.batch_at..]), Ok(e.header));
+            match e.body {
+                Body::Batch { header, at } => {
+                    assert_eq!(header.base(), Some(Offset(i as u64)));
+                    assert_eq!(batch::parse_header(&bytes[at..]), Ok(header));
+                }
+                Body::Note(note) => assert_eq!(note, NOTES[i - 3]),
+            }
         }
     }
 
@@ -353,7 +461,7 @@ mod tests {
             for bit in 0..8 {
                 let mut bad = bytes.clone();
                 bad[at] ^= 1 << bit;
-                let read = ChunkHeader::parse(&bad).and_then(|h| read_entries(&h, &bad));
+                let read = ChunkHeader::parse(&bad).and_then(|h| read(&h, &bad));
                 assert_eq!(read, None, "byte {at}, bit {bit}");
             }
         }
@@ -365,7 +473,7 @@ mod tests {
         let newer = ChunkHeader { incarnation: 4, ..header };
         newer.write(bytes.first_chunk_mut().unwrap());
         assert!(ChunkHeader::parse(&bytes).is_some());
-        assert_eq!(read_entries(&newer, &bytes), None);
+        assert_eq!(read(&newer, &bytes), None);
     }
 
     #[test]
@@ -374,8 +482,8 @@ mod tests {
         let (other, other_bytes) = chunk_of(100);
         assert_eq!(ChunkHeader { last_crc: 0, ..header }, ChunkHeader { last_crc: 0, ..other });
         bytes[CHUNK_HEADER_BYTES..].copy_from_slice(&other_bytes[CHUNK_HEADER_BYTES..]);
-        assert!(read_entries(&other, &bytes).is_some());
-        assert_eq!(read_entries(&header, &bytes), None);
+        assert!(read(&other, &bytes).is_some());
+        assert_eq!(read(&header, &bytes), None);
     }
 
     #[test]
@@ -383,7 +491,7 @@ mod tests {
         let (header, bytes) = chunk();
         for (payload_len, entries) in [(0, 3), (header.payload_len, u32::MAX), (u32::MAX, 3), (1, 0), (90, 1)]
         {
-            assert_eq!(read_entries(&ChunkHeader { payload_len, entries, ..header }, &bytes), None);
+            assert_eq!(read(&ChunkHeader { payload_len, entries, ..header }, &bytes), None);
         }
     }
 }

@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::FatalReason;
+use super::checkpoint::Resume;
 use super::chunk::{CHUNK_HEADER_BYTES, ENTRY_HEADER_BYTES, sectors};
 use super::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 use super::recovery::{CHUNK_BYTES_MAX, Recovery, Step};
 use super::writer::Writer;
+use super::{FatalReason, Lsn, Note};
 use crate::batch::BatchHeader;
 use crate::ids::{LeaderEpoch, Offset, PartitionId, ShardId};
 use crate::stats::JournalStats;
@@ -54,6 +55,8 @@ pub struct JournalConfig {
     /// From so many bytes not yet durable on, the journal is over its backlog and flushes; at
     /// [`OVERLOAD_FACTOR`] times as many, appends are refused.
     pub backlog_bytes_max: usize,
+    /// So many files that are no longer needed are kept, to be used again in place of new ones.
+    pub spare_files_max: usize,
     pub on_damage: OnDamage,
 }
 
@@ -71,6 +74,7 @@ impl JournalConfig {
             flush_interval: Duration::from_millis(50),
             writes_in_flight_max: 4,
             backlog_bytes_max: 64 * 1024 * 1024,
+            spare_files_max: 4,
             on_damage: OnDamage::Refuse,
         }
     }
@@ -93,7 +97,16 @@ impl JournalConfig {
     }
 }
 
-/// How soon an appended batch must be durable.
+/// What a journal is recovered from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JournalStart {
+    /// There is no checkpoint: everything that the files hold is replayed.
+    Begin,
+    /// A checkpoint of this journal says where to begin; `incarnation` is the life that wrote it.
+    At { resume: Resume, journal: u64, incarnation: u64 },
+}
+
+/// How soon an appended entry must be durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Urgency {
     /// With the next group commit: someone waits for it.
@@ -122,6 +135,15 @@ pub struct Placed {
     pub at: LogPosition,
     /// It is durable when [`JournalEvent::Flushed`] says this or a larger one.
     pub marker: Marker,
+    pub lsn: Lsn,
+}
+
+/// An appended note.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Noted {
+    /// See [`Placed::marker`].
+    pub marker: Marker,
+    pub lsn: Lsn,
 }
 
 /// Why nothing was appended.
@@ -139,8 +161,17 @@ pub enum AppendRefused {
 #[derive(Clone, Debug)]
 pub enum JournalEvent {
     /// A batch of an earlier life, in the order of appending.
-    Replayed { partition: PartitionId, header: BatchHeader, base: Offset, at: LogPosition, bytes: Bytes },
-    /// All that was replayed is durable; batches can be appended.
+    Replayed {
+        partition: PartitionId,
+        header: BatchHeader,
+        base: Offset,
+        lsn: Lsn,
+        at: LogPosition,
+        bytes: Bytes,
+    },
+    /// A note of an earlier life, in the order of appending.
+    ReplayedNote { partition: PartitionId, note: Note, lsn: Lsn },
+    /// All that was replayed is durable; entries can be appended.
     Recovered(RecoveryReport),
     /// Every chunk up to this one is durable.
     Flushed { upto: Marker },
@@ -164,6 +195,7 @@ pub struct RecoveryReport {
     pub batches: u64,
     /// Of the replayed batches.
     pub bytes: u64,
+    pub notes: u64,
     pub cut: Option<Cut>,
 }
 
@@ -203,6 +235,9 @@ pub enum CutReason {
 pub struct Journal {
     config: JournalConfig,
     phase: Phase,
+    /// There once it is recovered, also after its end: the disk and readers of its state are not done with it then.
+    writer: Option<Box<Writer>>,
+    is_replay_paused: bool,
     events: VecDeque<JournalEvent>,
     ops: OpCounter,
     reads_asked: VecDeque<Read>,
@@ -212,7 +247,7 @@ pub struct Journal {
 #[derive(Debug)]
 enum Phase {
     Recovering(Box<Recovery>),
-    Running(Box<Writer>),
+    Running,
     Stopped,
     Failed,
 }
@@ -224,9 +259,18 @@ struct Read {
     len: u32,
 }
 
+/// The operations of a journal are numbered from here on: whose they are can be told from the number.
+pub const OPS_FROM: OpNo = OpNo(1 << 63);
+
 /// Numbers the operations of one journal.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct OpCounter(u64);
+
+impl Default for OpCounter {
+    fn default() -> Self {
+        Self(OPS_FROM.0)
+    }
+}
 
 impl OpCounter {
     pub fn next(&mut self) -> OpNo {
@@ -243,15 +287,25 @@ impl Journal {
     ///
     /// # Panics
     /// If the sizes of `config` do not fit each other; what a user may configure is checked before.
-    pub fn new(config: JournalConfig) -> Self {
+    pub fn new(config: JournalConfig, start: JournalStart) -> Self {
         config.check();
         Self {
             config,
-            phase: Phase::Recovering(Box::new(Recovery::new(&config))),
+            phase: Phase::Recovering(Box::new(Recovery::new(&config, start))),
+            writer: None,
+            is_replay_paused: false,
             events: VecDeque::new(),
             ops: OpCounter::default(),
             reads_asked: VecDeque::new(),
             reads_in_flight: BTreeMap::new(),
+        }
+    }
+
+    /// The writer while the journal runs.
+    fn running(&mut self) -> Option<&mut Writer> {
+        match self.phase {
+            Phase::Running => self.writer.as_deref_mut(),
+            _ => None,
         }
     }
 
@@ -271,11 +325,13 @@ impl Journal {
                 Ok(Step::GoOn) => {}
                 Ok(Step::Recovered(recovered)) => {
                     self.events.push_back(JournalEvent::Recovered(recovered.report));
-                    self.phase = Phase::Running(Box::new(Writer::new(self.config, *recovered)));
+                    self.writer = Some(Box::new(Writer::new(self.config, *recovered)));
+                    self.phase = Phase::Running;
                 }
                 Err(reason) => self.fail(reason),
             },
-            Phase::Running(writer) => {
+            Phase::Running => {
+                let writer = self.writer.as_deref_mut().expect("a running journal has a writer");
                 if let Err(reason) = writer.handle(now, event, &mut self.events) {
                     self.fail(reason);
                 }
@@ -296,9 +352,7 @@ impl Journal {
 
     /// Moves on to the end of a stop.
     fn settle(&mut self) {
-        if let Phase::Running(writer) = &self.phase
-            && writer.is_stopped()
-        {
+        if self.running().is_some_and(|writer| writer.is_stopped()) {
             self.phase = Phase::Stopped;
             self.events.push_back(JournalEvent::Stopped);
         }
@@ -306,38 +360,44 @@ impl Journal {
 
     /// Takes note that the instant of `poll_timeout` came; what follows from it comes out of `poll_op`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if let Phase::Running(writer) = &mut self.phase {
+        if let Some(writer) = self.running() {
             writer.handle_timeout(now);
         }
     }
 
     /// When `handle_timeout` is wanted; ask again after `poll_op` was drained.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match &self.phase {
-            Phase::Running(writer) => writer.poll_timeout(),
+        match (&self.phase, &self.writer) {
+            (Phase::Running, Some(writer)) => writer.poll_timeout(),
             _ => None,
         }
+    }
+
+    /// While true, recovery asks the disk for nothing more: what was replayed can be worked off first.
+    pub fn pause_replay(&mut self, pause: bool) {
+        self.is_replay_paused = pause;
     }
 
     /// The next operation for the disk. Drain events, then operations, after every batch of inputs: this is the
     /// group commit point. During recovery there is none while events wait, which bounds their number.
     pub fn poll_op(&mut self, now: Instant) -> Option<DiskOp> {
+        if !matches!(self.phase, Phase::Recovering(_))
+            && let Some(read) = self.reads_asked.pop_front()
+        {
+            let op = self.ops.next();
+            self.reads_in_flight.insert(op, read);
+            let file = FileName::Journal(read.at.file);
+            return Some(DiskOp::Read { op, file, position: read.at.position, len: read.len });
+        }
         match &mut self.phase {
-            Phase::Recovering(recovery) if self.events.is_empty() => recovery.poll_op(&mut self.ops),
-            Phase::Recovering(_) | Phase::Failed => None,
-            Phase::Running(_) | Phase::Stopped if !self.reads_asked.is_empty() => {
-                let read = self.reads_asked.pop_front().expect("one is there");
-                let op = self.ops.next();
-                self.reads_in_flight.insert(op, read);
-                Some(DiskOp::Read {
-                    op,
-                    file: FileName::Journal(read.at.file),
-                    position: read.at.position,
-                    len: read.len,
-                })
+            Phase::Recovering(recovery) if self.events.is_empty() && !self.is_replay_paused => {
+                recovery.poll_op(&mut self.ops)
             }
-            Phase::Running(writer) => writer.poll_op(now, &mut self.ops),
-            Phase::Stopped => None,
+            Phase::Running => {
+                let writer = self.writer.as_deref_mut().expect("a running journal has a writer");
+                writer.poll_op(now, &mut self.ops)
+            }
+            Phase::Recovering(_) | Phase::Stopped | Phase::Failed => None,
         }
     }
 
@@ -364,10 +424,70 @@ impl Journal {
         urgency: Urgency,
     ) -> Result<Placed, AppendRefused> {
         assert!(batch.len() <= self.config.batch_bytes_max, "the largest batch was configured");
-        match &mut self.phase {
-            Phase::Running(writer) => writer.append(now, partition, base, epoch, batch, urgency),
-            _ => Err(AppendRefused::NotReady),
+        match self.running() {
+            Some(writer) => writer.append(now, partition, base, epoch, batch, urgency),
+            None => Err(AppendRefused::NotReady),
         }
+    }
+
+    /// Appends a note about a log.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub fn note(
+        &mut self,
+        now: Instant,
+        partition: PartitionId,
+        note: Note,
+        urgency: Urgency,
+    ) -> Result<Noted, AppendRefused> {
+        match self.running() {
+            Some(writer) => writer.note(now, partition, note, urgency),
+            None => Err(AppendRefused::NotReady),
+        }
+    }
+
+    /// Where recovery would have to begin to replay `lsn` and what follows it: in the file that holds it, or in the
+    /// last one that is durable in part. `None` before the journal is recovered.
+    pub fn resume_from(&self, lsn: Lsn) -> Option<Resume> {
+        Some(self.writer.as_ref()?.resume_from(lsn))
+    }
+
+    /// Where the next chunk goes, and its sequence, for [`Resume::Clean`]. `None` while something is not durable.
+    pub fn end(&self) -> Option<(LogPosition, u64)> {
+        self.writer.as_ref()?.end()
+    }
+
+    /// Recovery will not begin before `resume`, of [`Journal::resume_from`] or a clean end, since a checkpoint that
+    /// says so is durable: files before it may be used again.
+    pub fn release(&mut self, resume: Resume) {
+        if let Some(writer) = &mut self.writer {
+            writer.release(resume);
+        }
+    }
+
+    /// From the beginning of the oldest file that was not released to where the next entry goes, in bytes.
+    pub fn live_bytes(&self) -> u64 {
+        self.writer.as_ref().map_or(0, |writer| writer.live_bytes())
+    }
+
+    /// No entry has a larger one, and every later entry will. [`Lsn::ZERO`] until recovery knows more.
+    pub fn last_lsn(&self) -> Lsn {
+        match (&self.phase, &self.writer) {
+            (Phase::Recovering(recovery), _) => recovery.last_lsn(),
+            (_, Some(writer)) => writer.last_lsn(),
+            _ => Lsn::ZERO,
+        }
+    }
+
+    /// The number that was drawn when the journal was begun; 0 until it is recovered.
+    pub fn journal_id(&self) -> u64 {
+        self.writer.as_ref().map_or(0, |writer| writer.journal_id())
+    }
+
+    /// Which life of the journal this is, larger than all before; 0 until it is recovered.
+    pub fn incarnation(&self) -> u64 {
+        self.writer.as_ref().map_or(0, |writer| writer.incarnation())
     }
 
     /// Asks for bytes that are durable. They come as [`JournalEvent::Read`] as the disk has them: the reader checks
@@ -380,30 +500,27 @@ impl Journal {
     }
 
     pub fn stats(&self) -> JournalStats {
-        match &self.phase {
-            Phase::Running(writer) => writer.stats(),
-            _ => JournalStats::default(),
-        }
+        self.writer.as_ref().map_or_else(JournalStats::default, |writer| writer.stats())
     }
 
     /// Whether so many bytes wait to become durable, or some for a file that is not there yet, that answers to lazy
     /// appends should wait for [`JournalEvent::BacklogCleared`].
     pub fn over_backlog(&self) -> bool {
-        match &self.phase {
-            Phase::Running(writer) => writer.over_backlog(),
+        match (&self.phase, &self.writer) {
+            (Phase::Running, Some(writer)) => writer.over_backlog(),
             _ => false,
         }
     }
 
-    /// Takes no more batches and makes those that there are durable; [`JournalEvent::Stopped`] follows.
+    /// Takes no more entries and makes those that there are durable; [`JournalEvent::Stopped`] follows.
     pub fn stop(&mut self) {
-        match &mut self.phase {
+        match &self.phase {
             Phase::Recovering(_) => {
                 self.phase = Phase::Stopped;
                 self.events.push_back(JournalEvent::Stopped);
             }
-            Phase::Running(writer) => {
-                writer.stop();
+            Phase::Running => {
+                self.writer.as_deref_mut().expect("a running journal has a writer").stop();
                 self.settle();
             }
             Phase::Stopped | Phase::Failed => {}

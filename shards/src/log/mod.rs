@@ -6,6 +6,7 @@
 mod block;
 pub mod checkpoint;
 mod chunk;
+pub mod cleaner;
 pub mod disk;
 pub mod journal;
 pub mod reader;

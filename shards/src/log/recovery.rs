@@ -27,12 +27,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::FatalReason;
-use super::chunk::{BadFileHeader, ChunkHeader, Entry, FileHeader, read_entries};
+use super::chunk::{BadFileHeader, Body, ChunkHeader, Entry, FileHeader, read_entries};
 use super::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 use super::journal::{
-    CUT_SHORT, Cut, CutReason, JournalConfig, JournalEvent, LogPosition, OnDamage, OpCounter, RecoveryReport,
+    CUT_SHORT, Cut, CutReason, JournalConfig, JournalEvent, JournalStart, LogPosition, OnDamage, OpCounter,
+    RecoveryReport,
 };
+use super::{FatalReason, Lsn};
 
 /// How much is read at once.
 const READ_BYTES: u64 = 1024 * 1024;
@@ -72,6 +73,8 @@ pub(super) struct Recovery {
     wanted: Option<Wanted>,
     asked: Option<OpNo>,
     window: Window,
+    /// Of the chunk at hand; kept for its memory.
+    entries: Vec<Entry>,
     journal: Option<u64>,
     last: Last,
     /// The end of the file before, while the next one is tried.
@@ -140,7 +143,11 @@ struct Window {
 }
 
 impl Recovery {
-    pub fn new(config: &JournalConfig) -> Self {
+    pub fn last_lsn(&self) -> Lsn {
+        Lsn { chunk: self.last.sequence, entry: u32::MAX }
+    }
+
+    pub fn new(config: &JournalConfig, _start: JournalStart) -> Self {
         Self {
             config: *config,
             files: Vec::new(),
@@ -148,6 +155,7 @@ impl Recovery {
             wanted: Some(Wanted::List),
             asked: None,
             window: Window { at: Place { index: 0, position: 0 }, len: 0, bytes: Bytes::new() },
+            entries: Vec::new(),
             journal: None,
             last: Last::default(),
             tail: None,
@@ -315,10 +323,13 @@ impl Recovery {
         let Some(chunk) = self.bytes(at, header.len()) else {
             return;
         };
-        match read_entries(&header, &chunk) {
-            Some(entries) => self.replay(at, &header, &chunk, &entries, events),
-            None => self.ends_at(at, Some(CutReason::Entry)),
+        let mut entries = std::mem::take(&mut self.entries);
+        if read_entries(&header, &chunk, &mut entries) {
+            self.replay(at, &header, &chunk, &entries, events);
+        } else {
+            self.ends_at(at, Some(CutReason::Entry));
         }
+        self.entries = entries;
     }
 
     /// Whether a chunk header stands where it says.
@@ -351,16 +362,21 @@ impl Recovery {
             self.unsynced.pop_front();
         }
         self.report.chunks += 1;
-        for e in entries {
-            let bytes = chunk.slice(e.batch_at..e.batch_at + e.header.len as usize);
-            self.report.batches += 1;
-            self.report.bytes += bytes.len() as u64;
-            events.push_back(JournalEvent::Replayed {
-                partition: e.partition,
-                header: e.header,
-                base: e.header.base().expect("a negative offset does not pass as an entry"),
-                at: LogPosition { file: header.file, position: at.position + e.batch_at as u64 },
-                bytes,
+        for (&Entry { partition, body }, number) in entries.iter().zip(0..) {
+            let lsn = Lsn { chunk: header.sequence, entry: number };
+            events.push_back(match body {
+                Body::Batch { header: batch, at: batch_at } => {
+                    let bytes = chunk.slice(batch_at..batch_at + batch.len as usize);
+                    self.report.batches += 1;
+                    self.report.bytes += bytes.len() as u64;
+                    let base = batch.base().expect("a negative offset does not pass as an entry");
+                    let at = LogPosition { file: header.file, position: at.position + batch_at as u64 };
+                    JournalEvent::Replayed { partition, header: batch, base, lsn, at, bytes }
+                }
+                Body::Note(note) => {
+                    self.report.notes += 1;
+                    JournalEvent::ReplayedNote { partition, note, lsn }
+                }
             });
         }
         self.state = State::Chunk(Place { position: at.position + header.len() as u64, ..at });

@@ -16,17 +16,19 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::FatalReason;
 use super::block::Blocks;
+use super::checkpoint::Resume;
 use super::chunk::{
-    CHUNK_HEADER_BYTES, ChunkHeader, ENTRY_HEADER_BYTES, FileHeader, close_entry, put_entry_header, sectors,
+    CHUNK_HEADER_BYTES, ChunkHeader, ENTRY_HEADER_BYTES, FileHeader, NOTE_BYTES, close_batch,
+    put_batch_header, put_note, sectors,
 };
 use super::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
 use super::journal::{
-    AppendRefused, JournalConfig, JournalEvent, LogPosition, Marker, OVERLOAD_FACTOR, OpCounter, Placed,
-    Urgency,
+    AppendRefused, JournalConfig, JournalEvent, LogPosition, Marker, Noted, OVERLOAD_FACTOR, OpCounter,
+    Placed, Urgency,
 };
 use super::recovery::Recovered;
+use super::{FatalReason, Lsn, Note};
 use crate::batch;
 use crate::ids::{LeaderEpoch, Offset, PartitionId};
 use crate::stats::JournalStats;
@@ -175,37 +177,66 @@ impl Writer {
         batch: &[u8],
         urgency: Urgency,
     ) -> Result<Placed, AppendRefused> {
+        let need = ENTRY_HEADER_BYTES + batch.len();
+        let (before, at) = self.open_for(now, need)?;
+        let block = self.blocks.current();
+        let len = u32::try_from(batch.len()).expect("a batch fits a file, whose sectors fit 32 bits");
+        put_batch_header(block, before, partition, len);
+        batch::put_patched(block, batch, base, epoch);
+        let crc = close_batch(block);
+        let entry = block.split().freeze();
+        let bytes = entry.slice(ENTRY_HEADER_BYTES..);
+        let at = LogPosition { position: at.position + ENTRY_HEADER_BYTES as u64, ..at };
+        let lsn = self.add(entry, crc, urgency);
+        Ok(Placed { bytes, at, marker: Marker(lsn.chunk), lsn })
+    }
+
+    pub fn note(
+        &mut self,
+        now: Instant,
+        partition: PartitionId,
+        note: Note,
+        urgency: Urgency,
+    ) -> Result<Noted, AppendRefused> {
+        let (before, _) = self.open_for(now, NOTE_BYTES)?;
+        let block = self.blocks.current();
+        let crc = put_note(block, before, partition, note);
+        let entry = block.split().freeze();
+        let lsn = self.add(entry, crc, urgency);
+        Ok(Noted { marker: Marker(lsn.chunk), lsn })
+    }
+
+    /// Sees to it that an entry of `need` bytes may be appended and fits the open chunk. Says the CRC of the entry
+    /// before, and where this one goes.
+    fn open_for(&mut self, now: Instant, need: usize) -> Result<(u32, LogPosition), AppendRefused> {
         if self.stop != Stop::No {
             return Err(AppendRefused::NotReady);
         }
-        let need = ENTRY_HEADER_BYTES + batch.len();
         let bytes_max = self.config.backlog_bytes_max.saturating_mul(OVERLOAD_FACTOR);
         if self.unflushed_bytes > 0 && self.unflushed_bytes + need > bytes_max {
             return Err(AppendRefused::Overloaded);
         }
         self.make_room(now, need)?;
+        let open = self.open.as_ref().expect("room was made in it");
+        let at = LogPosition { file: open.at.file, position: open.at.position + open.len as u64 };
+        Ok((open.last_crc, at))
+    }
+
+    /// Takes an entry that was written behind the others into the open chunk.
+    fn add(&mut self, entry: Bytes, crc: u32, urgency: Urgency) -> Lsn {
         let open = self.open.as_mut().expect("room was made in it");
-        let block = self.blocks.current();
-        let len = u32::try_from(batch.len()).expect("a batch fits a file, whose sectors fit 32 bits");
-        put_entry_header(block, open.last_crc, partition, len);
-        batch::put_patched(block, batch, base, epoch);
-        open.last_crc = close_entry(block);
-        let entry = block.split().freeze();
-        let bytes = entry.slice(ENTRY_HEADER_BYTES..);
+        let need = entry.len();
+        let lsn = Lsn { chunk: open.sequence, entry: open.entries };
         open.parts.push(entry);
-        let at = LogPosition {
-            file: open.at.file,
-            position: open.at.position + (open.len + ENTRY_HEADER_BYTES) as u64,
-        };
+        open.last_crc = crc;
         open.len += need;
         open.entries += 1;
-        let sequence = open.sequence;
         self.unflushed_bytes += need;
         self.over_backlog |= self.unflushed_bytes > self.config.backlog_bytes_max;
         if urgency == Urgency::Sync || self.over_backlog {
-            self.wanted = sequence;
+            self.wanted = lsn.chunk;
         }
-        Ok(Placed { bytes, at, marker: Marker(sequence) })
+        lsn
     }
 
     /// Sees to it that `need` more bytes fit the open chunk.
@@ -259,7 +290,10 @@ impl Writer {
         let block = self.blocks.current();
         let mut parts = Vec::new();
         if lead > 0 {
-            FileHeader { shard: self.config.shard, journal: self.journal, file: at.file }.put(block);
+            let (shard, journal) = (self.config.shard, self.journal);
+            let header =
+                FileHeader { shard, journal, file: at.file, oldest: FileNo(0), first: self.sequence };
+            header.put(block);
             parts.push(block.split().freeze());
         }
         block.put_bytes(0, CHUNK_HEADER_BYTES);
@@ -590,6 +624,37 @@ impl Writer {
             Stop::Closing => self.stop = Stop::Done,
             Stop::No | Stop::Done => {}
         }
+    }
+
+    pub fn resume_from(&self, _lsn: Lsn) -> Resume {
+        Resume::Clean { end: self.next, sequence: self.sequence }
+    }
+
+    pub fn end(&self) -> Option<(LogPosition, u64)> {
+        let is_drained = self.open.is_none() && self.chunks.is_empty();
+        is_drained.then_some((self.next, self.sequence))
+    }
+
+    pub fn release(&mut self, _resume: Resume) {}
+
+    pub fn live_bytes(&self) -> u64 {
+        self.next.position
+    }
+
+    pub fn last_lsn(&self) -> Lsn {
+        match &self.open {
+            Some(open) if open.entries > 0 => Lsn { chunk: open.sequence, entry: open.entries - 1 },
+            Some(open) => Lsn { chunk: open.sequence - 1, entry: u32::MAX },
+            None => Lsn { chunk: self.sequence - 1, entry: u32::MAX },
+        }
+    }
+
+    pub fn journal_id(&self) -> u64 {
+        self.journal
+    }
+
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     pub fn is_stopped(&self) -> bool {

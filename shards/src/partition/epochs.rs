@@ -31,6 +31,37 @@ impl EpochCache {
         self.entries.push(Entry { epoch, start });
     }
 
+    /// As a checkpoint keeps it: each epoch with its first offset, ascending.
+    pub fn to_list(&self) -> Vec<(LeaderEpoch, Offset)> {
+        self.entries.iter().map(|e| (e.epoch, e.start)).collect()
+    }
+
+    /// Takes over what [`Self::to_list`] gave.
+    pub fn from_list(list: &[(LeaderEpoch, Offset)]) -> Self {
+        let mut cache = Self::default();
+        for &(epoch, start) in list {
+            cache.begin(epoch, start);
+        }
+        cache
+    }
+
+    /// Forgets the epochs that begin at `end` or after: the log ends there now.
+    pub fn cut(&mut self, end: Offset) {
+        while self.entries.last().is_some_and(|last| last.start >= end) {
+            self.entries.pop();
+        }
+    }
+
+    /// Forgets the epochs that ended at or before `start`: the log begins there now. The one that holds `start` begins
+    /// with it.
+    pub fn start_at(&mut self, start: Offset) {
+        let after = self.entries.partition_point(|e| e.start <= start);
+        if let Some(gone) = after.checked_sub(1) {
+            self.entries.drain(..gone);
+            self.entries[0].start = start;
+        }
+    }
+
     pub fn latest(&self) -> Option<LeaderEpoch> {
         self.entries.last().map(|e| e.epoch)
     }
@@ -83,6 +114,27 @@ mod tests {
         assert_eq!(c.epoch_of(Offset(10)), Some(LeaderEpoch(3)));
         assert_eq!(c.epoch_of(Offset(99)), Some(LeaderEpoch(6)));
         assert_eq!(EpochCache::default().epoch_of(Offset(0)), None);
+    }
+
+    #[test]
+    fn a_cut_log_forgets_the_epochs_behind_the_cut() {
+        let mut c = cache();
+        c.cut(Offset(10));
+        assert_eq!(c.to_list(), [(LeaderEpoch(1), Offset(0))]);
+        c.begin(LeaderEpoch(4), Offset(10));
+        assert_eq!(c.epoch_of(Offset(10)), Some(LeaderEpoch(4)));
+    }
+
+    #[test]
+    fn a_log_that_begins_later_keeps_the_epoch_of_its_first_record() {
+        let mut c = cache();
+        c.start_at(Offset(15));
+        assert_eq!(c.to_list(), [(LeaderEpoch(3), Offset(15)), (LeaderEpoch(6), Offset(20))]);
+        c.start_at(Offset(20));
+        assert_eq!(c.to_list(), [(LeaderEpoch(6), Offset(20))]);
+        c.start_at(Offset(90));
+        assert_eq!(c.to_list(), [(LeaderEpoch(6), Offset(90))]);
+        assert_eq!(EpochCache::from_list(&c.to_list()).to_list(), c.to_list());
     }
 
     #[test]

@@ -1,22 +1,19 @@
 //! One replica of one partition: its role, its ends, and who waits for them. Floor 1, pure.
 //!
-//! Owned by one shard and never shared. It decides what an append or a read may do; bytes are placed by the
-//! journal, and the shard carries answers.
+//! Owned by one shard and never shared. It decides what an append or a read may do; where records lie is the log's
+//! affair, and the shard carries answers.
 
-pub mod batches;
 pub mod epochs;
 pub mod isr;
 pub mod producers;
 pub mod waiters;
 
-use bytes::Bytes;
-
 use crate::batch::{BatchHeader, Batches as ProducedBatches};
 use crate::ids::{LeaderEpoch, NodeId, Offset, PartitionEpoch, PartitionId};
+use crate::log::checkpoint::LogState;
 use crate::mail::{Assignment, Durability, EpochEnd, PartitionConfig, PartitionError, ReadEnds};
 use crate::time::Instant;
 
-use batches::{BatchRef, Batches, Found, Wanted};
 use epochs::EpochCache;
 use isr::{Ends, InSync};
 use producers::{Check, Producers};
@@ -25,7 +22,7 @@ use waiters::Waiters;
 /// What this node is to the partition.
 #[derive(Debug)]
 enum Role {
-    /// Recovered from the journal, or assigned elsewhere: serves nobody.
+    /// Recovered from disk, or assigned elsewhere: serves nobody.
     None,
     Leader(Leader),
 }
@@ -50,10 +47,10 @@ pub struct Partition {
     partition_epoch: PartitionEpoch,
     config: PartitionConfig,
     epochs: EpochCache,
-    batches: Batches,
     producers: Producers,
     /// Whether a timer will call [`Partition::expire_producers`].
     producers_armed: bool,
+    log_start: Offset,
     ends: Ends,
     high_watermark: Offset,
     pub waiters: Waiters,
@@ -91,9 +88,9 @@ impl Partition {
             partition_epoch: PartitionEpoch::default(),
             config: PartitionConfig::default(),
             epochs: EpochCache::default(),
-            batches: Batches::default(),
             producers: Producers::default(),
             producers_armed: false,
+            log_start: Offset::ZERO,
             ends: Ends::default(),
             high_watermark: Offset::ZERO,
             waiters: Waiters::default(),
@@ -101,7 +98,7 @@ impl Partition {
     }
 
     pub fn log_start(&self) -> Offset {
-        self.batches.start().unwrap_or(self.ends.log)
+        self.log_start
     }
 
     pub fn log_end(&self) -> Offset {
@@ -154,14 +151,63 @@ impl Partition {
         self.role = Role::Leader(Leader { epoch, epoch_start: self.ends.log, in_sync });
     }
 
-    /// Takes in a batch that recovery found in the journal.
-    pub fn replay(&mut self, now: Instant, batch: BatchRef, header: &BatchHeader, bytes: Bytes) {
-        if let Some(epoch) = LeaderEpoch::from_wire(header.leader_epoch) {
-            self.epochs.begin(epoch, batch.base);
+    /// Takes over what a checkpoint, or a scan of the segments, says of the log.
+    pub fn restore(&mut self, now: Instant, state: &LogState) {
+        self.log_start = state.start;
+        self.ends = Ends { log: state.end, flushed: state.end };
+        self.high_watermark = state.high_watermark;
+        self.epochs = EpochCache::from_list(&state.epochs);
+        self.producers = Producers::from_list(now, &state.producers);
+    }
+
+    /// Adds to `state` what only the partition knows. The counterpart of [`Self::restore`].
+    pub fn note(&self, state: &mut LogState) {
+        state.high_watermark = self.high_watermark;
+        state.epochs = self.epochs.to_list();
+        state.producers = self.producers.to_list();
+    }
+
+    /// Takes in a batch that recovery found in the journal. With `is_noted`, the state that [`Self::restore`] took over
+    /// knows of it.
+    pub fn replay(&mut self, now: Instant, header: &BatchHeader, base: Offset, is_noted: bool) {
+        if !is_noted {
+            if let Some(epoch) = LeaderEpoch::from_wire(header.leader_epoch) {
+                self.epochs.begin(epoch, base);
+            }
+            self.producers.record(now, header, base);
         }
-        self.producers.record(now, header, batch.base);
-        self.batches.push(batch, bytes);
-        self.ends = Ends { log: batch.next, flushed: batch.next };
+        let end = base.plus(header.offsets());
+        self.ends = Ends { log: end, flushed: end };
+    }
+
+    /// The log ends at `end` from now on; what was behind it is gone.
+    pub fn cut(&mut self, end: Offset) {
+        self.ends = Ends { log: self.ends.log.min(end), flushed: self.ends.flushed.min(end) };
+        self.high_watermark = self.high_watermark.min(end);
+        self.epochs.cut(end);
+        self.producers.cut(end);
+    }
+
+    /// Takes in a cut that recovery found in the journal, as [`Self::replay`] does with a batch.
+    pub fn replay_cut(&mut self, end: Offset, is_noted: bool) {
+        if is_noted {
+            self.ends = Ends { log: self.ends.log.min(end), flushed: self.ends.flushed.min(end) };
+        } else {
+            self.cut(end);
+        }
+    }
+
+    /// The log begins at `start` from now on: records before it are gone.
+    pub fn start_at(&mut self, start: Offset) {
+        self.log_start = self.log_start.max(start);
+        self.high_watermark = self.high_watermark.max(self.log_start);
+        self.epochs.start_at(self.log_start);
+    }
+
+    /// Recovery is over: nothing that was noted may reach beyond what was found.
+    pub fn recovered(&mut self) {
+        self.cut(self.ends.log);
+        self.high_watermark = self.high_watermark.max(self.log_start);
     }
 
     /// Whether these batches may be appended now, all of them.
@@ -205,13 +251,12 @@ impl Partition {
     }
 
     /// Notes a batch that the journal took at the log's end.
-    pub fn appended(&mut self, now: Instant, batch: BatchRef, header: &BatchHeader, bytes: Bytes) {
-        assert_eq!(batch.base, self.ends.log, "a batch is appended at the log's end");
+    pub fn appended(&mut self, now: Instant, header: &BatchHeader, base: Offset) {
+        assert_eq!(base, self.ends.log, "a batch is appended at the log's end");
         if header.producer.is_some() {
-            self.producers.record(now, header, batch.base);
+            self.producers.record(now, header, base);
         }
-        self.ends.log = batch.next;
-        self.batches.push(batch, bytes);
+        self.ends.log = base.plus(header.offsets());
         self.on_local_progress();
     }
 
@@ -246,23 +291,34 @@ impl Partition {
         matches!(&self.role, Role::Leader(leader) if leader.in_sync.has_quorum(self.config.isr_min))
     }
 
-    /// Whole batches below the high watermark from the one that holds `from` on.
+    /// Up to where a consumer may read from `from` on: the high watermark.
     ///
     /// # Errors
     /// [`PartitionError::OffsetOutOfRange`] outside of the log; not leading; R4 for `current_epoch`.
-    pub fn read(
+    pub fn readable(
         &self,
         current_epoch: Option<LeaderEpoch>,
         from: Offset,
-        bytes_max: usize,
-        first_whole: bool,
-    ) -> Result<Found, PartitionError> {
+    ) -> Result<Offset, PartitionError> {
         self.check_epoch(current_epoch)?;
         // A consumer may stand between the high watermark and the log's end (after a change of leader) and waits there.
-        if from < self.log_start() || from > self.ends.log {
+        if from < self.log_start || from > self.ends.log {
             return Err(PartitionError::OffsetOutOfRange);
         }
-        Ok(self.batches.find(Wanted { from, below: self.high_watermark, bytes_max, first_whole }))
+        Ok(self.high_watermark)
+    }
+
+    /// Where the log is to begin when the records before `before` are deleted, before the high watermark without.
+    ///
+    /// # Errors
+    /// [`PartitionError::OffsetOutOfRange`] above the high watermark; not leading.
+    pub fn delete_before(&self, before: Option<Offset>) -> Result<Offset, PartitionError> {
+        self.leader()?;
+        match before {
+            Some(offset) if offset > self.high_watermark => Err(PartitionError::OffsetOutOfRange),
+            Some(offset) => Ok(offset.max(self.log_start)),
+            None => Ok(self.high_watermark.max(self.log_start)),
+        }
     }
 
     pub fn read_ends(&self) -> ReadEnds {
@@ -291,27 +347,12 @@ impl Partition {
         Ok(self.high_watermark)
     }
 
-    /// The first committed batch with a record at `timestamp_ms` or later, with its bytes if they are in memory.
-    pub fn at_timestamp(&self, timestamp_ms: i64) -> Option<(BatchRef, Option<Bytes>)> {
-        self.batches.at_timestamp(timestamp_ms).filter(|(batch, _)| batch.next <= self.high_watermark)
-    }
-
-    /// The largest timestamp of the committed records.
-    pub fn largest_timestamp(&self) -> Option<i64> {
-        self.batches.largest_timestamp(self.high_watermark)
-    }
-
     pub fn epoch_of(&self, offset: Offset) -> Option<LeaderEpoch> {
         self.epochs.epoch_of(offset)
     }
 
     pub fn end_of_epoch(&self, asked: LeaderEpoch) -> Option<EpochEnd> {
         self.epochs.end_of(asked, self.ends.log)
-    }
-
-    /// Lets go of the oldest batch in memory.
-    pub fn evict_oldest(&mut self) {
-        self.batches.evict_oldest();
     }
 
     fn leader(&self) -> Result<&Leader, PartitionError> {

@@ -1,8 +1,8 @@
 //! What one partition remembers of its idempotent producers: enough to tell a repeated batch from a new one and
 //! from one that came out of order.
 //!
-//! Floor 1, pure; owned by the partition's shard. It never looks at records, only at batch headers, and it is
-//! rebuilt from the batches that recovery replays. Source: KIP-98, KIP-360, and Apache Kafka's
+//! Floor 1, pure; owned by the partition's shard. It never looks at records, only at batch headers. A checkpoint keeps
+//! it, and the batches behind that bring it up to date when recovery replays them. Source: KIP-98, KIP-360, and Apache Kafka's
 //! `ProducerStateManager`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::batch::{BatchHeader, BatchProducer};
 use crate::ids::{Offset, ProducerEpoch, ProducerId, Sequence};
+use crate::log::checkpoint::{ProducedBatch, ProducerState};
 use crate::mail::PartitionError;
 use crate::time::Instant;
 
@@ -135,6 +136,48 @@ impl Producers {
         producer.push(batch);
         self.by_id.insert(id, producer);
         self.by_idleness.insert((now, id));
+    }
+
+    /// As a checkpoint keeps it, by id.
+    pub fn to_list(&self) -> Vec<ProducerState> {
+        let batches = |p: &Producer| {
+            let kept = p.batches[..p.kept].iter();
+            kept.map(|k| ProducedBatch { first: k.first, last: k.last, base: k.base_offset }).collect()
+        };
+        let state =
+            |(&id, p): (&ProducerId, &Producer)| ProducerState { id, epoch: p.epoch, batches: batches(p) };
+        self.by_id.iter().map(state).collect()
+    }
+
+    /// Takes over what [`Self::to_list`] gave. How long each was idle is not known any more: from now on.
+    pub fn from_list(now: Instant, list: &[ProducerState]) -> Self {
+        let mut producers = Self::default();
+        for state in list.iter().take(producers.producers_max) {
+            let mut producer =
+                Producer { epoch: state.epoch, noted: now, batches: Default::default(), kept: 0 };
+            for batch in &state.batches {
+                producer.push(Kept { first: batch.first, last: batch.last, base_offset: batch.base });
+            }
+            if producer.kept > 0 && producers.by_id.insert(state.id, producer).is_none() {
+                producers.by_idleness.insert((now, state.id));
+            }
+        }
+        producers
+    }
+
+    /// Forgets the batches at or behind `end`: the log ends there now. A producer without any other batch is forgotten
+    /// with them: a client repeats no more batches than are kept, so none of those before can come again.
+    pub fn cut(&mut self, end: Offset) {
+        let Self { by_id, by_idleness, .. } = self;
+        by_id.retain(|&id, producer| {
+            while producer.kept > 0 && producer.batches[producer.kept - 1].base_offset >= end {
+                producer.kept -= 1;
+            }
+            if producer.kept == 0 {
+                by_idleness.remove(&(producer.noted, id));
+            }
+            producer.kept > 0
+        });
     }
 
     /// Forgets the producers that sent nothing for [`EXPIRY`], to within a second.
@@ -333,6 +376,37 @@ mod tests {
         assert_eq!(p.check(&batch(1, 0, 1, 1)), duplicate(2));
         assert_eq!(p.check(&batch(3, 0, 0, 1)), duplicate(3));
         assert_eq!(p.check(&batch(2, 0, 9, 1)), Ok(Check::New));
+    }
+
+    #[test]
+    fn state_that_a_checkpoint_kept_knows_the_same_batches() {
+        let mut p = Producers::default();
+        for i in 0..8 {
+            append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 10);
+        }
+        append(&mut p, &batch(9, 4, 77, 1), 90);
+        let kept = Producers::from_list(at(1), &p.to_list());
+        assert_eq!(kept.to_list(), p.to_list());
+        for sequence in 0..20 {
+            let probe = batch(1, 0, sequence, 2);
+            assert_eq!(kept.check(&probe), p.check(&probe));
+        }
+    }
+
+    #[test]
+    fn a_cut_log_takes_back_what_was_behind_the_cut() {
+        let mut p = Producers::default();
+        for i in 0..4 {
+            append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 10);
+        }
+        append(&mut p, &batch(2, 0, 0, 1), 40);
+        p.cut(Offset(20));
+        assert_eq!(p.check(&batch(1, 0, 2, 2)), duplicate(10));
+        assert_eq!(p.check(&batch(1, 0, 4, 2)), Ok(Check::New));
+        assert_eq!(p.check(&batch(1, 0, 6, 2)), Err(PartitionError::OutOfOrderSequence));
+        assert_eq!(p.len(), 1, "of producer 2 nothing is left");
+        p.expire(at(1) + EXPIRY);
+        assert!(p.is_empty());
     }
 
     #[test]

@@ -106,7 +106,8 @@ mod tests {
     }
 
     fn waiter(end: u64, deadline: u64) -> Waiter {
-        let appended = Appended { base_offset: Offset(0), log_start: Offset(0) };
+        let appended =
+            Appended { base_offset: Offset(0), log_start: Offset(0), throttle: std::time::Duration::ZERO };
         let deadline = Instant::from_nanos(deadline);
         Waiter { end: Offset(end), deadline, since: Instant::ZERO, reply_to: to(end), appended }
     }

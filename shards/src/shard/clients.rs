@@ -277,6 +277,7 @@ pub(super) fn refusal(op: &Op, error: PartitionError) -> Answer {
         Op::Read { .. } => Answer::Read(Err(ReadError { error, ends: None })),
         Op::Locate { .. } => Answer::Located(Err(error)),
         Op::EpochEnd { .. } => Answer::EpochEnd(Err(error)),
+        Op::DeleteRecords { .. } => Answer::Deleted(Err(error)),
         Op::Unwatch => unreachable!("an unwatch is not answered"),
     }
 }

@@ -1,7 +1,7 @@
-//! One core's whole state machine: its partitions, its journal, its client connections. Floor 2, pure.
+//! One core's whole state machine: its partitions, their logs, its client connections. Floor 2, pure.
 //!
 //! The shard owns all of it outright; nothing here is locked or shared. Inputs are taken one by one, outputs are
-//! drained after a batch of them, and asking the journal for its operations at the end of the drain is what makes
+//! drained after a batch of them, and asking the log for its operations at the end of the drain is what makes
 //! one flush serve every append of the batch.
 
 mod clients;
@@ -17,9 +17,11 @@ use std::time::Duration;
 pub use io::{ClientInput, FatalReason, Input, Output};
 
 use crate::front::Front;
-use crate::ids::{ConnId, Map, NodeId, PartitionId, Revision, ShardId};
-use crate::log::disk::{DiskEvent, DiskOp, OpNo};
-use crate::log::journal::{Cut, Journal, JournalConfig, JournalEvent, RecoveryReport};
+use crate::ids::{ConnId, Map, NodeId, Offset, PartitionId, Revision, ShardId};
+use crate::log::disk::{DiskEvent, DiskOp, FileName, OpNo};
+use crate::log::journal::{Cut, Marker, RecoveryReport};
+use crate::log::storage::{Storage, StorageConfig, StorageEvent, StorageReport};
+use crate::log::Slot;
 use crate::mail::{Answer, FromControl, PartitionError, ReplyTo, ShardMail, ToControl, Token};
 use crate::stats::ShardStats;
 use crate::time::{Instant, TimerTable};
@@ -49,9 +51,7 @@ pub trait Machine {
 pub struct ShardConfig {
     pub node: NodeId,
     pub shard: ShardId,
-    pub journal: JournalConfig,
-    /// The stretch of the journal that is held in memory for readers; what is older is read from disk.
-    pub tail_bytes_max: usize,
+    pub storage: StorageConfig,
     /// Bytes sent to one client and not yet taken by it, beyond which its requests wait.
     pub unsent_bytes_max: usize,
     /// Requests of one connection that are worked on at once; further ones wait.
@@ -63,7 +63,7 @@ pub struct ShardConfig {
 impl ShardConfig {
     /// The largest batch that any topic may allow.
     fn batch_bytes_max(&self) -> u32 {
-        u32::try_from(self.journal.batch_bytes_max).unwrap_or(u32::MAX)
+        u32::try_from(self.storage.journal.batch_bytes_max).unwrap_or(u32::MAX)
     }
 }
 
@@ -71,11 +71,13 @@ impl ShardConfig {
 enum Timer {
     Session(ConnId, Token),
     /// The earliest deadline of the produces that wait at a partition.
-    Waiters(partitions::Slot),
+    Waiters(Slot),
     /// When the longest idle producer of a partition may be forgotten.
-    Producers(partitions::Slot),
+    Producers(Slot),
     /// The earliest deadline of the answers that are held back.
     Held,
+    /// The earliest deadline of the deletions of records that wait for their flush.
+    Deletions,
     /// Connections that are still open when a stop has waited long enough are closed.
     Stop,
 }
@@ -89,7 +91,7 @@ pub struct Shard<F: Front> {
     revision: Option<Revision>,
     clients: Clients<F>,
     partitions: Partitions,
-    journal: Journal,
+    storage: Storage,
     reads: Reads,
     timers: TimerTable<Timer>,
     /// Answers to sessions of this shard that were not delivered yet.
@@ -100,6 +102,8 @@ pub struct Shard<F: Front> {
     held: VecDeque<Held>,
     /// The earliest deadline in `held`.
     held_due: Option<Instant>,
+    /// In the order of their markers.
+    deletions: VecDeque<Deletion>,
     remote_ops: usize,
     outputs: VecDeque<Output<F>>,
     stop: Stop,
@@ -114,18 +118,27 @@ struct Held {
     deadline: Instant,
 }
 
+/// A deletion of records that is answered once the journal has it.
+#[derive(Clone, Copy, Debug)]
+struct Deletion {
+    marker: Marker,
+    to: ReplyTo,
+    start: Offset,
+    deadline: Instant,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stop {
     No,
     /// Everything appended is being flushed; no new requests are taken.
     Flushing,
-    /// The journal is flushed; connections are closing.
+    /// Everything is on disk; connections are closing.
     Closing,
     Done,
 }
 
 impl<F: Front> Shard<F> {
-    /// A shard that begins with the recovery of its journal and then waits for its first assignments.
+    /// A shard that begins with the recovery of its logs and then waits for its first assignments.
     pub fn new(config: ShardConfig, front: F) -> Self {
         Self {
             now: Instant::ZERO,
@@ -134,13 +147,14 @@ impl<F: Front> Shard<F> {
             revision: None,
             clients: Clients::default(),
             partitions: Partitions::new(config.node),
-            journal: Journal::new(config.journal),
+            storage: Storage::new(config.storage.clone()),
             reads: Reads::default(),
             timers: TimerTable::default(),
             answers: VecDeque::new(),
             flushes: Map::default(),
             held: VecDeque::new(),
             held_due: None,
+            deletions: VecDeque::new(),
             remote_ops: 0,
             outputs: VecDeque::new(),
             stop: Stop::No,
@@ -196,33 +210,43 @@ impl<F: Front> Shard<F> {
                 Timer::Waiters(slot) => self.expire_waiters(slot),
                 Timer::Producers(slot) => self.expire_producers(slot),
                 Timer::Held => self.expire_held(),
+                Timer::Deletions => self.expire_deletions(),
                 Timer::Stop => self.close_all(false),
             }
         }
-        if self.journal.poll_timeout().is_some_and(|at| at <= self.now) {
-            self.journal.handle_timeout(self.now);
+        if self.storage.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.storage.handle_timeout(self.now);
         }
     }
 
-    fn drain_journal(&mut self) {
-        while let Some(event) = self.journal.poll_event() {
+    fn drain_storage(&mut self) {
+        while let Some(event) = self.storage.poll_event() {
             match event {
-                JournalEvent::Replayed { partition, header, base, at, bytes } => {
-                    self.replay(partition, &header, base, at, bytes);
+                StorageEvent::Restored { slot, state } => self.restore(slot, &state),
+                StorageEvent::ReplayedBatch { slot, header, base, is_noted } => {
+                    self.replay(slot, &header, base, is_noted);
                 }
-                JournalEvent::Recovered(report) => {
+                StorageEvent::ReplayedNote { slot, note, is_noted } => self.replay_note(slot, note, is_noted),
+                StorageEvent::Recovered(report) => {
                     log_recovery(self.config.shard, &report);
-                    let partitions = self.partitions.ids().collect();
+                    self.on_recovered();
+                    let partitions = self.partitions.ids();
                     self.outputs.push_back(Output::Control(ToControl::Recovered { partitions }));
                 }
-                JournalEvent::Flushed { upto } => self.on_flushed(upto),
-                JournalEvent::BacklogCleared => self.release_held(),
-                JournalEvent::Room => {
-                    tracing::info!(shard = %self.config.shard, "the journal has room again")
+                StorageEvent::Flushed { upto } => self.on_flushed(upto),
+                StorageEvent::BacklogCleared => self.release_held(),
+                StorageEvent::Room => tracing::info!(shard = %self.config.shard, "the disk has room again"),
+                StorageEvent::Started { slot, start } => {
+                    if let Some(partition) = self.partitions.get_mut(slot) {
+                        partition.start_at(start);
+                    }
                 }
-                JournalEvent::Read { ticket, result } => self.on_disk_read(ticket, result),
-                JournalEvent::Stopped => self.on_journal_stopped(),
-                JournalEvent::Fatal(reason) => self.outputs.push_back(Output::Fatal(reason)),
+                StorageEvent::Read { ticket, result } => self.on_read(ticket, result),
+                StorageEvent::FoundBatch { ticket, result } => {
+                    self.on_read(ticket, result.map(|batch| batch.into_iter().collect()));
+                }
+                StorageEvent::Stopped => self.on_storage_stopped(),
+                StorageEvent::Fatal(reason) => self.outputs.push_back(Output::Fatal(reason)),
             }
         }
     }
@@ -278,10 +302,10 @@ impl<F: Front> Shard<F> {
         self.stop = Stop::Flushing;
         self.timers.set(Timer::Stop, self.now + deadline);
         self.pause_all_clients();
-        self.journal.stop();
+        self.storage.stop(self.now);
     }
 
-    fn on_journal_stopped(&mut self) {
+    fn on_storage_stopped(&mut self) {
         self.release_held();
         self.refuse_all_waiters(PartitionError::NotLeader);
         self.deliver();
@@ -310,8 +334,9 @@ impl<F: Front> Shard<F> {
         let mut stats = self.stats.clone();
         stats.connections = self.clients.len() as u64;
         stats.connections_closed = self.clients.closed_by_reason();
-        stats.journal = self.journal.stats();
-        stats.journal.tail_bytes = self.partitions.tail_bytes();
+        stats.journal = self.storage.journal_stats();
+        stats.storage = self.storage.stats();
+        stats.front = self.front.stats();
         stats.partitions_total = self.partitions.len() as u64;
         stats.partitions = self.partitions.stats();
         stats
@@ -331,10 +356,10 @@ impl<F: Front> Machine for Shard<F> {
             Input::Client(input) => self.on_client(input),
             Input::Disk(event) => {
                 self.time_flush(&event);
-                self.journal.handle(now, event);
+                self.storage.handle(now, event);
             }
         }
-        self.drain_journal();
+        self.drain_storage();
         self.deliver();
     }
 
@@ -343,14 +368,16 @@ impl<F: Front> Machine for Shard<F> {
             if let Some(output) = self.outputs.pop_front() {
                 return Some(output);
             }
-            if let Some(op) = self.journal.poll_op(self.now) {
-                if let DiskOp::Write { op, sync: true, .. } | DiskOp::Sync { op, .. } = op {
+            if let Some(op) = self.storage.poll_op(self.now, &self.partitions) {
+                if let DiskOp::Write { op, sync: true, .. }
+                | DiskOp::Sync { op, file: FileName::Journal(_) } = op
+                {
                     self.flushes.insert(op, self.now);
                 }
                 return Some(Output::Disk(op));
             }
             // The end of recovery and the like, which no event of the disk announces.
-            self.drain_journal();
+            self.drain_storage();
             self.deliver();
             if self.outputs.is_empty() {
                 return None;
@@ -359,7 +386,7 @@ impl<F: Front> Machine for Shard<F> {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.journal.poll_timeout()].into_iter().flatten().min()
+        [self.timers.next(), self.storage.poll_timeout()].into_iter().flatten().min()
     }
 }
 
@@ -368,9 +395,13 @@ fn new_stats() -> ShardStats {
     ShardStats { append_latency: histogram(), flush_latency: histogram(), ..ShardStats::default() }
 }
 
-fn log_recovery(shard: ShardId, report: &RecoveryReport) {
-    let RecoveryReport { files, chunks, batches, bytes, cut } = *report;
-    tracing::info!(%shard, files, chunks, batches, bytes, "journal recovered");
+fn log_recovery(shard: ShardId, report: &StorageReport) {
+    let StorageReport { start, logs, segments, entries, damaged_logs, journal } = *report;
+    let RecoveryReport { files, chunks, bytes, cut, .. } = journal;
+    tracing::info!(%shard, ?start, logs, segments, entries, files, chunks, bytes, "logs recovered");
+    if damaged_logs > 0 {
+        tracing::error!(%shard, damaged_logs, "acknowledged records were lost, as `storage.recovery: truncate` allows");
+    }
     if let Some(Cut { file, position, reason, bytes_after, damaged }) = cut {
         let loss = if damaged {
             "acknowledged records were lost with it, as `storage.recovery: truncate` allows"

@@ -6,99 +6,33 @@ use bytes::Bytes;
 
 use super::clients::refusal;
 use super::reads::Sought;
-use super::{Held, Shard, Timer};
+use super::{Deletion, Held, Shard, Timer};
 use crate::batch::{self, BatchHeader, Limits};
 use crate::front::Front;
-use crate::ids::{LeaderEpoch, Map, NodeId, Offset, PartitionId};
-use crate::log::journal::{AppendRefused, LogPosition, Marker, Urgency};
+use crate::ids::{LeaderEpoch, NodeId, Offset, PartitionId};
+use crate::log::checkpoint::LogState;
+use crate::log::journal::{AppendRefused, Marker, Urgency};
+use crate::log::storage::Noted;
+use crate::log::{Note, Slot};
 use crate::mail::{
     Acks, Answer, Appended, Assignment, Durability, Locate, Located, Op, PartitionError, ReadError, ReplyTo,
 };
-use crate::partition::batches::BatchRef;
 use crate::partition::waiters::Waiter;
 use crate::partition::{Admission, Assigned, Partition};
 use crate::stats::{PARTITIONS_MAX, PartitionStats};
 use crate::time::Instant;
 
-/// A partition's place in this shard. Never used again for another one, so a late reference finds nothing.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(super) struct Slot(u32);
-
+/// The replicas of this shard, in the slots of their logs.
 pub(super) struct Partitions {
     node: NodeId,
     slots: Vec<Option<Box<Partition>>>,
-    by_id: Map<PartitionId, Slot>,
-    tail: Tail,
     /// Where partitions end once a marker is flushed: ascending markers.
     flushing: VecDeque<(Marker, Slot, Offset)>,
-    /// Everything up to this marker is on disk.
-    flushed: Marker,
-}
-
-/// The marker of batches that recovery read from disk.
-const ON_DISK: Marker = Marker(0);
-
-/// The batches in memory, oldest first over all partitions.
-///
-/// Memory is counted as the stretch of the journal from the oldest batch to the newest: batches share the blocks that
-/// the journal wrote, padding included, and a block is free only when none of its batches is held.
-#[derive(Default)]
-struct Tail {
-    entries: VecDeque<TailEntry>,
-    /// Where the newest batch ends, in bytes of all journal files one after the other.
-    end: u64,
-}
-
-#[derive(Clone, Copy)]
-struct TailEntry {
-    slot: Slot,
-    /// Counted as `Tail::end`.
-    at: u64,
-    /// Once this is flushed the batch can be read from disk, and may leave memory.
-    marker: Marker,
-}
-
-impl Tail {
-    fn push(&mut self, slot: Slot, batch: &BatchRef, file_bytes: u64, marker: Marker) {
-        let at = batch.at.file.0 * file_bytes + batch.at.position;
-        self.entries.push_back(TailEntry { slot, at, marker });
-        self.end = at + u64::from(batch.len);
-    }
-
-    fn bytes(&self) -> u64 {
-        self.entries.front().map_or(0, |oldest| self.end.saturating_sub(oldest.at))
-    }
 }
 
 impl Partitions {
     pub fn new(node: NodeId) -> Self {
-        Self {
-            node,
-            slots: Vec::new(),
-            by_id: Map::default(),
-            tail: Tail::default(),
-            flushing: VecDeque::new(),
-            flushed: ON_DISK,
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        self.by_id.len()
-    }
-
-    pub fn tail_bytes(&self) -> u64 {
-        self.tail.bytes()
-    }
-
-    /// In the order of ids.
-    pub fn ids(&self) -> impl Iterator<Item = PartitionId> + use<> {
-        let mut ids: Vec<PartitionId> = self.by_id.keys().copied().collect();
-        ids.sort_unstable();
-        ids.into_iter()
-    }
-
-    pub fn slot(&self, id: PartitionId) -> Option<Slot> {
-        self.by_id.get(&id).copied()
+        Self { node, slots: Vec::new(), flushing: VecDeque::new() }
     }
 
     pub fn get(&self, slot: Slot) -> Option<&Partition> {
@@ -109,50 +43,70 @@ impl Partitions {
         self.slots.get_mut(slot.0 as usize)?.as_deref_mut()
     }
 
-    fn slot_or_new(&mut self, id: PartitionId) -> Slot {
-        if let Some(slot) = self.slot(id) {
-            return slot;
+    /// The replica in `slot`, an empty one that serves nobody if there was none.
+    fn get_or_new(&mut self, slot: Slot, id: PartitionId) -> &mut Partition {
+        let at = slot.0 as usize;
+        if self.slots.len() <= at {
+            self.slots.resize_with(at + 1, || None);
         }
-        let slot = Slot(u32::try_from(self.slots.len()).expect("fewer than 2^32 partitions in one life"));
-        self.slots.push(Some(Box::new(Partition::new(id, self.node))));
-        self.by_id.insert(id, slot);
-        slot
+        self.slots[at].get_or_insert_with(|| Box::new(Partition::new(id, self.node)))
     }
 
-    fn remove(&mut self, id: PartitionId) -> Option<Box<Partition>> {
-        let slot = self.by_id.remove(&id)?;
-        self.slots[slot.0 as usize].take()
+    fn remove(&mut self, slot: Slot) {
+        self.slots[slot.0 as usize] = None;
     }
 
-    /// Lets go of the oldest batches until the tail fits. What is not on disk yet stays.
-    fn evict(&mut self, bytes_max: usize) {
-        while self.tail.bytes() > bytes_max as u64
-            && let Some(oldest) = self.tail.entries.front().copied()
-            && oldest.marker <= self.flushed
-        {
-            self.tail.entries.pop_front();
-            if let Some(partition) = self.get_mut(oldest.slot) {
-                partition.evict_oldest();
-            }
-        }
+    fn iter(&self) -> impl Iterator<Item = &Partition> {
+        self.slots.iter().flatten().map(Box::as_ref)
+    }
+
+    fn taken(&self) -> impl Iterator<Item = Slot> + use<> {
+        let taken = (0..).map(Slot).zip(&self.slots).filter(|(_, p)| p.is_some());
+        let slots: Vec<Slot> = taken.map(|(slot, _)| slot).collect();
+        slots.into_iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// In the order of ids.
+    pub fn ids(&self) -> Vec<PartitionId> {
+        let mut ids: Vec<PartitionId> = self.iter().map(|p| p.id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     pub fn stats(&self) -> Vec<PartitionStats> {
+        let mut known: Vec<&Partition> = self.iter().collect();
+        known.sort_unstable_by_key(|p| p.id);
         let stats = |p: &Partition| PartitionStats {
             partition: p.id,
             log_start: p.log_start(),
             high_watermark: p.high_watermark(),
             log_end: p.log_end(),
         };
-        let known = self.ids().filter_map(|id| self.get(self.slot(id)?));
-        known.take(PARTITIONS_MAX).map(stats).collect()
+        known.into_iter().take(PARTITIONS_MAX).map(stats).collect()
+    }
+}
+
+impl Noted for Partitions {
+    fn noted(&self, slot: Slot, state: &mut LogState) {
+        if let Some(partition) = self.get(slot) {
+            partition.note(state);
+        }
+    }
+
+    fn high_watermark(&self, slot: Slot) -> Offset {
+        self.get(slot).map_or(Offset::ZERO, Partition::high_watermark)
     }
 }
 
 impl<F: Front> Shard<F> {
     pub(super) fn assign(&mut self, assignment: &Assignment) {
-        let slot = self.partitions.slot_or_new(assignment.partition);
-        let partition = self.partitions.get_mut(slot).expect("the slot was just found or made");
+        let slot = self.storage.open(assignment.partition);
+        self.storage.configure(slot, &assignment.config.log);
+        let partition = self.partitions.get_or_new(slot, assignment.partition);
         match partition.assign(assignment) {
             Assigned::Stale => {}
             Assigned::Leading => self.settle(slot),
@@ -167,37 +121,45 @@ impl<F: Front> Shard<F> {
         }
     }
 
-    /// The partition is no longer on this node. Its batches stay in the journal until its files are released.
+    /// The partition is no longer on this node: its records are deleted.
     pub(super) fn unassign(&mut self, id: PartitionId) {
-        let Some(slot) = self.partitions.slot(id) else { return };
+        let Some(slot) = self.storage.slot(id) else { return };
         self.refuse_waiters(slot, PartitionError::NotLeader);
         self.wake_watchers(slot);
         self.timers.cancel(Timer::Waiters(slot));
         self.timers.cancel(Timer::Producers(slot));
-        let partition = self.partitions.remove(id).expect("its slot was just found");
-        // Its entries in the tail free nothing but their own accounting from here on.
-        drop(partition);
+        self.partitions.remove(slot);
+        // Refused only by a log that is stopping or failed: then the next start finds a log that nobody wants.
+        let _ = self.storage.drop_log(self.now, slot);
     }
 
-    pub(super) fn replay(
-        &mut self,
-        id: PartitionId,
-        header: &BatchHeader,
-        base: Offset,
-        at: LogPosition,
-        bytes: Bytes,
-    ) {
-        let slot = self.partitions.slot_or_new(id);
-        let batch = batch_ref(header, base, at);
-        let partition = self.partitions.get_mut(slot).expect("the slot was just found or made");
-        partition.replay(self.now, batch, header, bytes);
-        self.partitions.tail.push(slot, &batch, self.config.journal.file_bytes, ON_DISK);
-        self.partitions.evict(self.config.tail_bytes_max);
+    pub(super) fn restore(&mut self, slot: Slot, state: &LogState) {
+        self.partitions.get_or_new(slot, state.partition).restore(self.now, state);
+    }
+
+    pub(super) fn replay(&mut self, slot: Slot, header: &BatchHeader, base: Offset, is_noted: bool) {
+        let id = self.storage.partition(slot).expect("what is replayed belongs to a log");
+        self.partitions.get_or_new(slot, id).replay(self.now, header, base, is_noted);
+    }
+
+    pub(super) fn replay_note(&mut self, slot: Slot, note: Note, is_noted: bool) {
+        match (note, self.partitions.get_mut(slot)) {
+            (Note::Dropped, _) => self.partitions.remove(slot),
+            (Note::Truncated { end }, Some(partition)) => partition.replay_cut(end, is_noted),
+            (Note::Started { start }, Some(partition)) => partition.start_at(start),
+            (_, None) => {}
+        }
+    }
+
+    pub(super) fn on_recovered(&mut self) {
+        for slot in self.partitions.taken() {
+            self.partitions.get_mut(slot).expect("it is taken").recovered();
+        }
     }
 
     /// Does an operation on a partition of this shard and answers it, now or when what it waits for has come.
     pub(super) fn run_op(&mut self, to: ReplyTo, id: PartitionId, op: Op) {
-        let Some(slot) = self.partitions.slot(id) else {
+        let Some(slot) = self.storage.slot(id).filter(|&slot| self.partitions.get(slot).is_some()) else {
             if !matches!(op, Op::Unwatch) {
                 self.answer(to, refusal(&op, PartitionError::NotOwned));
             }
@@ -225,6 +187,11 @@ impl<F: Front> Shard<F> {
                     partition.waiters.unwatch(to);
                 }
             }
+            Op::DeleteRecords { before, deadline } => {
+                if let Err(error) = self.delete_records(to, slot, before, deadline) {
+                    self.answer(to, Answer::Deleted(Err(error)));
+                }
+            }
             Op::Locate { current_epoch, at } => self.locate(to, slot, current_epoch, at),
             Op::EpochEnd { current_epoch, epoch } => {
                 let partition = self.partitions.get(slot).expect("its slot was just found");
@@ -242,10 +209,10 @@ impl<F: Front> Shard<F> {
         deadline: Instant,
         records: &Bytes,
     ) -> Result<(), PartitionError> {
-        let Partitions { slots, tail, flushing, .. } = &mut self.partitions;
+        let Partitions { slots, flushing, .. } = &mut self.partitions;
         let partition = slots[slot.0 as usize].as_deref_mut().expect("the caller found its slot");
         let batch_bytes_max = partition.config().batch_bytes_max.min(self.config.batch_bytes_max());
-        let limits = Limits { batch_bytes_max };
+        let limits = Limits { batch_bytes_max, keys_required: partition.config().log.compact };
         let batches = batch::validate_produced(records, limits)?;
         let base_offset = match partition.admit(&batches, acks == Acks::All)? {
             Admission::Duplicate { base_offset, end } => {
@@ -253,7 +220,6 @@ impl<F: Front> Shard<F> {
                 return Ok(());
             }
             Admission::New { epoch } => {
-                let id = partition.id;
                 let urgency = match partition.durability() {
                     Durability::Fsync => Urgency::Sync,
                     Durability::Replicated => Urgency::Lazy,
@@ -266,25 +232,22 @@ impl<F: Front> Shard<F> {
                 let base_offset = partition.log_end();
                 for (header, bytes) in batches.iter() {
                     let base = partition.log_end();
-                    let placed = self
-                        .journal
-                        .append(self.now, id, base, epoch, bytes, urgency)
+                    let marker = self
+                        .storage
+                        .append(self.now, slot, base, epoch, header, bytes, urgency)
                         // Batches before this one stay, as if the answer to them had been lost on its way. A
                         // producer that numbers its batches sends one at a time, so nothing is doubled for it.
                         .map_err(refused)?;
-                    let batch = batch_ref(header, base, placed.at);
-                    partition.appended(self.now, batch, header, placed.bytes);
+                    partition.appended(self.now, header, base);
                     let end = partition.log_end();
                     self.stats.records_appended += u64::from(header.records);
                     self.stats.batches_appended += 1;
-                    self.stats.bytes_appended += u64::from(batch.len);
-                    tail.push(slot, &batch, self.config.journal.file_bytes, placed.marker);
-                    note_flushing(flushing, placed.marker, slot, end);
+                    self.stats.bytes_appended += u64::from(header.len);
+                    note_flushing(flushing, marker, slot, end);
                 }
                 base_offset
             }
         };
-        self.partitions.evict(self.config.tail_bytes_max);
         let end = self.partitions.get(slot).expect("the caller found its slot").log_end();
         self.acknowledge(to, slot, acks, deadline, base_offset, end);
         self.settle(slot);
@@ -302,7 +265,8 @@ impl<F: Front> Shard<F> {
         end: Offset,
     ) {
         let partition = self.partitions.get_mut(slot).expect("the caller found its slot");
-        let appended = Appended { base_offset, log_start: partition.log_start() };
+        let throttle = self.storage.throttle();
+        let appended = Appended { base_offset, log_start: partition.log_start(), throttle };
         if acks == Acks::All && partition.high_watermark() < end {
             let waiter = Waiter { end, deadline, since: self.now, reply_to: to, appended };
             if let Some(at) = partition.waiters.wait(waiter) {
@@ -319,7 +283,7 @@ impl<F: Front> Shard<F> {
             histogram.saturating_record(nanos);
         }
         let answer = Answer::Appended(Ok(appended));
-        if self.journal.over_backlog() {
+        if self.storage.over_backlog() {
             self.hold(Held { to, answer, deadline });
         } else {
             self.answer(to, answer);
@@ -351,7 +315,6 @@ impl<F: Front> Shard<F> {
     }
 
     pub(super) fn on_flushed(&mut self, upto: Marker) {
-        self.partitions.flushed = upto;
         while let Some(&(marker, slot, end)) = self.partitions.flushing.front() {
             if marker > upto {
                 break;
@@ -362,7 +325,7 @@ impl<F: Front> Shard<F> {
                 self.settle(slot);
             }
         }
-        self.partitions.evict(self.config.tail_bytes_max);
+        self.finish_deletions(upto);
     }
 
     pub(super) fn expire_waiters(&mut self, slot: Slot) {
@@ -386,6 +349,59 @@ impl<F: Front> Shard<F> {
         }
     }
 
+    /// Deletes the records before an offset; answered once that is durable.
+    fn delete_records(
+        &mut self,
+        to: ReplyTo,
+        slot: Slot,
+        before: Option<Offset>,
+        deadline: Instant,
+    ) -> Result<(), PartitionError> {
+        let partition = self.partitions.get_mut(slot).expect("the caller found its slot");
+        let start = partition.delete_before(before)?;
+        if start == partition.log_start() {
+            self.answer(to, Answer::Deleted(Ok(start)));
+            return Ok(());
+        }
+        let marker = self.storage.advance_start(self.now, slot, start).map_err(refused)?;
+        partition.start_at(start);
+        self.deletions.push_back(Deletion { marker, to, start, deadline });
+        if self.deletions.len() == 1 {
+            self.timers.set(Timer::Deletions, deadline);
+        }
+        Ok(())
+    }
+
+    fn finish_deletions(&mut self, upto: Marker) {
+        if self.deletions.is_empty() {
+            return;
+        }
+        while self.deletions.front().is_some_and(|d| d.marker <= upto) {
+            let done = self.deletions.pop_front().expect("one is there");
+            self.answer(done.to, Answer::Deleted(Ok(done.start)));
+        }
+        self.arm_deletions();
+    }
+
+    /// The records are gone all the same once the disk has caught up; only the answer is given up.
+    pub(super) fn expire_deletions(&mut self) {
+        let now = self.now;
+        let (expired, waiting): (VecDeque<_>, _) =
+            std::mem::take(&mut self.deletions).into_iter().partition(|d: &Deletion| d.deadline <= now);
+        self.deletions = waiting;
+        for late in expired {
+            self.answer(late.to, Answer::Deleted(Err(PartitionError::TimedOut)));
+        }
+        self.arm_deletions();
+    }
+
+    fn arm_deletions(&mut self) {
+        match self.deletions.iter().map(|d| d.deadline).min() {
+            Some(due) => self.timers.set(Timer::Deletions, due),
+            None => self.timers.cancel(Timer::Deletions),
+        }
+    }
+
     fn refuse_waiters(&mut self, slot: Slot, error: PartitionError) {
         let Some(partition) = self.partitions.get_mut(slot) else { return };
         for waiter in partition.waiters.take_produces() {
@@ -401,10 +417,8 @@ impl<F: Front> Shard<F> {
     }
 
     pub(super) fn refuse_all_waiters(&mut self, error: PartitionError) {
-        for id in self.partitions.ids() {
-            if let Some(slot) = self.partitions.slot(id) {
-                self.refuse_waiters(slot, error);
-            }
+        for slot in self.partitions.taken() {
+            self.refuse_waiters(slot, error);
         }
     }
 
@@ -419,21 +433,13 @@ impl<F: Front> Shard<F> {
         let result = match at {
             Locate::Earliest => Ok(Some(end_of_log(partition.log_start()))),
             Locate::Latest => partition.latest().map(|offset| Some(end_of_log(offset))),
-            Locate::LargestTimestamp => match partition.largest_timestamp() {
-                Some(timestamp_ms) => return self.locate_in(to, slot, timestamp_ms, Sought::Largest),
-                None => Ok(None),
-            },
+            Locate::LargestTimestamp => return self.locate_in(to, slot, Sought::Largest),
             Locate::Timestamp(timestamp_ms) => {
-                return self.locate_in(to, slot, timestamp_ms, Sought::AtOrAfter(timestamp_ms));
+                return self.locate_in(to, slot, Sought::AtOrAfter(timestamp_ms));
             }
         };
         self.answer(to, Answer::Located(result));
     }
-}
-
-fn batch_ref(header: &BatchHeader, base: Offset, at: LogPosition) -> BatchRef {
-    let next = base.plus(u64::from(header.last_offset_delta) + 1);
-    BatchRef { base, next, at, len: header.len, max_timestamp_ms: header.max_timestamp_ms }
 }
 
 /// Successive appends to one partition in one chunk need one entry: where the last of them ends.

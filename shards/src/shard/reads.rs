@@ -1,18 +1,15 @@
-//! Reads of a shard: from memory at once, from the journal when the disk has answered.
-
-use std::collections::VecDeque;
+//! Reads of a shard: from memory at once, from segments when the disk has answered.
 
 use bytes::Bytes;
 
-use super::partitions::Slot;
 use super::{Shard, describe};
 use crate::batch;
 use crate::front::Front;
-use crate::ids::{LeaderEpoch, Map, Offset, PartitionId};
-use crate::log::disk::DiskError;
-use crate::log::journal::LogPosition;
+use crate::ids::{LeaderEpoch, Map, Offset};
+use crate::log::Slot;
+use crate::log::reader::ReadFault;
+use crate::log::storage::{Found, FoundBatch, Wanted};
 use crate::mail::{Answer, Located, PartitionError, ReadError, ReadOut, ReplyTo};
-use crate::partition::batches::{BatchRef, Found};
 
 /// [`crate::mail::Op::Read`] with its sizes as this machine counts them.
 #[derive(Clone, Copy, Debug)]
@@ -24,26 +21,18 @@ pub(super) struct ReadOp {
     pub watch_below_bytes: usize,
 }
 
-/// What waits for the disk, by the ticket that the journal gives back.
+/// What waits for the disk, by the ticket that the log gives back. At most one for each partition of each client's
+/// request.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
-    /// Given to the journal: at most [`DISK_READS_MAX`].
     pending: Map<u64, Pending>,
-    /// Waiting for their turn, with the bytes to read. At most one for each partition of each client's request.
-    waiting: VecDeque<(Pending, u32)>,
     last_ticket: u64,
 }
 
-/// Reads of one shard that the disk has at a time; each takes up to a stretch of the journal or one batch of memory.
-const DISK_READS_MAX: usize = 64;
-
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Pending {
     to: ReplyTo,
-    partition: PartitionId,
     slot: Slot,
-    at: LogPosition,
-    batches: Vec<BatchRef>,
     then: Then,
 }
 
@@ -60,6 +49,18 @@ pub(super) enum Sought {
     Largest,
 }
 
+impl Reads {
+    /// The ticket that the next read would be given.
+    fn next_ticket(&self) -> u64 {
+        self.last_ticket + 1
+    }
+
+    fn wait(&mut self, pending: Pending) {
+        self.last_ticket += 1;
+        self.pending.insert(self.last_ticket, pending);
+    }
+}
+
 /// One past the last record of what was read.
 fn end_of(records: &[Bytes]) -> Option<Offset> {
     let header = batch::parse_header(records.last()?).ok()?;
@@ -70,16 +71,22 @@ impl<F: Front> Shard<F> {
     pub(super) fn read(&mut self, to: ReplyTo, slot: Slot, op: ReadOp) {
         self.stats.reads += 1;
         let partition = self.partitions.get(slot).expect("the caller found its slot");
-        match partition.read(op.current_epoch, op.from, op.bytes_max, op.first_whole) {
+        let below = match partition.readable(op.current_epoch, op.from) {
+            Ok(below) => below,
             Err(error) => {
                 let ends = Some(partition.read_ends());
                 self.answer(to, Answer::Read(Err(ReadError { error, ends })));
+                return;
             }
-            Ok(Found::Nothing) => self.finish_read(to, slot, op, Vec::new()),
-            Ok(Found::Memory(parts)) => self.finish_read(to, slot, op, parts),
-            Ok(Found::Disk { at, len, batches }) => {
-                let partition = partition.id;
-                self.read_from_disk(Pending { to, partition, slot, at, batches, then: Then::Read(op) }, len);
+        };
+        let wanted =
+            Wanted { from: op.from, below, bytes_max: op.bytes_max, first_whole: op.first_whole };
+        match self.storage.read(self.now, slot, wanted, self.reads.next_ticket()) {
+            Found::Nothing => self.finish_read(to, slot, op, Vec::new()),
+            Found::Memory(parts) => self.finish_read(to, slot, op, parts),
+            Found::Later => {
+                self.stats.reads_from_disk += 1;
+                self.reads.wait(Pending { to, slot, then: Then::Read(op) });
             }
         }
     }
@@ -93,7 +100,7 @@ impl<F: Front> Shard<F> {
         };
         let bytes: usize = records.iter().map(Bytes::len).sum();
         let ends = partition.read_ends();
-        // Only at the high watermark can more come. A read from disk may end before it, with its stretch.
+        // Only at the high watermark can more come. A read from disk may end before it.
         let watching =
             bytes < op.watch_below_bytes && end_of(&records).unwrap_or(op.from) >= ends.high_watermark;
         if watching {
@@ -105,88 +112,64 @@ impl<F: Front> Shard<F> {
         self.answer(to, Answer::Read(Ok(out)));
     }
 
-    fn read_from_disk(&mut self, pending: Pending, len: u32) {
-        self.stats.reads_from_disk += 1;
-        self.reads.waiting.push_back((pending, len));
-        self.begin_reads();
-    }
-
-    fn begin_reads(&mut self) {
-        while self.reads.pending.len() < DISK_READS_MAX
-            && let Some((pending, len)) = self.reads.waiting.pop_front()
-        {
-            self.reads.last_ticket += 1;
-            let ticket = self.reads.last_ticket;
-            self.journal.read(ticket, pending.at, len);
-            self.reads.pending.insert(ticket, pending);
-        }
-    }
-
-    pub(super) fn on_disk_read(&mut self, ticket: u64, result: Result<Bytes, DiskError>) {
-        let pending = self.reads.pending.remove(&ticket).expect("the journal answers each ticket once");
-        self.begin_reads();
-        let Some(batches) = self.check_read(&pending, result) else {
-            let error = PartitionError::StorageFailed;
-            let answer = match pending.then {
-                Then::Read(_) => Answer::Read(Err(ReadError { error, ends: None })),
-                Then::Locate(_) => Answer::Located(Err(error)),
-            };
-            self.answer(pending.to, answer);
-            return;
-        };
-        match pending.then {
-            Then::Read(op) => self.finish_read(pending.to, pending.slot, op, batches),
-            Then::Locate(sought) => self.finish_locate(pending.to, pending.slot, &batches[0], sought),
-        }
-    }
-
-    /// Cuts the batches out of what was read. Damaged bytes are never served as good.
-    fn check_read(&self, pending: &Pending, result: Result<Bytes, DiskError>) -> Option<Vec<Bytes>> {
-        let whole = match result {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let partition = describe(pending.partition, self.config.node);
-                tracing::error!(%partition, file = %pending.at.file, %error, "the journal could not be read");
-                return None;
+    /// Takes what the log read from disk.
+    pub(super) fn on_read(&mut self, ticket: u64, result: Result<Vec<Bytes>, ReadFault>) {
+        let pending = self.reads.pending.remove(&ticket).expect("the log answers each ticket once");
+        let Pending { to, slot, then } = pending;
+        match (result, then) {
+            (Ok(records), Then::Read(op)) => self.finish_read(to, slot, op, records),
+            (Ok(records), Then::Locate(sought)) => self.finish_locate(to, slot, records.first(), sought),
+            // What was to be read is gone since: the same request finds out what there is now.
+            (Err(ReadFault::Gone), Then::Read(op)) if self.partitions.get(slot).is_some() => {
+                self.read(to, slot, op);
             }
-        };
-        let mut batches = Vec::with_capacity(pending.batches.len());
-        for batch in &pending.batches {
-            let start = usize::try_from(batch.at.position - pending.at.position).expect("a stretch is short");
-            let bytes = (start + batch.len as usize <= whole.len())
-                .then(|| whole.slice(start..start + batch.len as usize));
-            let good = bytes.filter(|bytes| {
-                let header = batch::parse_header(bytes);
-                header.is_ok_and(|h| h.base_offset == batch.base.wire() && h.len == batch.len)
-                    && batch::check_crc(bytes)
-            });
-            let Some(good) = good else {
-                let partition = describe(pending.partition, self.config.node);
-                let (file, position) = (batch.at.file, batch.at.position);
-                tracing::error!(%partition, offset = %batch.base, %file, position, "damaged batch in the journal");
-                return None;
-            };
-            batches.push(good);
-        }
-        Some(batches)
-    }
-
-    /// Finds the record in the first committed batch that reaches `timestamp_ms`.
-    pub(super) fn locate_in(&mut self, to: ReplyTo, slot: Slot, timestamp_ms: i64, sought: Sought) {
-        let partition = self.partitions.get(slot).expect("the caller found its slot");
-        match partition.at_timestamp(timestamp_ms) {
-            None => self.answer(to, Answer::Located(Ok(None))),
-            Some((_, Some(bytes))) => self.finish_locate(to, slot, &bytes, sought),
-            Some((batch, None)) => {
-                let (partition, at, len) = (partition.id, batch.at, batch.len);
-                let then = Then::Locate(sought);
-                self.read_from_disk(Pending { to, partition, slot, at, batches: vec![batch], then }, len);
+            (Err(ReadFault::Gone), Then::Locate(sought)) if self.partitions.get(slot).is_some() => {
+                self.locate_in(to, slot, sought);
+            }
+            (Err(failed), then) => {
+                if let Some(partition) = self.partitions.get(slot) {
+                    let partition = describe(partition.id, self.config.node);
+                    tracing::error!(%partition, %failed, "the log could not be read");
+                }
+                let error = match failed {
+                    ReadFault::Gone => PartitionError::NotOwned,
+                    _ => PartitionError::StorageFailed,
+                };
+                self.answer(
+                    to,
+                    match then {
+                        Then::Read(_) => Answer::Read(Err(ReadError { error, ends: None })),
+                        Then::Locate(_) => Answer::Located(Err(error)),
+                    },
+                );
             }
         }
     }
 
-    fn finish_locate(&mut self, to: ReplyTo, slot: Slot, bytes: &[u8], sought: Sought) {
-        let found = batch::parse_header(bytes).ok().and_then(|header| match sought {
+    /// Finds the record that is sought in the first committed batch that can hold it.
+    pub(super) fn locate_in(&mut self, to: ReplyTo, slot: Slot, sought: Sought) {
+        let below = self.partitions.get(slot).expect("the caller found its slot").high_watermark();
+        let timestamp_ms = match sought {
+            Sought::AtOrAfter(timestamp_ms) => Some(timestamp_ms),
+            Sought::Largest => self.storage.largest_timestamp(slot, below),
+        };
+        let ticket = self.reads.next_ticket();
+        let found = timestamp_ms.map_or(FoundBatch::Nothing, |timestamp_ms| {
+            self.storage.find_timestamp(self.now, slot, timestamp_ms, below, ticket)
+        });
+        match found {
+            FoundBatch::Nothing => self.answer(to, Answer::Located(Ok(None))),
+            FoundBatch::Memory(bytes) => self.finish_locate(to, slot, Some(&bytes), sought),
+            FoundBatch::Later => {
+                self.stats.reads_from_disk += 1;
+                self.reads.wait(Pending { to, slot, then: Then::Locate(sought) });
+            }
+        }
+    }
+
+    fn finish_locate(&mut self, to: ReplyTo, slot: Slot, bytes: Option<&Bytes>, sought: Sought) {
+        let header = bytes.and_then(|bytes| batch::parse_header(bytes).ok().zip(Some(bytes)));
+        let found = header.and_then(|(header, bytes)| match sought {
             Sought::AtOrAfter(timestamp_ms) => batch::first_at_or_after(&header, bytes, timestamp_ms),
             Sought::Largest => batch::largest_timestamp(&header, bytes),
         });

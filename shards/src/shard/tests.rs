@@ -206,9 +206,10 @@ impl Rig {
 
     fn error(&mut self, token: u64) -> Option<PartitionError> {
         match self.answer(token)? {
-            Answer::Appended(Err(error)) | Answer::Located(Err(error)) | Answer::EpochEnd(Err(error)) => {
-                Some(error)
-            }
+            Answer::Appended(Err(error))
+            | Answer::Located(Err(error))
+            | Answer::EpochEnd(Err(error))
+            | Answer::Deleted(Err(error)) => Some(error),
             Answer::Read(Err(error)) => Some(error.error),
             _ => None,
         }

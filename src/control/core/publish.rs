@@ -27,6 +27,13 @@ pub(super) struct Publication {
     keep: Placements,
 }
 
+/// What the comparison of placements with what the shards hold came to.
+struct Reconciled {
+    changes: Placements,
+    /// Logs that belong to no replica of this node.
+    strays: Vec<(PartitionId, ShardId)>,
+}
+
 impl Control {
     /// The first that the shards hear: all of their partitions.
     pub(super) fn assign_when_all_recovered(&mut self) {
@@ -35,8 +42,8 @@ impl Control {
         if !ready_to_assign {
             return;
         }
-        let mut changes = match self.reconcile() {
-            Ok(changes) => changes,
+        let Reconciled { mut changes, strays } = match self.reconcile() {
+            Ok(reconciled) => reconciled,
             Err(reason) => return self.fatal(reason),
         };
         self.load = ShardLoad::of(&self.image, self.config.shards);
@@ -46,51 +53,47 @@ impl Control {
         }
         self.phase = Phase::Assigning { revision: self.image.revision };
         let all: BTreeSet<PartitionId> = self.image.local_shards().map(|(id, _)| id).collect();
-        self.push_publication(&all, Vec::new(), changes);
+        self.push_publication(&all, strays, changes);
     }
 
-    /// Compares where partitions belong with what the journals hold, and adopts what only a journal knows: records
-    /// outlive a placement that was lost before it was stored.
-    fn reconcile(&mut self) -> Result<Placements, ControlFatal> {
+    /// Compares where partitions belong with what the shards hold. Records decide: they outlive a placement that was
+    /// lost before it was stored, and move to other shards when the node starts with more or fewer of them. Logs of
+    /// partitions that are not here any more (their topics were deleted) are given up.
+    fn reconcile(&mut self) -> Result<Reconciled, ControlFatal> {
         let mut changes = Vec::new();
-        let mut held: BTreeMap<PartitionId, BTreeSet<ShardId>> = BTreeMap::new();
+        let mut held: BTreeMap<PartitionId, Vec<ShardId>> = BTreeMap::new();
         for (shard, state) in (0..).map(ShardId).zip(&mut self.shards) {
             for partition in state.recovered.take().expect("the caller saw that all recovered") {
-                held.entry(partition).or_default().insert(shard);
+                held.entry(partition).or_default().push(shard);
             }
         }
         let placed: Vec<_> = self.image.local_shards().collect();
         for (partition, owner) in placed {
-            if self.image.partition(partition).is_none() {
+            let is_here = self.image.partition(partition).is_some();
+            if !is_here || (owner.0 >= self.config.shards && !held.contains_key(&partition)) {
                 self.image.remove_local_shard(partition);
                 changes.push((partition, None));
-            } else if owner.0 >= self.config.shards {
-                return Err(ControlFatal::MissingShard { partition, owner, shards: self.config.shards });
             }
         }
-        let mut strays = 0_usize;
+        let mut strays = Vec::new();
         for (partition, shards) in held {
-            let found = *shards.first().expect("only partitions that a shard holds are listed");
             if !self.image.partition(partition).is_some_and(|p| p.replicas.contains(&self.node())) {
-                strays += 1;
+                strays.extend(shards.into_iter().map(|shard| (partition, shard)));
                 continue;
             }
-            match self.image.local_shard(partition) {
-                Some(owner) if shards.contains(&owner) => {}
-                Some(owner) => return Err(ControlFatal::Misplaced { partition, owner, found }),
-                None => {
-                    self.image.put_local_shard(partition, found);
-                    changes.push((partition, Some(found)));
-                }
+            if let [first, second, ..] = shards[..] {
+                return Err(ControlFatal::HeldTwice { partition, first, second });
+            }
+            if self.image.local_shard(partition) != Some(shards[0]) {
+                self.image.put_local_shard(partition, shards[0]);
+                changes.push((partition, Some(shards[0])));
             }
         }
-        if strays > 0 {
-            tracing::warn!(
-                "the journals hold records of {strays} partitions that this node has no replica of (their topics \
-                 were deleted); the records are left alone"
-            );
+        if !strays.is_empty() {
+            let count = strays.len();
+            tracing::info!("deleting the records of {count} partitions that this node has no replica of any more");
         }
-        Ok(changes)
+        Ok(Reconciled { changes, strays })
     }
 
     /// Gives those of the topic's partitions a shard that belong here and have none.

@@ -40,6 +40,8 @@ struct World {
 struct FakeShard {
     told: VecDeque<FromControl<Arc<Image>, Reply>>,
     owned: BTreeMap<PartitionId, Assignment>,
+    /// Taken away though it was never assigned: records that nobody wants.
+    unassigned: Vec<PartitionId>,
     revision: Revision,
     view: Option<Arc<Image>>,
     replies: Vec<(ConnId, Token, Reply)>,
@@ -151,7 +153,9 @@ impl World {
                 assert_eq!(view.revision, revision);
                 state.revision = revision;
                 for partition in unassign {
-                    assert!(state.owned.remove(&partition).is_some(), "only what is owned is taken away");
+                    if state.owned.remove(&partition).is_none() {
+                        state.unassigned.push(partition);
+                    }
                 }
                 for assignment in assign {
                     state.owned.insert(assignment.partition, assignment);
@@ -603,30 +607,40 @@ fn records_in_a_journal_decide_where_a_partition_without_placement_belongs() {
     assert_eq!(world.disk.image.local_shard(partition(0)), Some(ShardId(1)));
     assert_eq!(world.disk.image.local_shard(partition(1)), Some(ShardId(0)));
     assert_eq!(world.disk.image.local_shard(stray), None);
+    assert_eq!(world.shards[0].unassigned, [stray], "the records of a deleted topic are given up");
 }
 
 #[test]
-fn files_that_do_not_belong_together_stop_the_node() {
+fn records_of_one_partition_on_two_shards_stop_the_node() {
     let mut world = World::serving(2);
     world.ask(1, create(&["a"], 1));
     world.run();
-    let (partition, owner) = world.disk.image.local_shards().next().unwrap();
-    assert_eq!(owner, ShardId(0));
-    let mut other = World::start(2, world.disk.clone());
-    other.shard_says(0, ToControl::Recovered { partitions: Vec::new() });
+    let (partition, _) = world.disk.image.local_shards().next().unwrap();
+    let mut other = World::start(2, world.disk);
+    other.shard_says(0, ToControl::Recovered { partitions: vec![partition] });
     other.shard_says(1, ToControl::Recovered { partitions: vec![partition] });
     other.run();
-    let misplaced = ControlFatal::Misplaced { partition, owner: ShardId(0), found: ShardId(1) };
-    assert_eq!(other.fatal, Some(misplaced));
+    let twice = ControlFatal::HeldTwice { partition, first: ShardId(0), second: ShardId(1) };
+    assert_eq!(other.fatal, Some(twice));
     assert!(!other.ready);
+}
 
-    world.disk.image.put_local_shard(partition, ShardId(4));
-    let mut other = World::start(2, world.disk);
-    other.recover_empty();
-    other.run();
-    let missing = ControlFatal::MissingShard { partition, owner: ShardId(4), shards: 2 };
-    assert_eq!(other.fatal, Some(missing.clone()));
-    assert!(missing.to_string().contains("at least 5 shards"));
+#[test]
+fn with_another_number_of_shards_partitions_belong_where_their_records_went() {
+    let mut world = World::serving(3);
+    world.ask(1, create(&["a"], 6));
+    world.run();
+    let all: Vec<_> = world.disk.image.local_shards().map(|(id, _)| id).collect();
+    // Five of them have records, which went to other shards; the sixth has none.
+    let mut world = World::start(2, world.disk);
+    world.shard_says(0, ToControl::Recovered { partitions: all[..2].to_vec() });
+    world.shard_says(1, ToControl::Recovered { partitions: all[2..5].to_vec() });
+    world.run();
+    assert!(world.ready);
+    world.check_shards();
+    let owner = |world: &World, i: usize| world.disk.image.local_shard(all[i]).unwrap().0;
+    assert_eq!((0..5).map(|i| owner(&world, i)).collect::<Vec<_>>(), [0, 0, 1, 1, 1]);
+    assert!(owner(&world, 5) < 2);
 }
 
 #[test]

@@ -214,7 +214,11 @@ pub fn partition(index: u32) -> PartitionId {
 }
 
 pub fn appended(base_offset: u64) -> Answer {
-    Answer::Appended(Ok(Appended { base_offset: Offset(base_offset), log_start: Offset(0) }))
+    Answer::Appended(Ok(Appended {
+        base_offset: Offset(base_offset),
+        log_start: Offset(0),
+        throttle: Duration::ZERO,
+    }))
 }
 
 pub fn read_out(high_watermark: u64, records: &[&'static [u8]], watching: bool) -> Answer {

@@ -111,6 +111,9 @@ impl Model {
             }
             Op::Locate { .. } => Answer::Located(Ok(None)),
             Op::EpochEnd { .. } => Answer::EpochEnd(Ok(None)),
+            Op::DeleteRecords { before, .. } => {
+                Answer::Deleted(Ok(before.unwrap_or(Offset(log.len() as u64))))
+            }
         })
     }
 

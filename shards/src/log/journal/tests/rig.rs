@@ -64,7 +64,7 @@ impl Rig {
         Self {
             config,
             now: Instant::ZERO,
-            journal: Journal::new(config),
+            journal: Journal::new(config, JournalStart::Begin),
             disk,
             log: Vec::new(),
             markers: Vec::new(),
@@ -131,7 +131,7 @@ impl Rig {
         while let Some(event) = self.journal.poll_event() {
             assert!(self.fatal.is_none(), "{event:?} after the end");
             match event {
-                JournalEvent::Replayed { partition, header, base, at, bytes } => {
+                JournalEvent::Replayed { partition, header, base, at, bytes, .. } => {
                     assert!(self.report.is_none());
                     assert_eq!(header.len as usize, bytes.len());
                     self.replayed.push(Logged { partition, base: base.0, bytes, at });
@@ -246,7 +246,7 @@ impl Rig {
 
     pub fn begin_life(&mut self) {
         assert!(self.disk.in_flight.is_empty());
-        self.journal = Journal::new(self.config);
+        self.journal = Journal::new(self.config, JournalStart::Begin);
         self.markers.clear();
         self.replayed.clear();
         self.report = None;

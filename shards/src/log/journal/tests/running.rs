@@ -322,7 +322,14 @@ fn stop_makes_all_durable_and_says_so_on_disk() {
     rig.restart();
     assert_eq!(
         rig.report,
-        Some(RecoveryReport { files: 2, chunks: 2, batches: 1, bytes: rig.report.unwrap().bytes, cut: None })
+        Some(RecoveryReport {
+            files: 2,
+            chunks: 2,
+            batches: 1,
+            bytes: rig.report.unwrap().bytes,
+            notes: 0,
+            cut: None
+        })
     );
     // Nothing new: nothing to say.
     rig.stop();
