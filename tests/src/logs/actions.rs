@@ -206,7 +206,7 @@ impl World {
                     return fail(format!("marker {marker} is given after {last}, flushed up to {flushed}"));
                 }
                 self.last_marker = marker;
-                self.partitions.iter_mut().for_each(|p| p.history.bound_retained(marker));
+                self.partitions.iter_mut().for_each(|p| p.history.bound(marker));
                 Ok(Some(marker))
             }
             Err(refused) => {
@@ -292,11 +292,13 @@ impl World {
         self.tell(|| format!("** drop {i}"));
         let now = self.now;
         let said = self.storage.as_mut().expect("alive").drop_log(now, slot);
-        let Some(marker) = self.accepted(said)? else { return Ok(()) };
+        if let Err(refused) = said {
+            return Err(broken("append", format!("a drop is refused: {refused}")));
+        }
         self.counts.drops += 1;
         let p = &mut self.partitions[i];
         p.lose(u64::MAX, 0);
-        p.history.push(marker, What::Dropped);
+        p.history.drop_after(self.last_marker);
         p.slot = None;
         p.high_watermark = 0;
         p.cursor = 0;

@@ -157,16 +157,21 @@ pub fn records(batch: &Bytes, header: &Header) -> Result<Vec<Record>, &'static s
 fn record(batch: &Bytes, rest: &mut &[u8], header: &Header) -> Option<Record> {
     take_varint(rest)?;
     *rest = rest.get(1..)?;
-    let timestamp_ms = header.base_ms + take_varint(rest)?;
-    let offset = header.base + take_varint(rest)?.cast_unsigned();
+    let timestamp_ms = header.base_ms + take_signed(rest)?;
+    let offset = header.base + take_signed(rest)?.cast_unsigned();
     let key = field(batch, rest)?;
     let value = field(batch, rest)?;
     take_varint(rest)?;
     Some(Record { offset, timestamp_ms, key, value })
 }
 
+fn take_signed(rest: &mut &[u8]) -> Option<i64> {
+    let v = take_varint(rest)?;
+    Some((v >> 1).cast_signed() ^ -(v & 1).cast_signed())
+}
+
 fn field(batch: &Bytes, rest: &mut &[u8]) -> Option<Option<Bytes>> {
-    let len = take_varint(rest)?;
+    let len = take_signed(rest)?;
     if len < 0 {
         return Some(None);
     }

@@ -34,8 +34,10 @@ pub enum What {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    /// Durable once this was said to be flushed.
+    /// It is in the journal at one of these, durable once the second was said to be flushed. Of a drop only the
+    /// entries around it are known.
     marker: u64,
+    marker_max: Option<u64>,
     what: What,
 }
 
@@ -186,10 +188,14 @@ impl History {
     /// An entry was accepted. Markers only grow.
     pub fn push(&mut self, marker: u64, what: What) {
         self.now.apply(&what);
-        if matches!(what, What::Dropped) {
-            self.retained.clear();
-        }
-        self.pending.push_back(Entry { marker, what });
+        self.pending.push_back(Entry { marker, marker_max: Some(marker), what });
+    }
+
+    /// The log was dropped, somewhere behind the entry `after` of any log, and before the next one.
+    pub fn drop_after(&mut self, after: u64) {
+        self.now.apply(&What::Dropped);
+        self.retained.clear();
+        self.pending.push_back(Entry { marker: after, marker_max: None, what: What::Dropped });
     }
 
     /// Retention moved the start.
@@ -199,8 +205,14 @@ impl History {
         self.retained.push_back(Retained { start, marker: None });
     }
 
-    /// An entry of some log was accepted: what retention did before is durable no later than it.
-    pub fn bound_retained(&mut self, marker: u64) {
+    /// An entry of some log was accepted: what retention or a drop did before is durable no later than it.
+    pub fn bound(&mut self, marker: u64) {
+        for entry in self.pending.iter_mut().rev() {
+            if entry.marker_max.is_some() {
+                break;
+            }
+            entry.marker_max = Some(marker);
+        }
         for r in self.retained.iter_mut().rev() {
             if r.marker.is_some() {
                 break;
@@ -211,7 +223,7 @@ impl History {
 
     /// Everything up to `marker` is durable.
     pub fn flushed(&mut self, marker: u64) {
-        while self.pending.front().is_some_and(|e| e.marker <= marker) {
+        while self.pending.front().is_some_and(|e| e.marker_max.unwrap_or(u64::MAX) <= marker) {
             let entry = self.pending.pop_front().expect("one is there");
             self.settled.apply(&entry.what);
         }
@@ -238,14 +250,21 @@ impl History {
 
     /// The markers at which something of this log is not durable yet.
     pub fn markers(&self) -> impl Iterator<Item = u64> {
-        self.pending.iter().map(|e| e.marker)
+        self.pending.iter().flat_map(|e| e.marker_max.into_iter().chain([e.marker]))
+    }
+
+    /// What a crash keeps if it keeps everything up to `cut`; of a drop about which this says nothing, `with_drop` does.
+    fn kept(&self, cut: u64, with_drop: bool) -> impl Iterator<Item = &Entry> {
+        self.pending.iter().take_while(move |e| {
+            e.marker_max.is_some_and(|m| m <= cut) || with_drop && e.marker <= cut
+        })
     }
 
     /// What the log is after a crash that kept everything up to `cut`.
-    pub fn outline(&self, cut: u64) -> Outline {
+    pub fn outline(&self, cut: u64, with_drop: bool) -> Outline {
         let s = &self.settled;
         let mut o = Outline { exists: s.exists, start: s.start, end: s.end, known: s.known };
-        for entry in self.pending.iter().take_while(|e| e.marker <= cut) {
+        for entry in self.kept(cut, with_drop) {
             o.exists = true;
             match &entry.what {
                 What::Batch(b) => {
@@ -270,9 +289,9 @@ impl History {
         self.retained.iter().map(|r| r.start)
     }
 
-    pub fn state_at(&self, cut: u64) -> State {
+    pub fn state_at(&self, cut: u64, with_drop: bool) -> State {
         let mut state = self.settled.clone();
-        for entry in self.pending.iter().take_while(|e| e.marker <= cut) {
+        for entry in self.kept(cut, with_drop) {
             state.apply(&entry.what);
         }
         state

@@ -316,7 +316,7 @@ impl World {
             return Err(broken(LIVENESS, format!("a read is not answered: {reading:?}")));
         }
         let storage = self.storage.as_ref().expect("alive");
-        bounds::check_idle(&self.storage_config, &storage.stats(), self.disk.usage().0)?;
+        bounds::check_idle(&self.storage_config, &storage.stats(), self.config.partitions, self.disk.usage().0)?;
         if storage.over_backlog() {
             return Err(broken(LIVENESS, "it is over its backlog with nothing to do"));
         }
@@ -405,7 +405,7 @@ impl World {
         for i in 0..self.partitions.len() {
             let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else { continue };
             let starts: Vec<u64> =
-                cuts.iter().map(|&cut| self.partitions[i].history.outline(cut).start).collect();
+                cuts.iter().map(|&cut| self.partitions[i].history.outline(cut, false).start).collect();
             let least = starts.iter().copied().min().unwrap_or(0);
             let storage = self.storage.as_ref().expect("alive");
             let from = storage.start(slot).map_or(0, |s| s.0).max(least);
@@ -415,7 +415,7 @@ impl World {
             let wall_ms = self.wall_ms();
             let p = &mut self.partitions[i];
             cuts.retain(|&cut| {
-                let state = p.history.state_at(cut);
+                let state = p.history.state_at(cut, false);
                 match compare_one(p, state, from, end, &read, wall_ms) {
                     Ok(()) => true,
                     Err(what) => {
@@ -438,8 +438,8 @@ impl World {
         self.last_marker = self.flushed;
         let storage = self.storage.as_mut().expect("alive");
         for p in &mut self.partitions {
-            let mut state = p.history.state_at(cut);
             p.slot = storage.slot(p.id);
+            let mut state = p.history.state_at(cut, p.slot.is_none());
             self.slots_used.extend(p.slot);
             state.known = p.heard.known;
             if let Some(slot) = p.slot {

@@ -1,6 +1,7 @@
 //! Bounds: what is in memory, what is not moved and what the journal holds stays below what was configured.
 
-use highwater_shards::log::storage::{StorageConfig, StorageStats};
+use highwater_shards::log::storage::StorageConfig;
+use highwater_shards::stats::StorageStats;
 
 use crate::checkers::{Verdict, broken};
 
@@ -29,13 +30,13 @@ pub fn check_journal(config: &StorageConfig, most: u64, bytes: u64) -> Verdict {
 }
 
 /// After a time without work.
-pub fn check_idle(config: &StorageConfig, stats: &StorageStats, journal_bytes: u64) -> Verdict {
+pub fn check_idle(config: &StorageConfig, stats: &StorageStats, logs: u64, journal_bytes: u64) -> Verdict {
     let files = config.journal.spare_files_max as u64 + 4;
     let most = config.checkpoint_bytes + config.journal.file_bytes * files;
     if journal_bytes > most {
         return Err(broken(NAME, format!("the journal has {journal_bytes} bytes with nothing to do; {most} may be")));
     }
-    if stats.unmoved_bytes > config.unmoved_bytes_soft.max(config.move_bytes * stats.logs) + turn(config) {
+    if stats.unmoved_bytes > config.unmoved_bytes_soft.max(config.move_bytes * logs) + turn(config) {
         return Err(broken(NAME, format!("{} bytes are not moved with nothing to do", stats.unmoved_bytes)));
     }
     Ok(())
