@@ -1,7 +1,8 @@
 //! Record batches of Kafka's format version 2, read and checked where they lie.
 //!
-//! Floor 0. Nothing here copies record bytes, decompresses them or keeps them; the one copy that a produced batch
-//! makes is [`put_patched`], into the journal's block.
+//! Floor 0. On the path of a record from its producer to its consumers nothing here copies record bytes, decompresses
+//! them or keeps them; the one copy that a produced batch makes is [`put_patched`], into the journal's block. Only
+//! compaction looks into records, and writes batches anew: [`Records`], [`codec`], [`put_rebuilt`].
 //!
 //! | at | bytes | field | |
 //! |---:|---:|---|---|
@@ -12,7 +13,7 @@
 //! | 17 | 4 | CRC-32C of all that follows | |
 //! | 21 | 2 | [`Attributes`] | |
 //! | 23 | 4 | last offset delta | |
-//! | 27 | 8 | base timestamp, ms | that of the first record |
+//! | 27 | 8 | base timestamp, ms | that of the first record as it was produced; the delete horizon if that bit is set |
 //! | 35 | 8 | max timestamp, ms | |
 //! | 43 | 8 | producer id, -1 for none | |
 //! | 51 | 2 | producer epoch | |
@@ -23,6 +24,8 @@
 //! All numbers are big-endian. Source: Apache Kafka, `DefaultRecordBatch`, and KIP-98.
 
 mod builder;
+pub mod codec;
+mod rebuild;
 mod record;
 #[cfg(test)]
 mod tests;
@@ -30,6 +33,8 @@ mod tests;
 use bytes::{BufMut, BytesMut};
 
 pub use builder::BatchBuilder;
+pub use rebuild::{Rebuilt, put_rebuilt};
+pub use record::{Record, Records};
 
 use crate::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence};
 use crate::mail::PartitionError;
@@ -68,6 +73,7 @@ impl Attributes {
     const LOG_APPEND_TIME: u16 = 0x08;
     const TRANSACTIONAL: u16 = 0x10;
     const CONTROL: u16 = 0x20;
+    const DELETE_HORIZON: u16 = 0x40;
     /// Bits that a producer has no business to set: the delete horizon of a compacted log, and undefined ones.
     const NOT_FOR_PRODUCERS: u16 = 0xffc0;
 
@@ -93,6 +99,22 @@ impl Attributes {
 
     pub fn is_control(self) -> bool {
         self.0 & Self::CONTROL != 0
+    }
+
+    /// Whether the base timestamp is the batch's delete horizon (KIP-534).
+    pub fn has_delete_horizon(self) -> bool {
+        self.0 & Self::DELETE_HORIZON != 0
+    }
+
+    #[must_use]
+    pub fn with_delete_horizon(self) -> Self {
+        Self(self.0 | Self::DELETE_HORIZON)
+    }
+
+    /// Those of a batch without records: not compressed, no delete horizon.
+    #[must_use]
+    pub fn without_records(self) -> Self {
+        Self(self.0 & !(Self::CODEC | Self::DELETE_HORIZON))
     }
 }
 
@@ -139,6 +161,16 @@ impl BatchHeader {
     /// The base offset of a stored batch. `None`: it is negative, so the bytes are no stored batch.
     pub fn base(&self) -> Option<Offset> {
         Offset::from_wire(self.base_offset)
+    }
+
+    /// When the records without a value, of a batch that was compacted, may go; in ms since the epoch.
+    pub fn delete_horizon_ms(&self) -> Option<i64> {
+        self.attributes.has_delete_horizon().then_some(self.base_timestamp_ms)
+    }
+
+    /// Whether the base timestamp is that of the record at the base offset: compaction took nothing from the batch.
+    fn is_as_produced(&self) -> bool {
+        !self.attributes.has_delete_horizon() && u64::from(self.records) == self.offsets()
     }
 
     /// The sequence number of the batch's last record; numbers wrap after `i32::MAX` to 0.
@@ -376,29 +408,35 @@ pub struct Found {
     pub timestamp_ms: i64,
 }
 
-/// The first record of the stored `batch` whose timestamp is at least `timestamp_ms`; `None` if there is none.
+/// The first record of the stored `batch` whose timestamp is at least `timestamp_ms`; `None` if there is none, as in
+/// a batch that compaction left without records.
 ///
 /// Exact for uncompressed batches. Compressed ones are not unpacked: if the batch's max timestamp is large enough
-/// the answer is its first record, which may be older than asked for, so that a reader who starts there misses
-/// nothing.
+/// the answer is its base offset, which may be older than asked for, so that a reader who starts there misses
+/// nothing; its timestamp is that of the first record, or the batch's largest if compaction changed it.
 pub fn first_at_or_after(header: &BatchHeader, batch: &[u8], timestamp_ms: i64) -> Option<Found> {
-    if header.max_timestamp_ms < timestamp_ms {
+    if header.max_timestamp_ms < timestamp_ms || header.records == 0 {
         return None;
     }
     let base = header.base()?;
-    let first = Found { offset: base, timestamp_ms: header.base_timestamp_ms };
-    if header.base_timestamp_ms >= timestamp_ms || !is_plain(header) {
-        return Some(first);
+    if header.is_as_produced() && (header.base_timestamp_ms >= timestamp_ms || !is_plain(header)) {
+        return Some(Found { offset: base, timestamp_ms: header.base_timestamp_ms });
+    }
+    if !is_plain(header) {
+        return Some(Found { offset: base, timestamp_ms: header.max_timestamp_ms });
     }
     record::timestamps(batch.get(HEADER_BYTES..)?, header)
         .find(|&(_, at)| at >= timestamp_ms)
         .map(|(delta, at)| Found { offset: base.plus(u64::from(delta)), timestamp_ms: at })
 }
 
-/// The first record of the stored `batch` with its largest timestamp.
+/// The first record of the stored `batch` with its largest timestamp; `None` without records.
 ///
-/// Exact for uncompressed batches whose records have the max timestamp of the header; otherwise the last record.
+/// Exact for uncompressed batches whose records have the max timestamp of the header; otherwise the last offset.
 pub fn largest_timestamp(header: &BatchHeader, batch: &[u8]) -> Option<Found> {
+    if header.records == 0 {
+        return None;
+    }
     let base = header.base()?;
     let delta = if is_plain(header) {
         record::timestamps(batch.get(HEADER_BYTES..)?, header)

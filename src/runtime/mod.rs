@@ -89,9 +89,7 @@ impl NodeError {
                 | StoreError::OtherCluster { .. }
                 | StoreError::FewerShards { .. },
             ) => ExitStatus::Refused,
-            Self::Control(ControlFatal::RegistrationRefused(_)) => {
-                ExitStatus::Refused
-            }
+            Self::Control(ControlFatal::RegistrationRefused(_)) => ExitStatus::Refused,
             Self::Store(_) | Self::Shard { .. } | Self::Control(_) | Self::Late(_) => ExitStatus::Storage,
             Self::ShardPanicked { .. } | Self::ControlPanicked => ExitStatus::Storage,
         }

@@ -2,7 +2,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Attributes, BatchProducer, CRC_AT, Compression, HEADER_BYTES, MAGIC, OUTSIDE_CRC_BYTES};
+use super::rebuild::set_crc;
+use super::record::put_varint;
+use super::{Attributes, BatchProducer, Compression, HEADER_BYTES, MAGIC};
 
 /// Builds one valid batch, as a producer sends it: base offset 0, leader epoch -1, a right CRC.
 #[derive(Clone, Debug)]
@@ -50,7 +52,19 @@ impl BatchBuilder {
 
     /// Adds a record without headers.
     #[must_use]
-    pub fn record(mut self, timestamp_ms: i64, key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
+    pub fn record(self, timestamp_ms: i64, key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
+        self.record_with_headers(timestamp_ms, key, value, &[])
+    }
+
+    /// Adds a record.
+    #[must_use]
+    pub fn record_with_headers(
+        mut self,
+        timestamp_ms: i64,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: &[(&[u8], Option<&[u8]>)],
+    ) -> Self {
         let (base_ms, max_ms) = self.timestamps_ms.unwrap_or((timestamp_ms, timestamp_ms));
         self.timestamps_ms = Some((base_ms, max_ms.max(timestamp_ms)));
         let r = &mut self.scratch;
@@ -58,16 +72,13 @@ impl BatchBuilder {
         r.put_u8(0);
         put_varint(r, timestamp_ms - base_ms);
         put_varint(r, i64::from(self.records));
-        for part in [key, value] {
-            match part {
-                Some(bytes) => {
-                    put_varint(r, bytes.len() as i64);
-                    r.put_slice(bytes);
-                }
-                None => put_varint(r, -1),
-            }
+        put_nullable(r, key);
+        put_nullable(r, value);
+        put_varint(r, headers.len() as i64);
+        for (key, value) in headers {
+            put_nullable(r, Some(key));
+            put_nullable(r, *value);
         }
-        put_varint(r, 0);
         put_varint(&mut self.body, r.len() as i64);
         self.body.put_slice(r);
         self.records += 1;
@@ -81,6 +92,19 @@ impl BatchBuilder {
         self.timestamps_ms = Some((timestamp_ms, timestamp_ms));
         self.records = records;
         self.body = BytesMut::from(body);
+        self
+    }
+
+    /// Compresses the records added so far; it is the last to be called.
+    ///
+    /// # Panics
+    /// If the codec fails, which it does without memory only.
+    #[must_use]
+    pub fn packed(mut self, codec: Compression) -> Self {
+        let mut body = Vec::new();
+        super::codec::compress(codec, &self.body, &mut body).expect("the codec packs what fits in memory");
+        self.attributes = (self.attributes & !Attributes::CODEC) | codec as u16;
+        self.body = BytesMut::from(&body[..]);
         self
     }
 
@@ -119,17 +143,12 @@ impl BatchBuilder {
     }
 }
 
-/// Puts the right CRC into a batch that was changed.
-pub(super) fn set_crc(batch: &mut [u8]) {
-    let crc = crc_fast::crc32_iscsi(&batch[OUTSIDE_CRC_BYTES..]);
-    batch[CRC_AT..OUTSIDE_CRC_BYTES].copy_from_slice(&crc.to_be_bytes());
-}
-
-fn put_varint(out: &mut BytesMut, value: i64) {
-    let mut left = ((value << 1) ^ (value >> 63)).cast_unsigned();
-    while left >= 0x80 {
-        out.put_u8(left as u8 | 0x80);
-        left >>= 7;
+fn put_nullable(out: &mut BytesMut, bytes: Option<&[u8]>) {
+    match bytes {
+        Some(bytes) => {
+            put_varint(out, bytes.len() as i64);
+            out.put_slice(bytes);
+        }
+        None => put_varint(out, -1),
     }
-    out.put_u8(left as u8);
 }

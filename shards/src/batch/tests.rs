@@ -1,4 +1,4 @@
-use super::builder::set_crc;
+use super::rebuild::set_crc;
 use super::*;
 
 const LIMITS: Limits = Limits { batch_bytes_max: 1 << 20, keys_required: false };
@@ -283,4 +283,115 @@ fn timestamp_in_a_compressed_batch_is_found_at_its_first_record() {
     assert_eq!(first_at_or_after(&h, &stored, 150), Some(Found { offset: Offset(10), timestamp_ms: 100 }));
     assert_eq!(first_at_or_after(&h, &stored, 201), None);
     assert_eq!(largest_timestamp(&h, &stored), Some(Found { offset: Offset(13), timestamp_ms: 200 }));
+}
+
+fn records_of(batch: &[u8]) -> Result<Vec<Record<'_>>, BatchError> {
+    Records::new(&parse_header(batch)?, &batch[HEADER_BYTES..]).collect()
+}
+
+#[test]
+fn records_read_as_they_were_built() {
+    let bytes = BatchBuilder::new()
+        .record_with_headers(100, Some(b"k"), Some(b"v"), &[(b"h", None), (b"i", Some(b"x"))])
+        .record(90, Some(b""), None)
+        .record(1 << 40, None, Some(b""))
+        .build();
+    let records = records_of(&bytes).unwrap();
+    let parts: Vec<_> =
+        records.iter().map(|r| (r.offset_delta, r.timestamp_delta_ms, r.key, r.value)).collect();
+    let want: [(u32, i64, Option<&[u8]>, Option<&[u8]>); 3] =
+        [(0, 0, Some(b"k"), Some(b"v")), (1, -10, Some(b""), None), (2, (1 << 40) - 100, None, Some(b""))];
+    assert_eq!(parts, want);
+    let all: Vec<u8> = records.iter().flat_map(|r| r.bytes).copied().collect();
+    assert_eq!(all, bytes[HEADER_BYTES..]);
+    let golden = records_of(GOLDEN).unwrap();
+    assert_eq!(
+        (golden[0].key, golden[0].value, golden[1].timestamp_delta_ms),
+        (Some(&b"k"[..]), Some(&b"vw"[..]), 2)
+    );
+}
+
+#[test]
+fn record_with_another_timestamp_keeps_all_else() {
+    for record in records_of(GOLDEN).unwrap() {
+        for delta in [0, -1, 63, 64, -64, -65, 1 << 20, i64::MAX, i64::MIN, record.timestamp_delta_ms] {
+            let mut out = Vec::new();
+            record.put_with_timestamp_delta(&mut out, delta);
+            let header = BatchHeader { records: 1, ..parse_header(GOLDEN).unwrap() };
+            let read: Vec<_> = Records::new(&header, &out).map(Result::unwrap).collect();
+            assert_eq!((read[0].offset_delta, read[0].timestamp_delta_ms), (record.offset_delta, delta));
+            assert_eq!((read[0].key, read[0].value, read[0].bytes), (record.key, record.value, &out[..]));
+            assert_eq!(out == record.bytes, delta == record.timestamp_delta_ms);
+        }
+    }
+}
+
+/// The batch with only these of its records.
+fn thinned(batch: &[u8], stay: &[u32], horizon_ms: Option<i64>) -> Vec<u8> {
+    let header = parse_header(batch).unwrap();
+    let mut body = Vec::new();
+    let base_ms = horizon_ms.unwrap_or(header.base_timestamp_ms);
+    let mut max_timestamp_ms = -1;
+    for record in records_of(batch).unwrap().iter().filter(|r| stay.contains(&r.offset_delta)) {
+        let at_ms = header.base_timestamp_ms + record.timestamp_delta_ms;
+        record.put_with_timestamp_delta(&mut body, at_ms - base_ms);
+        max_timestamp_ms = max_timestamp_ms.max(at_ms);
+    }
+    let attributes =
+        if horizon_ms.is_some() { header.attributes.with_delete_horizon() } else { header.attributes };
+    let new = Rebuilt {
+        attributes,
+        base_timestamp_ms: base_ms,
+        max_timestamp_ms,
+        records: stay.len() as u32,
+        body: &body,
+    };
+    let mut out = Vec::new();
+    put_rebuilt(&mut out, batch, new);
+    out
+}
+
+#[test]
+fn records_of_a_compacted_batch_may_have_gaps_but_ascend() {
+    let some = thinned(&plain(5), &[1, 4], None);
+    assert!(check_crc(&some));
+    assert_eq!(records_of(&some).unwrap().iter().map(|r| r.offset_delta).collect::<Vec<_>>(), [1, 4]);
+    let header = parse_header(&some).unwrap();
+    assert_eq!((header.records, header.offsets()), (2, 5));
+    assert_eq!(records_of(&thinned(&plain(5), &[], None)), Ok(Vec::new()));
+    for bad in [
+        changed(some.clone(), |b| b[57..61].copy_from_slice(&1_u32.to_be_bytes())),
+        changed(some.clone(), |b| b[57..61].copy_from_slice(&3_u32.to_be_bytes())),
+        changed(some.clone(), |b| b[57..61].copy_from_slice(&0_u32.to_be_bytes())),
+        changed(some, |b| b[23..27].copy_from_slice(&3_u32.to_be_bytes())),
+    ] {
+        assert!(matches!(records_of(&bad), Err(BatchError::Invalid(_))));
+    }
+    let twice = [&GOLDEN[HEADER_BYTES..HEADER_BYTES + 15], &GOLDEN[HEADER_BYTES..HEADER_BYTES + 15]].concat();
+    let header = parse_header(GOLDEN).unwrap();
+    let read: Vec<_> = Records::new(&header, &twice).collect();
+    assert!(read.len() == 2 && read[0].is_ok() && read[1].is_err(), "the same offset twice");
+}
+
+#[test]
+fn timestamp_is_found_in_a_compacted_batch() {
+    let bytes = BatchBuilder::new()
+        .record(100, None, None)
+        .record(90, None, None)
+        .record(300, None, None)
+        .record(200, None, None)
+        .build();
+    for horizon_ms in [None, Some(10_000)] {
+        let some = thinned(&bytes, &[1, 3], horizon_ms);
+        let h = parse_header(&some).unwrap();
+        assert_eq!(h.delete_horizon_ms(), horizon_ms);
+        let find = |t| first_at_or_after(&h, &some, t).map(|f| (f.offset.0, f.timestamp_ms));
+        assert_eq!(find(0), Some((1, 90)));
+        assert_eq!(find(100), Some((3, 200)));
+        assert_eq!(find(201), None);
+        assert_eq!(largest_timestamp(&h, &some), Some(Found { offset: Offset(3), timestamp_ms: 200 }));
+    }
+    let none = thinned(&bytes, &[], None);
+    let h = parse_header(&none).unwrap();
+    assert_eq!((first_at_or_after(&h, &none, -1), largest_timestamp(&h, &none)), (None, None));
 }

@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod chunk;
 pub mod cleaner;
 pub mod disk;
+mod files;
 pub mod journal;
 pub mod reader;
 mod recovery;
@@ -15,9 +16,9 @@ pub mod segment;
 pub mod storage;
 mod writer;
 
-use disk::{DiskError, FileNo};
+use disk::{DiskError, FileName, FileNo};
 
-use crate::ids::Offset;
+use crate::ids::{Offset, PartitionId};
 
 /// A log's place in its shard. Never used again for another one, so a late reference finds nothing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -70,4 +71,42 @@ pub enum FatalReason {
          wrote it, or a newer one"
     )]
     JournalFormat { file: FileNo, version: u32 },
+    #[error(
+        "{file}: {error}. What was written to it may be lost on this disk; the journal still has it. Check the disk, \
+         then restart: recovery writes it anew"
+    )]
+    SegmentFailed { file: FileName, error: DiskError },
+    #[error(
+        "partition {partition}: its folder could not be listed or synced: {error}. The journal still has what was \
+         written there. Check the disk and its rights, then restart"
+    )]
+    FolderFailed { partition: PartitionId, error: DiskError },
+    #[error(
+        "{file}: damaged at byte {position}: {what}. Records that the checkpoint counts on are missing. Restore the \
+         file from a copy, or delete the partition's folder and the shard's checkpoint to rebuild from what is left"
+    )]
+    SegmentDamaged { file: FileName, position: u64, what: &'static str },
+    #[error(
+        "partition {partition}: ends at offset {end}, and the journal goes on at {found}: acknowledged records would \
+         be lost. Restore the partition's folder from a copy, or start with `storage.recovery: truncate` to accept \
+         the loss of what follows"
+    )]
+    LogDamaged { partition: PartitionId, end: Offset, found: Offset },
+    #[error(
+        "checkpoint: could not be replaced: {error}. The one before and the journal still have everything. Check the \
+         disk, then restart"
+    )]
+    CheckpointFailed { error: DiskError },
+    #[error("checkpoint: could not be read: {error}. Check the disk and its rights")]
+    CheckpointUnread { error: DiskError },
+    #[error(
+        "checkpoint: written in format {version}, which this release does not read. Start the release that wrote it, \
+         or a newer one"
+    )]
+    CheckpointFormat { version: u32 },
+    #[error(
+        "{file}: written in format {version}, which this release does not read. Start the release that wrote it, or \
+         a newer one"
+    )]
+    SegmentFormat { file: FileName, version: u32 },
 }

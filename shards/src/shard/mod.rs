@@ -18,10 +18,10 @@ pub use io::{ClientInput, FatalReason, Input, Output};
 
 use crate::front::Front;
 use crate::ids::{ConnId, Map, NodeId, Offset, PartitionId, Revision, ShardId};
+use crate::log::Slot;
 use crate::log::disk::{DiskEvent, DiskOp, FileName, OpNo};
 use crate::log::journal::{Cut, Marker, RecoveryReport};
 use crate::log::storage::{Storage, StorageConfig, StorageEvent, StorageReport};
-use crate::log::Slot;
 use crate::mail::{Answer, FromControl, PartitionError, ReplyTo, ShardMail, ToControl, Token};
 use crate::stats::ShardStats;
 use crate::time::{Instant, TimerTable};

@@ -79,8 +79,7 @@ impl<F: Front> Shard<F> {
                 return;
             }
         };
-        let wanted =
-            Wanted { from: op.from, below, bytes_max: op.bytes_max, first_whole: op.first_whole };
+        let wanted = Wanted { from: op.from, below, bytes_max: op.bytes_max, first_whole: op.first_whole };
         match self.storage.read(self.now, slot, wanted, self.reads.next_ticket()) {
             Found::Nothing => self.finish_read(to, slot, op, Vec::new()),
             Found::Memory(parts) => self.finish_read(to, slot, op, parts),

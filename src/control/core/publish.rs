@@ -91,7 +91,9 @@ impl Control {
         }
         if !strays.is_empty() {
             let count = strays.len();
-            tracing::info!("deleting the records of {count} partitions that this node has no replica of any more");
+            tracing::info!(
+                "deleting the records of {count} partitions that this node has no replica of any more"
+            );
         }
         Ok(Reconciled { changes, strays })
     }

@@ -31,13 +31,25 @@
 //! Source: Apache Kafka, log cleaner; KIP-534.
 
 mod due;
+mod job;
+mod keys;
+mod output;
+mod stay;
+#[cfg(test)]
+mod tests;
 
 pub use due::{Due, Sealed, due};
+pub use job::Cleaning;
 
 use super::checkpoint::ProducerState;
-use super::disk::{DiskError, DiskEvent, DiskOp, FileName, OpNo, SegmentName};
+use super::disk::{DiskError, FileName, SegmentName};
 use super::segment::SegmentMeta;
+use super::segment::format::BadHeader;
+use super::segment::scan::BadFrame;
 use crate::ids::{Offset, PartitionId};
+
+/// A segment of this generation is not compacted again: file names have no room for more.
+pub const GENERATION_MAX: u32 = 999_999;
 
 /// What a job may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,7 +71,7 @@ impl Default for CleanerLimits {
         Self {
             map_bytes_max: 16 * MIB,
             window_bytes: 256 * 1024,
-            decompressed_bytes_max: 64 * MIB,
+            decompressed_bytes_max: 32 * MIB,
             batch_bytes_max: 16 * MIB,
         }
     }
@@ -125,56 +137,23 @@ pub enum Failure {
         "{file}: damaged at byte {position}: {what}. The log is not compacted until the file is whole again: let \
          this replica be rebuilt from another one, or delete the records up to there"
     )]
-    Damaged { file: FileName, position: u64, what: &'static str },
+    Damaged { file: FileName, position: u64, what: Damage },
     #[error("{file}: {error}; the log stays as it was")]
     Disk { file: FileName, error: DiskError },
     #[error("cancelled by the log's owner")]
     Cancelled,
 }
 
-/// A running job. See the module's description.
-///
-/// Drive it so: after `new`, each `credit` and each `handle`, call `poll_op` until it says `None`. Then either an
-/// operation is under way, or there is an `outcome`, or it `wants_credit`: then nothing moves until the owner gives
-/// some, at its own pace. Work on the CPU is done within `poll_op`, one window at a time; credit pays for it too.
-#[derive(Debug)]
-pub struct Cleaning {
-    outcome: Option<Outcome>,
-}
-
-impl Cleaning {
-    pub fn new(job: Job) -> Self {
-        drop(job);
-        Self { outcome: Some(Outcome::Nothing) }
-    }
-
-    /// The next operation; at most one is under way at a time.
-    pub fn poll_op(&mut self, next: &mut dyn FnMut() -> OpNo) -> Option<DiskOp> {
-        let _ = next;
-        None
-    }
-
-    /// Takes what became of its operation. `false`: it is none of this job's, and nothing happened.
-    pub fn handle(&mut self, event: &DiskEvent) -> bool {
-        let _ = event;
-        false
-    }
-
-    /// Lets it read, write and unpack so many bytes more. What one window costs beyond the rest is owed.
-    pub fn credit(&mut self, bytes: u64) {
-        let _ = bytes;
-    }
-
-    /// Whether it waits for [`Self::credit`], and for nothing else.
-    pub fn wants_credit(&self) -> bool {
-        false
-    }
-
-    /// Gives the job up: its files are removed, then it has failed as cancelled. Once it has an outcome nothing changes.
-    pub fn cancel(&mut self) {}
-
-    /// How it ended; from then on it asks for nothing.
-    pub fn outcome(&self) -> Option<&Outcome> {
-        self.outcome.as_ref()
-    }
+/// What is wrong with a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Damage {
+    #[error(transparent)]
+    Header(#[from] BadHeader),
+    #[error(transparent)]
+    Frame(#[from] BadFrame),
+    #[error("the file ends before its segment does")]
+    Short,
+    #[error("a batch that begins before the one in front of it ends")]
+    Order,
 }

@@ -8,12 +8,29 @@
 //! It never writes, never serves a byte that its checksums do not vouch for, never answers from a file that was
 //! forgotten or from behind the end that it was told, and never holds more windows and indexes than its budgets.
 
+mod cursors;
+mod indexes;
+mod job;
+#[cfg(test)]
+mod tests;
+mod turns;
+mod windows;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
 use bytes::Bytes;
 
+use self::cursors::Cursors;
+use self::indexes::Indexes;
+use self::job::{Goal, Job, JobId, Known, Walk};
+use self::turns::Turns;
+use self::windows::{Place, Windows};
 use super::Slot;
-use super::disk::{DiskError, DiskEvent, DiskOp, OpNo, SegmentName};
+use super::disk::{DiskError, DiskEvent, DiskOp, FileName, OpNo, SegmentName};
 use super::segment::SegmentMeta;
-use crate::ids::{Offset, PartitionId};
+use super::segment::index::{INDEX_ENTRY_BYTES, INDEX_HEADER_BYTES, INTERVAL_BYTES, Index, IndexEntry};
+use crate::ids::{Map, Offset, PartitionId};
 
 /// The bounds of a shard's reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,8 +98,9 @@ pub struct TimestampRead<'a> {
 pub struct Stretch {
     /// Whole checked batches in order, perhaps fewer than could be had. A search by timestamp finds at most one.
     pub batches: Vec<Bytes>,
-    /// Where to go on: one past the last of `batches`. Without batches, there is no record in the segments from `from`
-    /// up to here; if this is `from` itself, the next batch does not fit `below` or `bytes_max`, or there is none.
+    /// Where to go on: one past the last of `batches`. Without batches, nothing that is sought lies in the segments from
+    /// `from` up to here: at `below`, nothing at all; at `from` itself, the next batch does not fit `below` or
+    /// `bytes_max`; in between, ask again from here.
     pub next: Offset,
 }
 
@@ -138,56 +156,370 @@ pub struct ReaderStats {
 #[derive(Debug)]
 pub struct Reader {
     config: ReaderConfig,
-    stats: ReaderStats,
+    known: Known,
+    jobs: BTreeMap<JobId, Job>,
+    last_job: u64,
+    /// Jobs without a turn.
+    turns: Turns,
+    /// Jobs that have their turn; at most `reads_in_flight_max`.
+    active: usize,
+    /// To be asked of the disk, for jobs with a turn. What nobody waits for any more is passed over.
+    asked: VecDeque<Fetch>,
+    /// To be asked of the disk ahead of a reader, within the budget of windows.
+    asked_ahead: VecDeque<Fetch>,
+    /// At most `reads_in_flight_max`.
+    in_flight: Map<OpNo, Fetch>,
+    ahead_in_flight: usize,
+    last_serial: u64,
+    done: VecDeque<Done>,
+}
+
+/// What is read from the disk. The serial tells one from a later one of the same place.
+#[derive(Clone, Copy, Debug)]
+struct Fetch {
+    what: What,
+    serial: u64,
+    is_ahead: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Window(Place),
+    /// With the bytes of the segment that it goes with.
+    Index(SegmentName, u64),
+}
+
+/// The names of all segments that a partition can have.
+fn names_of(partition: PartitionId) -> Range<SegmentName> {
+    let name = |base, generation| SegmentName { partition, base, generation };
+    name(Offset(0), 0)..name(Offset(u64::MAX), u32::MAX)
 }
 
 impl Reader {
+    /// # Panics
+    /// If `config` allows no read at all.
     pub fn new(config: ReaderConfig) -> Self {
-        Self { config, stats: ReaderStats::default() }
+        assert!(
+            config.read_bytes > 0 && config.reads_in_flight_max > 0,
+            "a reader reads something: {config:?}"
+        );
+        Self {
+            config,
+            known: Known {
+                read_bytes: config.read_bytes,
+                windows: Windows::new(config.ahead_bytes_max, config.read_bytes as usize),
+                indexes: Indexes::new(config.index_bytes_max),
+                cursors: Cursors::default(),
+                stats: ReaderStats::default(),
+            },
+            jobs: BTreeMap::new(),
+            last_job: 0,
+            turns: Turns::default(),
+            active: 0,
+            asked: VecDeque::new(),
+            asked_ahead: VecDeque::new(),
+            in_flight: Map::default(),
+            ahead_in_flight: 0,
+            last_serial: 0,
+            done: VecDeque::new(),
+        }
     }
 
     /// Begins a read; its end comes with [`Self::poll_done`], perhaps at once.
-    pub fn read(&mut self, _read: SegmentRead<'_>) {
-        self.stats.reads += 1;
+    pub fn read(&mut self, read: SegmentRead<'_>) {
+        let goal = Goal::Read { bytes_max: read.bytes_max, first_whole: read.first_whole };
+        let who = (read.ticket, read.slot, read.partition);
+        self.begin(Job::new(who, goal, read.from, read.below, read.segments));
     }
 
     /// Begins a search; like [`Self::read`].
-    pub fn find_timestamp(&mut self, _read: TimestampRead<'_>) {
-        self.stats.reads += 1;
+    pub fn find_timestamp(&mut self, read: TimestampRead<'_>) {
+        let goal = Goal::Timestamp(read.timestamp_ms);
+        let who = (read.ticket, read.slot, read.partition);
+        self.begin(Job::new(who, goal, read.from, read.below, read.segments));
+    }
+
+    /// The mover wrote frames into this part of the file: the entries of its index that it made for them, and the
+    /// largest timestamp of the segment. Of use if the index is in memory; free otherwise.
+    pub fn note_moved(
+        &mut self,
+        name: SegmentName,
+        part: Range<u64>,
+        max_timestamp_ms: i64,
+        entries: &[IndexEntry],
+    ) {
+        self.known.indexes.note_moved(name, part, max_timestamp_ms, entries);
     }
 
     /// The file is gone, or holds something else now: what is known of it is dropped, and reads that need it end with
     /// [`ReadFault::Gone`].
-    pub fn forget(&mut self, _name: SegmentName) {}
+    pub fn forget(&mut self, name: SegmentName) {
+        self.end_where(|job| job.needs(name));
+        self.known.windows.forget(name, 0);
+        self.known.cursors.forget(name, 0);
+        self.known.indexes.forget(name);
+        self.give_turns();
+    }
 
     /// The file ends at `bytes` now, and may grow again from there: to be told before it does. What is known from
-    /// behind is dropped, and reads that reach there end with [`ReadFault::Gone`].
-    pub fn cut(&mut self, _name: SegmentName, _bytes: u64) {}
+    /// behind is dropped, and reads that need the file end with [`ReadFault::Gone`].
+    pub fn cut(&mut self, name: SegmentName, bytes: u64) {
+        self.end_where(|job| job.needs(name));
+        self.known.windows.forget(name, bytes);
+        self.known.cursors.forget(name, bytes);
+        if self.known.indexes.get(name).is_some() {
+            self.known.indexes.truncate(name, bytes);
+        } else {
+            // One that is being loaded may know of more.
+            self.known.indexes.forget(name);
+        }
+        self.give_turns();
+    }
 
     /// [`Self::forget`] for all segments of a log.
-    pub fn forget_log(&mut self, _partition: PartitionId) {}
+    pub fn forget_log(&mut self, partition: PartitionId) {
+        self.end_where(|job| job.partition == partition);
+        self.known.windows.forget_log(names_of(partition));
+        self.known.cursors.forget_log(partition);
+        for name in self.known.indexes.of_log(names_of(partition)) {
+            self.known.indexes.forget(name);
+        }
+        self.give_turns();
+    }
 
     /// Takes what became of an operation. `true`: it was one of this reader.
-    pub fn handle(&mut self, _event: &DiskEvent) -> bool {
-        false
+    pub fn handle(&mut self, event: &DiskEvent) -> bool {
+        let DiskEvent::Read { op, result } = event else { return false };
+        let Some(fetch) = self.in_flight.remove(op) else { return false };
+        self.ahead_in_flight -= usize::from(fetch.is_ahead);
+        if let Ok(bytes) = result {
+            self.known.stats.disk_bytes += bytes.len() as u64;
+        }
+        match fetch.what {
+            What::Window(place) => self.on_window(place, fetch.serial, result),
+            What::Index(name, segment_bytes) => self.on_index(name, fetch.serial, segment_bytes, result),
+        }
+        self.give_turns();
+        true
     }
 
     /// The next operation for the disk, numbered by `number`.
-    pub fn poll_op(&mut self, _number: impl FnOnce() -> OpNo) -> Option<DiskOp> {
-        None
+    pub fn poll_op(&mut self, number: impl FnOnce() -> OpNo) -> Option<DiskOp> {
+        let (fetch, file, position, len) = self.next_fetch()?;
+        let op = number();
+        let before = self.in_flight.insert(op, fetch);
+        assert!(before.is_none(), "each operation has its own number");
+        self.ahead_in_flight += usize::from(fetch.is_ahead);
+        self.known.stats.disk_reads += 1;
+        Some(DiskOp::Read { op, file, position, len })
     }
 
     /// The end of a read. Each one that was begun ends once.
     pub fn poll_done(&mut self) -> Option<Done> {
-        None
+        self.done.pop_front()
     }
 
     pub fn stats(&self) -> ReaderStats {
-        self.stats
+        ReaderStats { ahead_hits: self.known.windows.ahead_hits, ..self.known.stats }
     }
 
-    /// Whether nothing is under way and nothing waits.
+    /// Bytes of memory that the budgets count: windows and indexes.
+    pub fn bytes_kept(&self) -> usize {
+        self.known.windows.bytes() + self.known.indexes.bytes()
+    }
+
+    /// Whether no read is under way or waits. The disk may still be reading ahead.
     pub fn is_idle(&self) -> bool {
-        self.config.waiting_max > 0
+        self.jobs.is_empty()
+    }
+
+    fn begin(&mut self, mut job: Job) {
+        self.known.stats.reads += 1;
+        let walk = job.walk(&mut self.known);
+        if let Walk::Done(result) = walk {
+            self.finish(&job, result);
+            return;
+        }
+        if self.turns.len() >= self.config.waiting_max && self.active >= self.config.reads_in_flight_max {
+            self.done.push_back(Done { ticket: job.ticket, result: Err(ReadFault::Overloaded) });
+            return;
+        }
+        self.last_job += 1;
+        let id = JobId(self.last_job);
+        job.rest();
+        self.turns.push(job.slot, id);
+        self.jobs.insert(id, job);
+        self.give_turns();
+    }
+
+    fn give_turns(&mut self) {
+        while self.active < self.config.reads_in_flight_max
+            && let Some(id) = self.turns.pop()
+        {
+            self.jobs.get_mut(&id).expect("a job that waits is there").is_active = true;
+            self.active += 1;
+            self.advance(id);
+        }
+    }
+
+    /// Lets a job with its turn go on.
+    fn advance(&mut self, id: JobId) {
+        let job = self.jobs.get_mut(&id).expect("the caller looked it up");
+        match job.walk(&mut self.known) {
+            Walk::Done(result) => {
+                let job = self.jobs.remove(&id).expect("it was there just now");
+                self.active -= 1;
+                self.finish(&job, result);
+            }
+            Walk::Coming(place) => {
+                // It may have been asked for ahead, and wait behind others for that.
+                if let Some(serial) = self.known.windows.wait(place, id) {
+                    self.asked.push_back(Fetch { what: What::Window(place), serial, is_ahead: false });
+                }
+            }
+            Walk::Window(place, len) => {
+                self.last_serial += 1;
+                let serial = self.last_serial;
+                self.known.windows.expect(place, serial, len, id);
+                self.asked.push_back(Fetch { what: What::Window(place), serial, is_ahead: false });
+            }
+            Walk::Index(name) => {
+                let segment_bytes = job.segment_bytes(name);
+                self.last_serial += 1;
+                let serial = self.last_serial;
+                if self.known.indexes.wait(name, serial, id) {
+                    let what = What::Index(name, segment_bytes);
+                    self.asked.push_back(Fetch { what, serial, is_ahead: false });
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, job: &Job, result: Result<Stretch, ReadFault>) {
+        if result.is_ok()
+            && let Some((place, len)) = job.ahead(&mut self.known)
+        {
+            self.last_serial += 1;
+            let serial = self.last_serial;
+            if self.known.windows.expect_ahead(place, serial, len) {
+                self.known.stats.ahead_reads += 1;
+                self.asked_ahead.push_back(Fetch { what: What::Window(place), serial, is_ahead: true });
+            }
+        }
+        self.done.push_back(Done { ticket: job.ticket, result });
+    }
+
+    /// Ends jobs whose files changed.
+    fn end_where(&mut self, is: impl Fn(&Job) -> bool) {
+        let gone: Vec<JobId> = self.jobs.iter().filter(|(_, job)| is(job)).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.fail(id, ReadFault::Gone);
+        }
+    }
+
+    fn fail(&mut self, id: JobId, fault: ReadFault) {
+        let Some(job) = self.jobs.remove(&id) else { return };
+        if job.is_active {
+            self.active -= 1;
+        } else {
+            self.turns.remove(job.slot, id);
+        }
+        self.done.push_back(Done { ticket: job.ticket, result: Err(fault) });
+    }
+
+    fn on_window(&mut self, place: Place, serial: u64, result: &Result<Bytes, DiskError>) {
+        let Some(coming) = self.known.windows.coming(place, serial) else { return };
+        let len = coming.len as usize;
+        match result {
+            Ok(bytes) => {
+                let is_short = bytes.len() < len;
+                let kept = bytes.slice(..bytes.len().min(len));
+                let waiters = self.known.windows.arrive(place, (!is_short).then_some(&kept));
+                for id in waiters {
+                    if let Some(job) = self.jobs.get_mut(&id) {
+                        job.take(place, kept.clone(), is_short);
+                        self.advance(id);
+                    }
+                }
+            }
+            Err(error) => {
+                let file = place.0;
+                let waiters = self.known.windows.arrive(place, None);
+                let fault = match error {
+                    DiskError::Missing => ReadFault::Gone,
+                    &error => {
+                        tracing::error!(partition = %file.partition, segment = %file, %error, "a segment could not be read");
+                        ReadFault::Failed { file, error }
+                    }
+                };
+                for id in waiters {
+                    self.fail(id, fault.clone());
+                }
+            }
+        }
+    }
+
+    fn on_index(
+        &mut self,
+        name: SegmentName,
+        serial: u64,
+        segment_bytes: u64,
+        result: &Result<Bytes, DiskError>,
+    ) {
+        if !self.known.indexes.is_loading(name, serial) {
+            return;
+        }
+        self.known.stats.index_loads += 1;
+        // Without its file an index is made as reads go over the segment.
+        let (index, bad) = match result {
+            Ok(bytes) => {
+                let loaded = Index::load(&name, bytes, segment_bytes);
+                (loaded.index, loaded.bad.map(|bad| bad.to_string()))
+            }
+            Err(error) => (Index::default(), Some(error.to_string())),
+        };
+        if let Some(bad) = bad {
+            self.known.stats.index_rebuilds += 1;
+            let entries = index.entries().len();
+            tracing::warn!(partition = %name.partition, index = %name, entries, bad, "the rest of an index is built anew");
+        }
+        for id in self.known.indexes.insert(name, index) {
+            if self.jobs.contains_key(&id) {
+                self.advance(id);
+            }
+        }
+    }
+
+    fn next_fetch(&mut self) -> Option<(Fetch, FileName, u64, u32)> {
+        if self.in_flight.len() >= self.config.reads_in_flight_max {
+            return None;
+        }
+        // What is read ahead leaves half of the disk's turns to those who wait.
+        let ahead_max = self.config.reads_in_flight_max.div_ceil(2);
+        loop {
+            let fetch = match self.asked.pop_front() {
+                Some(fetch) => fetch,
+                None if self.ahead_in_flight < ahead_max => self.asked_ahead.pop_front()?,
+                None => return None,
+            };
+            match fetch.what {
+                What::Window(place) => {
+                    if let Some(coming) = self.known.windows.coming(place, fetch.serial)
+                        && !std::mem::replace(&mut coming.is_issued, true)
+                    {
+                        return Some((fetch, FileName::Segment(place.0), place.1, coming.len));
+                    }
+                }
+                What::Index(name, segment_bytes) => {
+                    if self.known.indexes.is_loading(name, fetch.serial) {
+                        // There are no more entries than that.
+                        let entries = segment_bytes / INTERVAL_BYTES + 1;
+                        let len = INDEX_HEADER_BYTES as u64 + entries * INDEX_ENTRY_BYTES as u64;
+                        let len = u32::try_from(len).unwrap_or(u32::MAX);
+                        return Some((fetch, FileName::Index(name), 0, len));
+                    }
+                }
+            }
+        }
     }
 }

@@ -9,9 +9,8 @@ use crate::batch::BatchHeader;
 use crate::ids::{Offset, PartitionId};
 use crate::log::checkpoint::LogState;
 use crate::log::journal::{JournalConfig, Marker, RecoveryReport};
-use crate::log::reader::{ReadFault, ReaderConfig, ReaderStats};
+use crate::log::reader::{ReadFault, ReaderConfig};
 use crate::log::{FatalReason, Note, Slot};
-use crate::stats::JournalStats;
 
 /// The bounds of one shard's log.
 #[derive(Clone, Debug)]
@@ -170,23 +169,4 @@ pub struct StorageReport {
     /// Logs that lost acknowledged records ([`crate::log::journal::OnDamage::Truncate`]).
     pub damaged_logs: u64,
     pub journal: RecoveryReport,
-}
-
-/// What a log counts since its start, and what it holds.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct StorageStats {
-    pub journal: JournalStats,
-    pub reader: ReaderStats,
-    pub logs: u64,
-    pub tail_bytes: u64,
-    pub unmoved_bytes: u64,
-    pub moves: u64,
-    pub bytes_moved: u64,
-    pub segments_begun: u64,
-    pub segments_removed: u64,
-    pub syncs: u64,
-    pub checkpoints: u64,
-    pub checkpoint_bytes: u64,
-    /// Operations that were put off because the disk had no room.
-    pub no_space: u64,
 }

@@ -60,6 +60,8 @@ pub(super) struct Log {
     pub expiry_ms: Option<i64>,
     /// Of its `Dropped` note. Nothing of it is to be found from then on.
     pub dropped: Option<Lsn>,
+    /// Dropped, which the journal could not be told yet.
+    pub is_hidden: bool,
     /// The checkpoint that it was written into last, by number.
     pub checkpointed: u64,
 }
@@ -149,6 +151,7 @@ impl Log {
             is_ripe: false,
             expiry_ms: None,
             dropped: None,
+            is_hidden: false,
             checkpointed: 0,
         }
     }
@@ -168,6 +171,10 @@ impl Log {
 
     /// The first entry that the segments do not know.
     pub fn first_unmoved(&self) -> Option<Lsn> {
+        // Nothing of a dropped log is moved any more; the note itself is what counts.
+        if self.dropped.is_some() {
+            return self.dropped;
+        }
         let batch = self.tail.get(self.tail_moved).map(|batch| batch.lsn);
         let note = self.notes.front().map(|note| note.lsn);
         [batch, note].into_iter().flatten().min()

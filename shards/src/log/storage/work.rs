@@ -44,6 +44,8 @@ pub(super) enum Work {
     Amend(Amend),
     /// The folder is being removed.
     RemoveFolder,
+    /// The folder of an earlier log of the same partition must be gone first. The disk has nothing of it.
+    Wait,
 }
 
 #[derive(Debug)]
@@ -57,7 +59,7 @@ pub(super) struct Move {
     pub index: GrowingIndex,
     pub bytes: u64,
     /// Puts that the disk has.
-    pub under_way: u8,
+    pub under_way: usize,
     pub failed: Option<DiskError>,
 }
 
@@ -98,7 +100,14 @@ pub(super) enum Then {
     Tidied,
     IndexLoaded(GrowingIndex),
     /// A note took effect.
-    Noted { lsn: Lsn, segments: Vec<SegmentMeta>, start: Offset, end: Offset, index: Option<GrowingIndex> },
+    Noted {
+        lsn: Lsn,
+        segments: Vec<SegmentMeta>,
+        start: Offset,
+        end: Offset,
+        /// The last segment was cut and may grow again.
+        grows: Option<GrowingIndex>,
+    },
 }
 
 impl Amend {
@@ -132,7 +141,8 @@ pub(super) struct Put {
 #[derive(Debug)]
 pub(super) struct Puts {
     pub data: Put,
-    pub index: Option<Put>,
+    /// Of the segment, and of the one before that is closed with it.
+    pub indexes: Vec<Put>,
 }
 
 /// Up to where a move may go.
@@ -232,13 +242,21 @@ pub(super) fn prepare_move(log: &Log, limits: Limits) -> Option<(Move, Puts)> {
         bytes += frame;
         count += 1;
     }
-    let index_put =
-        if index.pending.len() >= INDEX_PUT_ENTRIES { put_index(&mut index, name) } else { None };
+    let mut indexes = Vec::new();
+    if index.pending.len() >= INDEX_PUT_ENTRIES {
+        indexes.extend(put_index(&mut index, name));
+    }
+    if is_new
+        && let (IndexState::Known(closed), Some(last), true) =
+            (&log.index, log.segments.last(), log.is_growing)
+    {
+        indexes.extend(put_index(&mut closed.clone(), log.name(last)));
+    }
     let data = Put { file: FileName::Segment(name), position, parts: gather.finish() };
-    let under_way = 1 + u8::from(index_put.is_some());
+    let under_way = 1 + indexes.len();
     let end = segment.end;
     let work = Move { upto, end, segment, is_new, index, bytes, under_way, failed: None };
-    Some((work, Puts { data, index: index_put }))
+    Some((work, Puts { data, indexes }))
 }
 
 /// The put of the entries that are not in the index file yet.

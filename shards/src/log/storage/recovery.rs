@@ -1,0 +1,335 @@
+//! What an earlier life left: the checkpoint, then the journal's entries behind it. Floor 1.
+//!
+//! From the checkpoint each log is restored as its segments hold it; no segment is read. Of the journal's entries a log
+//! takes those behind what its segments hold, which must fit without a gap. Where the checkpoint is missing or damaged,
+//! logs are rebuilt from their segments (`rebuild.rs`), and take of the journal what reaches beyond their ends.
+//!
+//! A gap may be mended by what follows, when the log was truncated or dropped later on. So whether one is damage is
+//! judged at the journal's end.
+
+use std::collections::BTreeMap;
+use std::vec;
+
+use bytes::Bytes;
+
+use super::log::{IndexState, Log, TailBatch, Tidy};
+use super::rebuild::Rebuild;
+use super::{Phase, Start, Storage, StorageEvent, StorageReport, UnderWay};
+use crate::batch::BatchHeader;
+use crate::ids::{Offset, PartitionId};
+use crate::log::checkpoint::{BadCheckpoint, Checkpoint, LogState, Resume};
+use crate::log::disk::{DiskEvent, DiskOp, FileName};
+use crate::log::journal::{Journal, JournalStart, OnDamage, RecoveryReport};
+use crate::log::{FatalReason, Lsn, Note, Slot};
+
+/// Logs that are restored in one turn.
+const LOGS_PER_TURN: usize = 256;
+
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    stage: Stage,
+    start: Start,
+    /// By slot: what of each log was noted up to where.
+    noted: Vec<Lsn>,
+    /// Logs with a gap that nothing mended so far.
+    gaps: BTreeMap<Slot, Gap>,
+    entries: u64,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Begin,
+    Loading,
+    Restoring(vec::IntoIter<LogState>, JournalStart),
+    Rebuilding(Box<Rebuild>),
+    Journal,
+}
+
+/// An entry that did not fit its log.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    end: Offset,
+    found: Offset,
+}
+
+impl Recovery {
+    /// Not while a log may still turn out to be damaged that was put together from its segments.
+    pub fn may_move(&self) -> bool {
+        matches!(self.stage, Stage::Journal) && self.start != Start::Rebuilt
+    }
+}
+
+impl Storage {
+    fn recovery(&mut self) -> Option<&mut Recovery> {
+        match &mut self.phase {
+            Phase::Recovering(recovery) => Some(recovery),
+            _ => None,
+        }
+    }
+
+    pub(super) fn step_recovery(&mut self) {
+        let Some(recovery) = self.recovery() else { return };
+        match &mut recovery.stage {
+            Stage::Begin => {
+                recovery.stage = Stage::Loading;
+                self.ask(UnderWay::Recovery, |op| DiskOp::Load { op, file: FileName::Checkpoint });
+            }
+            Stage::Restoring(logs, start) => {
+                let start = *start;
+                let some: Vec<LogState> = logs.by_ref().take(LOGS_PER_TURN).collect();
+                let is_done = some.len() < LOGS_PER_TURN;
+                for state in some {
+                    self.restore(state);
+                }
+                if is_done {
+                    self.begin_journal(start);
+                }
+            }
+            Stage::Rebuilding(_) => self.step_rebuild(),
+            Stage::Loading | Stage::Journal => {}
+        }
+    }
+
+    pub(super) fn on_recovery_event(&mut self, event: DiskEvent) {
+        let Some(recovery) = self.recovery() else { return };
+        match (&mut recovery.stage, event) {
+            (Stage::Loading, DiskEvent::Loaded { result: Ok(None), .. }) => self.begin_rebuild(Start::New),
+            (Stage::Loading, DiskEvent::Loaded { result: Ok(Some(bytes)), .. }) => self.on_loaded(&bytes),
+            (Stage::Loading, DiskEvent::Loaded { result: Err(error), .. }) => {
+                self.fail(FatalReason::CheckpointUnread { error });
+            }
+            (Stage::Rebuilding(_), event) => self.on_rebuild_event(event),
+            (stage, event) => unreachable!("{event:?} answers nothing of {stage:?}"),
+        }
+    }
+
+    fn on_loaded(&mut self, bytes: &[u8]) {
+        let shard = self.config.journal.shard;
+        let checkpoint = match Checkpoint::parse(bytes) {
+            Ok(checkpoint) if checkpoint.shard == shard => checkpoint,
+            Ok(checkpoint) => {
+                tracing::error!(%shard, found = %checkpoint.shard, "the checkpoint is that of another shard");
+                return self.begin_rebuild(Start::Rebuilt);
+            }
+            Err(BadCheckpoint::Version(version)) => {
+                return self.fail(FatalReason::CheckpointFormat { version });
+            }
+            Err(bad) => {
+                tracing::error!(%shard, %bad, "the checkpoint is damaged; rebuilding the logs from their segments");
+                return self.begin_rebuild(Start::Rebuilt);
+            }
+        };
+        let Checkpoint { journal, incarnation, resume, logs, .. } = checkpoint;
+        let recovery = self.recovery().expect("the checkpoint is read in recovery");
+        recovery.start = match resume {
+            Resume::Clean { .. } => Start::Clean,
+            Resume::From { .. } => Start::Checkpoint,
+        };
+        let start = JournalStart::At { resume, journal, incarnation };
+        recovery.stage = Stage::Restoring(logs.into_iter(), start);
+    }
+
+    fn begin_rebuild(&mut self, start: Start) {
+        let rebuild = Rebuild::default();
+        let recovery = self.recovery().expect("rebuilding is recovering");
+        recovery.start = start;
+        recovery.stage = Stage::Rebuilding(Box::new(rebuild));
+        self.ask(UnderWay::Recovery, |op| DiskOp::ListFolders { op });
+    }
+
+    pub(super) fn rebuild(&mut self) -> Option<&mut Rebuild> {
+        match &mut self.recovery()?.stage {
+            Stage::Rebuilding(rebuild) => Some(rebuild),
+            _ => None,
+        }
+    }
+
+    /// Segments were found: it is not a new log that begins.
+    pub(super) fn is_rebuilt(&mut self) {
+        self.recovery().expect("rebuilding is recovering").start = Start::Rebuilt;
+    }
+
+    pub(super) fn begin_journal(&mut self, start: JournalStart) {
+        self.recovery().expect("the journal is begun in recovery").stage = Stage::Journal;
+        self.journal = Some(Box::new(Journal::new(self.config.journal, start)));
+    }
+
+    /// Makes a log as its segments hold it.
+    pub(super) fn restore(&mut self, mut state: LogState) {
+        if is_tomb(&state) {
+            self.tombs.insert(state.partition, state.moved);
+            return;
+        }
+        let mut log = Log::new(state.partition, state.moved);
+        log.start = state.start;
+        log.end = state.end;
+        log.moved.start = state.start;
+        log.moved.end = state.end;
+        log.cleaned = state.cleaned;
+        log.segments = std::mem::take(&mut state.segments);
+        log.recount();
+        let is_rebuilt = self.rebuild().is_some();
+        log.is_growing = !is_rebuilt && log.segments.last().is_some_and(|last| last.generation == 0);
+        log.index = IndexState::Unknown;
+        log.tidy = if is_rebuilt { Tidy::Unknown } else { Tidy::AsLeft };
+        if is_rebuilt {
+            // Whether the disk has it for good is not known.
+            log.unsynced_from = log.segments.first().map(|segment| segment.base);
+            log.folder_unsynced = true;
+        }
+        self.counts.segments += log.segments.len() as u64;
+        self.counts.segment_bytes += log.segment_bytes;
+        let slot = self.add(log);
+        self.note_expiry(slot);
+        let recovery = self.recovery().expect("logs are restored in recovery");
+        recovery.noted.resize(slot.0 as usize + 1, Lsn::ZERO);
+        recovery.noted[slot.0 as usize] = state.noted;
+        self.events.push_back(StorageEvent::Restored { slot, state: Box::new(state) });
+    }
+
+    /// The log that an entry of the journal belongs to, if it is not known to be older than what there is.
+    fn replayed_log(&mut self, partition: PartitionId, lsn: Lsn) -> Option<Slot> {
+        if let Some(slot) = self.slot(partition) {
+            let log = self.log(slot).expect("a log that is found by its partition is there");
+            return (lsn > log.moved.lsn).then_some(slot);
+        }
+        let gone = self.tombs.get(&partition).copied().unwrap_or(Lsn::ZERO);
+        (lsn > gone).then(|| {
+            let slot = self.add(Log::new(partition, gone));
+            if let Some(recovery) = self.recovery() {
+                recovery.noted.resize(slot.0 as usize + 1, Lsn::ZERO);
+            }
+            slot
+        })
+    }
+
+    pub(super) fn replay_batch(
+        &mut self,
+        partition: PartitionId,
+        header: &BatchHeader,
+        base: Offset,
+        lsn: Lsn,
+        bytes: Bytes,
+    ) {
+        self.flushed = self.flushed.max(lsn.chunk);
+        let Some(slot) = self.replayed_log(partition, lsn) else { return };
+        let log = self.log(slot).expect("it was just found");
+        let (end, next) = (log.end, base.plus(header.offsets()));
+        let recovery = self.recovery().expect("entries are replayed in recovery");
+        let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);
+        let is_rebuilt = recovery.start == Start::Rebuilt;
+        if recovery.gaps.contains_key(&slot) || (is_rebuilt && next <= end) {
+            return;
+        }
+        if base != end {
+            recovery.gaps.insert(slot, Gap { end, found: base });
+            return;
+        }
+        recovery.entries += 1;
+        let timestamp_ms = header.max_timestamp_ms;
+        self.keep(slot, TailBatch { base, next, max_timestamp_ms: timestamp_ms, timestamp_ms, lsn, bytes });
+        self.events.push_back(StorageEvent::ReplayedBatch { slot, header: *header, base, is_noted });
+    }
+
+    pub(super) fn replay_note(&mut self, partition: PartitionId, note: Note, lsn: Lsn) {
+        self.flushed = self.flushed.max(lsn.chunk);
+        if note == Note::Dropped && self.slot(partition).is_none() {
+            self.tombs.insert(partition, lsn);
+            return;
+        }
+        let Some(slot) = self.replayed_log(partition, lsn) else { return };
+        let end = self.log(slot).expect("it was just found").end;
+        let recovery = self.recovery().expect("entries are replayed in recovery");
+        let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);
+        if recovery.gaps.contains_key(&slot) {
+            let is_mended = match note {
+                Note::Truncated { end: cut } => cut <= end,
+                Note::Started { start } => start > end,
+                Note::Dropped => true,
+            };
+            if !is_mended {
+                return;
+            }
+            recovery.gaps.remove(&slot);
+        }
+        recovery.entries += 1;
+        self.take_note(slot, lsn, note);
+        self.events.push_back(StorageEvent::ReplayedNote { slot, note, is_noted });
+    }
+
+    pub(super) fn on_journal_recovered(&mut self, report: RecoveryReport) {
+        let Phase::Recovering(recovery) = std::mem::replace(&mut self.phase, Phase::Running) else {
+            unreachable!("the journal is recovered once");
+        };
+        let Recovery { start, gaps, entries, .. } = *recovery;
+        if !self.judge(&gaps) {
+            return;
+        }
+        self.is_clean_start = start == Start::Clean && report.chunks == 0;
+        let start = if start == Start::Clean && !self.is_clean_start { Start::Checkpoint } else { start };
+        self.refresh_flushed();
+        if !self.is_clean_start {
+            self.untidy = self.slots().collect();
+            let ghosts: Vec<PartitionId> =
+                self.tombs.keys().copied().filter(|&partition| self.slot(partition).is_none()).collect();
+            for partition in ghosts {
+                self.removing.entry(partition).or_default().folders += 1;
+                let what = UnderWay::RemoveGhost(partition);
+                self.ask(what, |op| DiskOp::RemoveFolder { op, partition });
+            }
+        }
+        for &slot in gaps.keys() {
+            // So that the next start does not stumble over it again.
+            let Some(log) = self.live(slot) else { continue };
+            let note = Note::Truncated { end: log.end };
+            let _ = self.note(self.now, slot, note);
+        }
+        let report = StorageReport {
+            start,
+            logs: self.by_id.len() as u64,
+            segments: self.counts.segments,
+            entries,
+            damaged_logs: gaps.len() as u64,
+            journal: report,
+        };
+        self.events.push_back(StorageEvent::Recovered(Box::new(report)));
+    }
+
+    fn refresh_flushed(&mut self) {
+        let journal = self.journal.as_ref().expect("it was just recovered");
+        // All that was replayed is durable; the chunk that is open holds nothing of it.
+        let last = journal.last_lsn();
+        let sealed = if last.entry == u32::MAX { last.chunk } else { last.chunk - 1 };
+        self.flushed = self.flushed.max(sealed);
+    }
+
+    /// Whether logs with a gap are to be taken as they are; each one is logged.
+    fn judge(&mut self, gaps: &BTreeMap<Slot, Gap>) -> bool {
+        for (&slot, &Gap { end, found }) in gaps {
+            let Some(log) = self.live(slot) else { continue };
+            let partition = log.partition;
+            let damage = FatalReason::LogDamaged { partition, end, found };
+            match self.config.journal.on_damage {
+                OnDamage::Refuse => {
+                    self.fail(damage);
+                    return false;
+                }
+                OnDamage::Truncate => {
+                    tracing::error!(%damage, "going on without the lost records, as configured");
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Whether nothing is known of it but that everything up to `moved` is over.
+fn is_tomb(state: &LogState) -> bool {
+    state.segments.is_empty()
+        && state.end == Offset::ZERO
+        && state.noted == state.moved
+        && state.high_watermark == Offset::ZERO
+        && state.epochs.is_empty()
+        && state.producers.is_empty()
+}
