@@ -10,6 +10,7 @@ mod metrics;
 mod reshard;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use highwater_shards::ids::ShardId;

@@ -94,7 +94,8 @@ fn stop_in_order(mut shards: Shards<Kafka>) -> Result<(), NodeError> {
         }
         match shards.try_exit() {
             Some((_, ShardExit::Stopped)) => running -= 1,
-            Some((shard, how)) => return Err(NodeError::Shard { shard, how }),
+            Some((shard, ShardExit::Fatal(reason))) => return Err(NodeError::Shard { shard, reason }),
+            Some((shard, ShardExit::Panicked)) => return Err(NodeError::ShardPanicked { shard }),
             None => std::thread::sleep(LOOK_AGAIN),
         }
     }

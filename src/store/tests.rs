@@ -86,7 +86,7 @@ impl World {
 #[test]
 fn what_was_committed_and_kept_is_there_in_the_next_life() {
     let disk = CrashDisk::default();
-    let mut first = start_with(&disk, &config(10)).unwrap();
+    let mut first = start_with(&disk, &config()).unwrap();
     assert_eq!(first.identity.incarnation, Incarnation(1));
     assert_eq!(*first.image.cluster_id, *first.identity.cluster_id);
     assert_eq!((first.commit(), first.commit()), (Revision(1), Revision(2)));
@@ -96,7 +96,7 @@ fn what_was_committed_and_kept_is_there_in_the_next_life() {
     first.store.keep(KeepId(6), vec![(a, None)]);
     assert!(matches!(first.event(), StoreEvent::Input(Input::Kept { id: KeepId(6) })));
     drop(first.store);
-    let second = start_with(&disk, &config(10)).unwrap();
+    let second = start_with(&disk, &config()).unwrap();
     assert_eq!(second.identity.incarnation, Incarnation(2));
     assert_eq!(second.identity.cluster_id, first.identity.cluster_id);
     first.image.put_local_shard(b, ShardId(9));

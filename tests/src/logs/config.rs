@@ -132,7 +132,8 @@ impl Config {
         journal.file_bytes = file_bytes;
         journal.batch_bytes_max = usize::try_from(batch).expect("small");
         journal.chunk_bytes_max = *r.pick(&[4096, 8192, 16384]);
-        journal.flush_interval = *r.pick(&[Duration::from_micros(100), Duration::from_millis(2), Duration::from_millis(50)]);
+        journal.flush_interval =
+            *r.pick(&[Duration::from_micros(100), Duration::from_millis(2), Duration::from_millis(50)]);
         journal.writes_in_flight_max = *r.pick(&[1, 2, 4]);
         journal.backlog_bytes_max = *r.pick(&[16, 64, 256]) * 1024;
         journal.spare_files_max = *r.pick(&[0, 1, 3]);

@@ -233,12 +233,7 @@ impl World {
         if let Some(v) = &violation {
             self.tell(|| format!("VIOLATION {v}"));
         }
-        Outcome {
-            hash: self.hash,
-            counts: self.counts,
-            time: self.now.since(Instant::ZERO),
-            violation,
-        }
+        Outcome { hash: self.hash, counts: self.counts, time: self.now.since(Instant::ZERO), violation }
     }
 
     fn live(&mut self) -> Verdict {
@@ -316,7 +311,12 @@ impl World {
             return Err(broken(LIVENESS, format!("a read is not answered: {reading:?}")));
         }
         let storage = self.storage.as_ref().expect("alive");
-        bounds::check_idle(&self.storage_config, &storage.stats(), self.config.partitions, self.disk.usage().0)?;
+        bounds::check_idle(
+            &self.storage_config,
+            &storage.stats(),
+            self.config.partitions,
+            self.disk.usage().0,
+        )?;
         if storage.over_backlog() {
             return Err(broken(LIVENESS, "it is over its backlog with nothing to do"));
         }
@@ -393,7 +393,8 @@ impl World {
         self.was_stopped = false;
         let storage = self.storage.as_ref().expect("alive");
         let before = self.cuts.as_deref();
-        let cuts = recovery::cuts(&self.partitions, storage, report.start, self.is_known, self.flushed, before)?;
+        let cuts =
+            recovery::cuts(&self.partitions, storage, report.start, self.is_known, self.flushed, before)?;
         self.cuts = Some(cuts);
         self.compare(report.start)
     }
@@ -403,7 +404,9 @@ impl World {
         let mut cuts = self.cuts.clone().expect("found before");
         let mut why = String::new();
         for i in 0..self.partitions.len() {
-            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else { continue };
+            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else {
+                continue;
+            };
             let starts: Vec<u64> =
                 cuts.iter().map(|&cut| self.partitions[i].history.outline(cut, false).start).collect();
             let least = starts.iter().copied().min().unwrap_or(0);
@@ -468,7 +471,9 @@ impl World {
     /// After a bit flipped: what is served was appended once, to this log, and came back whole.
     fn compare_rotten(&mut self) -> Verdict {
         for i in 0..self.partitions.len() {
-            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else { continue };
+            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else {
+                continue;
+            };
             let storage = self.storage.as_ref().expect("alive");
             let (start, end) = (storage.start(slot), storage.end(slot));
             let (Some(Offset(mut from)), Some(Offset(end))) = (start, end) else { continue };
@@ -852,14 +857,18 @@ impl World {
             }
             let (flushed, expected) = (storage.flushed_end(slot), p.history.flushed_end());
             if flushed != Some(Offset(expected)) {
-                return Err(broken(content::NAME, format!("{}: flushed up to {flushed:?}, not {expected}", p.id)));
+                return Err(broken(
+                    content::NAME,
+                    format!("{}: flushed up to {flushed:?}, not {expected}", p.id),
+                ));
             }
         }
         Ok(())
     }
 
     fn mix(&mut self, word: u64) {
-        self.hash = (self.hash.rotate_left(5) ^ word ^ self.now.as_nanos()).wrapping_mul(0x517c_c1b7_2722_0a95);
+        self.hash =
+            (self.hash.rotate_left(5) ^ word ^ self.now.as_nanos()).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 
     /// Something that the world did.
@@ -899,7 +908,11 @@ fn compare_one(
     let first = state.find(from);
     content::same(&state, first, read)?;
     let expected = state.batches.len() - first;
-    if read.len() < expected { Err(format!("{} batches of {expected} are there", read.len())) } else { Ok(()) }
+    if read.len() < expected {
+        Err(format!("{} batches of {expected} are there", read.len()))
+    } else {
+        Ok(())
+    }
 }
 
 fn check_rotten(p: &Partition, bytes: &Bytes) -> Verdict {
@@ -911,7 +924,10 @@ fn check_rotten(p: &Partition, bytes: &Bytes) -> Verdict {
         return Ok(());
     }
     let what = content::describe(bytes);
-    Err(broken(content::NAME, format!("{}: served after a bit flipped: {what}, which was never appended", p.id)))
+    Err(broken(
+        content::NAME,
+        format!("{}: served after a bit flipped: {what}, which was never appended", p.id),
+    ))
 }
 
 fn in_words(event: &StorageEvent) -> String {

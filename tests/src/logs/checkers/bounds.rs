@@ -24,7 +24,10 @@ pub fn check(config: &StorageConfig, stats: &StorageStats) -> Verdict {
 pub fn check_journal(config: &StorageConfig, most: u64, bytes: u64) -> Verdict {
     let spare = config.journal.file_bytes * (config.journal.spare_files_max as u64 + 4);
     if bytes > most + spare {
-        return Err(broken(NAME, format!("the journal has {bytes} bytes; {most} and {spare} of spares may be")));
+        return Err(broken(
+            NAME,
+            format!("the journal has {bytes} bytes; {most} and {spare} of spares may be"),
+        ));
     }
     Ok(())
 }
@@ -34,7 +37,10 @@ pub fn check_idle(config: &StorageConfig, stats: &StorageStats, logs: u64, journ
     let files = config.journal.spare_files_max as u64 + 4;
     let most = config.checkpoint_bytes + config.journal.file_bytes * files;
     if journal_bytes > most {
-        return Err(broken(NAME, format!("the journal has {journal_bytes} bytes with nothing to do; {most} may be")));
+        return Err(broken(
+            NAME,
+            format!("the journal has {journal_bytes} bytes with nothing to do; {most} may be"),
+        ));
     }
     if stats.unmoved_bytes > config.unmoved_bytes_soft.max(config.move_bytes * logs) + turn(config) {
         return Err(broken(NAME, format!("{} bytes are not moved with nothing to do", stats.unmoved_bytes)));

@@ -11,9 +11,7 @@ use crate::ids::{LeaderEpoch, Offset, PartitionId, PartitionIndex, ShardId, Topi
 use crate::log::checkpoint::LogState;
 use crate::log::disk::DiskOp;
 use crate::log::journal::{AppendRefused, JournalConfig, Urgency};
-use crate::log::storage::{
-    Found, Noted, Storage, StorageConfig, StorageEvent, StorageReport, Wanted,
-};
+use crate::log::storage::{Found, Noted, Storage, StorageConfig, StorageEvent, StorageReport, Wanted};
 use crate::log::{FatalReason, Note, Slot};
 use crate::mail::LogConfig;
 use crate::time::Instant;
