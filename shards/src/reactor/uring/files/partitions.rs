@@ -19,7 +19,9 @@ use crate::ids::{Map, PartitionId};
 use crate::log::disk::{FileName, FolderName, SegmentName};
 use crate::reactor::boot::StartError;
 
-/// Bytes written to one file after which the kernel is asked to begin writing them out.
+/// Bytes written to one file after which the kernel is asked to begin writing them out. On a shared host with 286 MiB/s
+/// of puts the slowest flush of the journal took 22 and 32 ms with it, 218 and 249 ms without (p50 and p99 alike), and a
+/// sync after 64 MiB 1-5 ms instead of 360-400.
 const WRITE_BACK_BYTES: u64 = 1024 * 1024;
 
 pub(in crate::reactor::uring) struct Partitions {
