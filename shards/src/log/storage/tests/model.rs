@@ -291,7 +291,9 @@ impl Disk {
     pub fn fail(&mut self, index: usize, error: DiskError) -> DiskEvent {
         let (op, _) = self.in_flight.remove(index);
         match op {
-            DiskOp::Put { op, .. } | DiskOp::Write { op, .. } => DiskEvent::Written { op, result: Err(error) },
+            DiskOp::Put { op, .. } | DiskOp::Write { op, .. } => {
+                DiskEvent::Written { op, result: Err(error) }
+            }
             DiskOp::Sync { op, .. } | DiskOp::SyncFolder { op, .. } => {
                 DiskEvent::Synced { op, result: Err(error) }
             }
