@@ -17,7 +17,8 @@
 //! | 24 | 8 | file number |
 //! | 32 | 8 | number of the oldest file that was needed when this one was begun |
 //! | 40 | 8 | sequence of the file's first chunk |
-//! | 48 | 16 | zero |
+//! | 48 | 8 | incarnation: which life of the journal began the file |
+//! | 56 | 8 | zero |
 //!
 //! Chunk header, then its entries, then zeros up to a multiple of [`SECTOR`]:
 //!
@@ -116,8 +117,9 @@ pub(super) struct FileHeader {
     pub file: FileNo,
     /// Files before it were not needed any more when this one was begun; `oldest <= file`.
     pub oldest: FileNo,
-    /// Sequence of the file's first chunk.
+    /// Sequence and incarnation of the file's first chunk.
     pub first: u64,
+    pub incarnation: u64,
 }
 
 /// Why a file header is none.
@@ -140,6 +142,7 @@ impl FileHeader {
         out.put_u64(self.file.0);
         out.put_u64(self.oldest.0);
         out.put_u64(self.first);
+        out.put_u64(self.incarnation);
         out.put_bytes(0, SECTOR - (out.len() - start));
         let header = out[start..].first_chunk_mut().expect("a sector was written");
         let crc = header_crc(header);
@@ -162,6 +165,7 @@ impl FileHeader {
             file: FileNo(u64_at(h, 24)),
             oldest: FileNo(u64_at(h, 32)),
             first: u64_at(h, 40),
+            incarnation: u64_at(h, 48),
         })
     }
 }
@@ -415,6 +419,7 @@ mod tests {
             file: FileNo(u64::MAX),
             oldest: FileNo(1 << 50),
             first: 1 << 40,
+            incarnation: 1 << 30,
         };
         let mut sector = BytesMut::new();
         file.put(&mut sector);
@@ -425,8 +430,14 @@ mod tests {
     #[test]
     fn file_of_another_version_is_told_from_a_damaged_one() {
         let mut sector = BytesMut::new();
-        let header =
-            FileHeader { shard: ShardId(3), journal: 1, file: FileNo(1), oldest: FileNo(0), first: 9 };
+        let header = FileHeader {
+            shard: ShardId(3),
+            journal: 1,
+            file: FileNo(1),
+            oldest: FileNo(0),
+            first: 9,
+            incarnation: 1,
+        };
         header.put(&mut sector);
         sector[11] = 9;
         assert_eq!(FileHeader::parse(&sector), Err(BadFileHeader::Damaged));

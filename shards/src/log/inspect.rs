@@ -46,7 +46,7 @@ impl JournalFile {
             return Err(BadJournalFile::Empty);
         }
         match FileHeader::parse(sector) {
-            Ok(FileHeader { shard, journal, file, oldest, first }) => {
+            Ok(FileHeader { shard, journal, file, oldest, first, .. }) => {
                 Ok(Self { shard, journal, file, oldest, first })
             }
             Err(BadFileHeader::Damaged) => Err(BadJournalFile::Damaged),

@@ -7,6 +7,7 @@ mod block;
 pub mod checkpoint;
 mod chunk;
 pub mod disk;
+mod files;
 pub mod inspect;
 pub mod journal;
 mod recovery;

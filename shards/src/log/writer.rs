@@ -8,11 +8,13 @@
 //! groups grow with the load and none waits for ever. A group's only unwritten chunk is written with sync; several
 //! are written plainly and then synced together, as are chunks that were written before the group was formed.
 //!
+//! The first chunk of a life is empty, and nothing is written before it is durable (`barrier`); `recovery.rs` says
+//! what for. It is written with the first entry: a life that appends nothing writes nothing.
+//!
 //! Lazy bytes are written, not synced, when there are [`LAZY_WRITE_BYTES`] of them; they become wanted when the
 //! oldest is `flush_interval` old, or when there are more than the backlog may have.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -23,6 +25,7 @@ use super::chunk::{
     put_batch_header, put_note, sectors,
 };
 use super::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
+use super::files::Files;
 use super::journal::{
     AppendRefused, JournalConfig, JournalEvent, LogPosition, Marker, Noted, OVERLOAD_FACTOR, OpCounter,
     Placed, Urgency,
@@ -36,16 +39,15 @@ use crate::time::Instant;
 
 /// So many lazy bytes are worth a write of their own.
 const LAZY_WRITE_BYTES: usize = 256 * 1024;
-/// How long a file that could not be prepared is left alone.
-const PREPARE_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Writer {
     config: JournalConfig,
     journal: u64,
     incarnation: u64,
-    /// The files that are there with all their blocks, and their sizes.
-    files: BTreeMap<FileNo, u64>,
+    files: Files,
+    /// Where recovery begins while no file of this life is durable in part: a place, and the sequence of the chunk there.
+    begins: (LogPosition, u64),
     /// Where the next chunk goes, if it fits there. Position 0: the file's header is still to be written.
     next: LogPosition,
     /// Sequence of the next chunk to be opened.
@@ -67,13 +69,12 @@ pub(super) struct Writer {
     wanted: u64,
     unflushed_bytes: usize,
     over_backlog: bool,
-    preparing: Option<(OpNo, FileNo)>,
-    /// After a failed preparation; until it succeeds no new file is to be had.
-    prepare_again_at: Option<Instant>,
     refused_as_full: bool,
     stop: Stop,
     /// Whether there are chunks with entries that no chunk on disk says to be durable.
     unconfirmed: bool,
+    /// Whether the chunk that this life begins with is still to be opened.
+    barrier_due: bool,
     /// Chunks after this one are not written before it is durable.
     barrier: u64,
     stats: JournalStats,
@@ -103,6 +104,8 @@ struct Open {
     parts: Vec<Bytes>,
     entries: u32,
     last_crc: u32,
+    /// Zeros that are written behind it, in bytes.
+    zeros: usize,
     since: Instant,
 }
 
@@ -131,11 +134,12 @@ enum State {
 impl Writer {
     pub fn new(config: JournalConfig, recovered: Recovered) -> Self {
         let flushed = recovered.next_sequence - 1;
-        let mut writer = Self {
+        Self {
             config,
             journal: recovered.journal,
             incarnation: recovered.incarnation,
-            files: recovered.files,
+            files: Files::new(&config, recovered.files, recovered.end, flushed),
+            begins: (recovered.end, recovered.next_sequence),
             next: recovered.end,
             sequence: recovered.next_sequence,
             blocks: Blocks::default(),
@@ -149,23 +153,13 @@ impl Writer {
             wanted: flushed,
             unflushed_bytes: 0,
             over_backlog: false,
-            preparing: None,
-            prepare_again_at: None,
             refused_as_full: false,
             stop: Stop::No,
             unconfirmed: recovered.unconfirmed,
+            barrier_due: recovered.needs_barrier,
             barrier: flushed,
             stats: JournalStats::default(),
-        };
-        // Nothing of this life is written behind what was cut off before the disk knows of this life: otherwise a
-        // torn chunk of an earlier one could be made whole by a later write with the same bytes.
-        if recovered.report.cut.is_some() {
-            writer.open_chunk(Instant::ZERO, 0);
-            writer.seal();
-            writer.barrier = flushed + 1;
-            writer.wanted = writer.barrier;
         }
-        writer
     }
 
     pub fn append(
@@ -247,19 +241,21 @@ impl Writer {
             _ => self.place(CHUNK_HEADER_BYTES + need).file,
         };
         // A file that is only late is waited for; one that cannot be had is not.
-        if self.prepare_again_at.is_some() && !self.files.contains_key(&file) {
+        if self.files.cannot_be_made() && !self.files.is_ready(file) {
             self.refused_as_full = true;
             return Err(AppendRefused::Full);
         }
         if !fits {
             self.seal();
+            if std::mem::take(&mut self.barrier_due) {
+                self.barrier = self.sequence;
+                self.wanted = self.sequence;
+                self.open_chunk(now, 0);
+                self.seal();
+            }
             self.open_chunk(now, need);
         }
         Ok(())
-    }
-
-    fn size_of(&self, file: FileNo) -> u64 {
-        self.files.get(&file).copied().unwrap_or(self.config.file_bytes)
     }
 
     /// Where a chunk of `len` bytes would be written, with the file header that goes before it if it is the first:
@@ -270,7 +266,7 @@ impl Writer {
             at = LogPosition { file: open.at.file, position: open.at.position + sectors(open.len) as u64 };
         }
         let lead = if at.position == 0 { SECTOR } else { 0 };
-        if at.position + (lead + sectors(len)) as u64 > self.size_of(at.file) {
+        if at.position + (lead + sectors(len)) as u64 > self.files.size_of(at.file) {
             at = LogPosition { file: FileNo(at.file.0 + 1), position: 0 };
         }
         at
@@ -283,16 +279,22 @@ impl Writer {
         let lead = if place.position == 0 { SECTOR } else { 0 };
         let at = LogPosition { file: place.file, position: place.position + lead as u64 };
         let len_min = sectors(CHUNK_HEADER_BYTES + need);
-        let left = usize::try_from(self.size_of(at.file) - at.position).unwrap_or(usize::MAX);
+        let left = usize::try_from(self.files.size_of(at.file) - at.position).unwrap_or(usize::MAX);
         assert!(len_min <= left, "a chunk of the largest batch fits a file");
         let len_max = self.config.chunk_bytes_max.max(len_min).min(left / SECTOR * SECTOR);
         let len_max = self.blocks.begin(lead + len_min, lead + len_max) - lead;
         let block = self.blocks.current();
         let mut parts = Vec::new();
         if lead > 0 {
-            let (shard, journal) = (self.config.shard, self.journal);
-            let header =
-                FileHeader { shard, journal, file: at.file, oldest: FileNo(0), first: self.sequence };
+            let header = FileHeader {
+                shard: self.config.shard,
+                journal: self.journal,
+                file: at.file,
+                oldest: self.files.oldest(),
+                first: self.sequence,
+                incarnation: self.incarnation,
+            };
+            self.files.begin(at.file, self.sequence);
             header.put(block);
             parts.push(block.split().freeze());
         }
@@ -308,6 +310,7 @@ impl Writer {
             parts,
             entries: 0,
             last_crc: ChunkHeader::seed(self.incarnation, self.sequence),
+            zeros: 0,
             since: now,
         });
         self.next = at;
@@ -334,7 +337,7 @@ impl Writer {
         header.write(open.header.first_chunk_mut().expect("it was split off at this length"));
         let header_part = usize::from(open.parts.len() > 1 + open.entries as usize);
         open.parts[header_part] = open.header.freeze();
-        let padding = sectors(open.len) - open.len;
+        let padding = sectors(open.len) - open.len + open.zeros;
         if padding > 0 {
             let block = self.blocks.current();
             block.put_bytes(0, padding);
@@ -347,7 +350,7 @@ impl Writer {
             file: open.at.file,
             position: open.at.position - lead as u64,
             bytes: payload,
-            len: lead + sectors(open.len),
+            len: lead + sectors(open.len) + open.zeros,
             since: open.since,
             state: State::Sealed { parts: open.parts, sync: false },
         });
@@ -359,19 +362,22 @@ impl Writer {
         self.handle_timeout(now);
         self.form_group();
         self.seal_lazy();
-        self.next_write(ops).or_else(|| self.next_sync(ops)).or_else(|| self.next_prepare(now, ops))
+        self.next_write(ops)
+            .or_else(|| self.next_sync(ops))
+            .or_else(|| self.files.next_op(now, self.missing_file(), ops))
     }
 
     fn form_group(&mut self) {
         if self.group.is_some() || self.wanted <= self.flushed {
             return;
         }
-        if self.open.as_ref().is_some_and(|open| open.sequence <= self.wanted) {
+        // What is held back by the barrier cannot be in one group with it.
+        let group = if self.flushed < self.barrier { self.barrier } else { self.wanted };
+        if self.open.as_ref().is_some_and(|open| open.sequence <= group) {
             self.seal();
         }
-        self.group = Some(self.wanted);
-        let mut unwritten =
-            self.chunks.iter_mut().skip(self.issued).take_while(|c| c.sequence <= self.wanted);
+        self.group = Some(group);
+        let mut unwritten = self.chunks.iter_mut().skip(self.issued).take_while(|c| c.sequence <= group);
         if let (Some(Chunk { state: State::Sealed { sync, .. }, .. }), None) =
             (unwritten.next(), unwritten.next())
         {
@@ -397,7 +403,7 @@ impl Writer {
         }
         let chunk = self.chunks.get_mut(self.issued)?;
         let is_held = chunk.sequence > self.barrier && self.flushed < self.barrier;
-        if is_held || !self.files.contains_key(&chunk.file) {
+        if is_held || !self.files.is_ready(chunk.file) {
             return None;
         }
         let State::Sealed { parts, sync } = &mut chunk.state else {
@@ -434,11 +440,8 @@ impl Writer {
         Some(DiskOp::Sync { op, file: FileName::Journal(file) })
     }
 
-    /// The next file to prepare: that of a waiting chunk, the current one, or one more.
+    /// The next file to make: that of a waiting chunk, the current one, or one more.
     fn missing_file(&self) -> Option<FileNo> {
-        if self.preparing.is_some() {
-            return None;
-        }
         let waiting = self.chunks.get(self.issued).map(|c| c.file);
         let first = waiting.unwrap_or(self.next.file).0;
         let last = match self.stop {
@@ -446,17 +449,7 @@ impl Writer {
             // Only what is needed to make durable what was appended.
             _ => waiting?.0,
         };
-        (first..=last).map(FileNo).find(|file| !self.files.contains_key(file))
-    }
-
-    fn next_prepare(&mut self, now: Instant, ops: &mut OpCounter) -> Option<DiskOp> {
-        if self.prepare_again_at.is_some_and(|at| now < at) {
-            return None;
-        }
-        let file = self.missing_file()?;
-        let op = ops.next();
-        self.preparing = Some((op, file));
-        Some(DiskOp::Prepare { op, file, size: self.config.file_bytes })
+        (first..=last).map(FileNo).find(|&file| !self.files.is_ready(file))
     }
 
     pub fn handle(
@@ -470,6 +463,10 @@ impl Writer {
             DiskEvent::Synced { op, result } => self.on_synced(op, result, events),
             DiskEvent::Prepared { op, result } => {
                 self.on_prepared(now, op, result, events);
+                Ok(())
+            }
+            DiskEvent::Done { op, result } => {
+                self.files.on_removed(op, result);
                 Ok(())
             }
             // Of recovery, or of a read that no one waits for.
@@ -535,6 +532,7 @@ impl Writer {
         if self.flushed == before {
             return;
         }
+        self.files.on_flushed(self.flushed);
         events.push_back(JournalEvent::Flushed { upto: Marker(self.flushed) });
         self.group = self.group.filter(|&group| group > self.flushed);
         // Half, so that answers are not held and let go in turns at the bound.
@@ -554,24 +552,17 @@ impl Writer {
         result: Result<(), DiskError>,
         events: &mut VecDeque<JournalEvent>,
     ) {
-        let (preparing, file) = self.preparing.take().expect("each preparation is answered once");
-        assert_eq!(preparing, op, "one preparation at a time");
-        match result {
-            Ok(()) => {
-                let waited = self.waits_for_file();
-                self.files.insert(file, self.config.file_bytes);
-                self.prepare_again_at = None;
-                if waited && !self.over_backlog() {
-                    events.push_back(JournalEvent::BacklogCleared);
-                }
-                if std::mem::take(&mut self.refused_as_full) {
-                    events.push_back(JournalEvent::Room);
-                }
-            }
-            Err(error) => {
-                tracing::error!(%file, %error, "journal file could not be prepared; trying again every second");
-                self.prepare_again_at = Some(now + PREPARE_RETRY);
-            }
+        let waited = self.waits_for_file();
+        let made = result.is_ok();
+        self.files.on_made(now, op, result);
+        if !made {
+            return;
+        }
+        if waited && !self.over_backlog() {
+            events.push_back(JournalEvent::BacklogCleared);
+        }
+        if std::mem::take(&mut self.refused_as_full) {
+            events.push_back(JournalEvent::Room);
         }
     }
 
@@ -586,8 +577,8 @@ impl Writer {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let prepare_at = self.prepare_again_at.filter(|_| self.missing_file().is_some());
-        [self.flush_at(), prepare_at].into_iter().flatten().min()
+        let make_at = self.missing_file().and_then(|file| self.files.make_again_at(file));
+        [self.flush_at(), make_at].into_iter().flatten().min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -605,16 +596,21 @@ impl Writer {
     }
 
     fn go_on_stopping(&mut self) {
-        let is_drained = self.open.is_none() && self.chunks.is_empty();
-        if !is_drained {
+        if !self.is_drained() {
             return;
         }
         match self.stop {
             Stop::Draining => {
                 // Not worth waiting for a file: without it, only the end of the log cannot be told from a torn one.
-                let has_room = self.files.contains_key(&self.place(CHUNK_HEADER_BYTES).file);
-                if self.unconfirmed && has_room {
-                    self.open_chunk(Instant::ZERO, 0);
+                let place = self.place(CHUNK_HEADER_BYTES);
+                if self.unconfirmed && self.files.is_ready(place.file) {
+                    // Nothing of this life follows it, so it need not wait for another empty one. A recovery that
+                    // trusts a clean mark looks for a chunk behind it, and is done at once where it finds zeros.
+                    self.barrier_due = false;
+                    let has_room = self.place(CHUNK_HEADER_BYTES + SECTOR) == place;
+                    let zeros = if has_room { SECTOR } else { 0 };
+                    self.open_chunk(Instant::ZERO, zeros);
+                    self.open.as_mut().expect("it was opened").zeros = zeros;
                     self.wanted = self.sequence - 1;
                     self.stop = Stop::Closing;
                 } else {
@@ -626,19 +622,38 @@ impl Writer {
         }
     }
 
-    pub fn resume_from(&self, _lsn: Lsn) -> Resume {
-        Resume::Clean { end: self.next, sequence: self.sequence }
+    pub fn resume_from(&self, lsn: Lsn) -> Resume {
+        let (end, sequence) = self.begins;
+        self.files.resume_from(lsn.chunk, self.flushed).unwrap_or(Resume::Clean { end, sequence })
     }
 
     pub fn end(&self) -> Option<(LogPosition, u64)> {
-        let is_drained = self.open.is_none() && self.chunks.is_empty();
-        is_drained.then_some((self.next, self.sequence))
+        self.is_drained().then_some((self.next, self.sequence))
     }
 
-    pub fn release(&mut self, _resume: Resume) {}
+    fn is_drained(&self) -> bool {
+        self.open.is_none() && self.chunks.is_empty()
+    }
+
+    pub fn release(&mut self, resume: Resume) {
+        let file = match resume {
+            Resume::From { file, .. } => file,
+            Resume::Clean { end, sequence } => {
+                self.begins = (end, sequence);
+                end.file
+            }
+        };
+        let first = self.chunks.front().map_or(self.next.file, |chunk| chunk.file);
+        assert!(file <= first, "{file} is released, {first} is not durable");
+        self.files.release(file);
+    }
 
     pub fn live_bytes(&self) -> u64 {
-        self.next.position
+        let end = match &self.open {
+            Some(open) => LogPosition { position: open.at.position + open.len as u64, ..open.at },
+            None => self.next,
+        };
+        self.files.live_bytes(end)
     }
 
     pub fn last_lsn(&self) -> Lsn {
@@ -669,14 +684,10 @@ impl Writer {
     fn waits_for_file(&self) -> bool {
         let open = self.open.as_ref().map(|open| open.at.file);
         let unwritten = self.chunks.get(self.issued).map(|chunk| chunk.file);
-        [open, unwritten].into_iter().flatten().any(|file| !self.files.contains_key(&file))
+        [open, unwritten].into_iter().flatten().any(|file| !self.files.is_ready(file))
     }
 
     pub fn stats(&self) -> JournalStats {
-        JournalStats {
-            files: self.files.len() as u64,
-            unflushed_bytes: self.unflushed_bytes as u64,
-            ..self.stats
-        }
+        JournalStats { files: self.files.count(), unflushed_bytes: self.unflushed_bytes as u64, ..self.stats }
     }
 }

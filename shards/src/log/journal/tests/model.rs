@@ -70,6 +70,10 @@ pub struct InFlight {
 #[derive(Clone, Default, Debug)]
 pub struct Disk {
     pub files: BTreeMap<FileNo, File>,
+    /// Removed, but nothing has made that durable yet.
+    removed: BTreeMap<FileNo, File>,
+    /// How often a file was given a new number.
+    pub recycled: usize,
     pub in_flight: Vec<InFlight>,
     layers: u64,
     pub is_full: bool,
@@ -79,6 +83,8 @@ pub fn op_no(op: &DiskOp) -> OpNo {
     match op {
         DiskOp::List { op }
         | DiskOp::Prepare { op, .. }
+        | DiskOp::Recycle { op, .. }
+        | DiskOp::Remove { op, .. }
         | DiskOp::Write { op, .. }
         | DiskOp::Sync { op, .. }
         | DiskOp::Read { op, .. } => *op,
@@ -143,7 +149,22 @@ impl Disk {
                     return DiskEvent::Prepared { op, result: Err(DiskError::NoSpace) };
                 }
                 self.files.insert(file, File { base: vec![0; size as usize], layers: Vec::new() });
+                self.removed.clear();
                 DiskEvent::Prepared { op, result: Ok(()) }
+            }
+            DiskOp::Recycle { op, from, to } => {
+                let file = self.files.remove(&from).expect("a file that is recycled is there");
+                let before = self.files.insert(to, file);
+                assert!(before.is_none(), "{to} was there when {from} was to become it");
+                self.removed.clear();
+                self.recycled += 1;
+                DiskEvent::Prepared { op, result: Ok(()) }
+            }
+            DiskOp::Remove { op, file } => {
+                let file = journal_file(file);
+                let removed = self.files.remove(&file).expect("a file is removed once");
+                self.removed.insert(file, removed);
+                DiskEvent::Done { op, result: Ok(()) }
             }
             DiskOp::Write { op, file, position, parts, sync } => {
                 self.put_layer(file, position as usize, Self::joined(&parts), sync);
@@ -174,7 +195,10 @@ impl Disk {
         let op = self.in_flight.swap_remove(index).op;
         match op {
             DiskOp::List { op } => DiskEvent::Listed { op, result: Err(error) },
-            DiskOp::Prepare { op, .. } => DiskEvent::Prepared { op, result: Err(error) },
+            DiskOp::Prepare { op, .. } | DiskOp::Recycle { op, .. } => {
+                DiskEvent::Prepared { op, result: Err(error) }
+            }
+            DiskOp::Remove { op, .. } => DiskEvent::Done { op, result: Err(error) },
             DiskOp::Write { op, .. } => DiskEvent::Written { op, result: Err(error) },
             DiskOp::Sync { op, .. } => DiskEvent::Synced { op, result: Err(error) },
             DiskOp::Read { op, .. } => DiskEvent::Read { op, result: Err(error) },
@@ -217,7 +241,12 @@ impl Disk {
                         self.put_layer(file, position, bytes, false);
                     }
                 }
-                DiskOp::Prepare { .. } | DiskOp::Sync { .. } if random.one_in(2) => {
+                DiskOp::Prepare { .. }
+                | DiskOp::Recycle { .. }
+                | DiskOp::Remove { .. }
+                | DiskOp::Sync { .. }
+                    if random.one_in(2) =>
+                {
                     self.complete(index);
                 }
                 _ => {
@@ -232,9 +261,14 @@ impl Disk {
         self.end_in_flight(random);
     }
 
-    /// The machine stops too: unsynced writes are lost, kept or torn.
+    /// The machine stops too: unsynced writes are lost, kept or torn, and removed files may come back.
     pub fn lose_power(&mut self, random: &mut Random) {
         self.end_in_flight(random);
+        for (no, file) in std::mem::take(&mut self.removed) {
+            if random.one_in(2) {
+                self.files.insert(no, file);
+            }
+        }
         for f in self.files.values_mut() {
             for layer in std::mem::take(&mut f.layers) {
                 let range = layer.position..layer.position + layer.bytes.len();

@@ -6,6 +6,7 @@ use super::super::*;
 use super::model::{Disk, Random};
 use crate::batch::{BatchBuilder, put_patched};
 use crate::ids::{PartitionIndex, TopicId};
+use crate::log::chunk::ChunkHeader;
 
 pub const SEC: u64 = SECTOR as u64;
 
@@ -20,18 +21,37 @@ pub fn config() -> JournalConfig {
     }
 }
 
-/// What was appended and not cut off since.
+/// What was appended and not cut off since: a batch, or a note, which has no bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Logged {
     pub partition: PartitionId,
+    pub lsn: Lsn,
     pub base: u64,
     pub bytes: Bytes,
-    pub at: LogPosition,
+    pub note: Option<Note>,
+}
+
+/// A checkpoint that is durable.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved {
+    pub resume: Resume,
+    pub journal: u64,
+    pub incarnation: u64,
+}
+
+impl Saved {
+    /// Of the first chunk that is replayed from it.
+    fn sequence(self) -> u64 {
+        match self.resume {
+            Resume::From { sequence, .. } | Resume::Clean { sequence, .. } => sequence,
+        }
+    }
 }
 
 impl std::fmt::Debug for Logged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} ({} bytes at {:?})", self.partition.index, self.base, self.bytes.len(), self.at)
+        let Self { partition, lsn, base, bytes, note } = self;
+        write!(f, "{} {base} ({} bytes, {note:?}, {}.{})", partition.index, bytes.len(), lsn.chunk, lsn.entry)
     }
 }
 
@@ -42,6 +62,15 @@ pub struct Rig {
     pub journal: Journal,
     pub disk: Disk,
     pub log: Vec<Logged>,
+    /// Where the chunks are that were written, by sequence.
+    pub chunk_at: BTreeMap<u64, LogPosition>,
+    pub saved: Option<Saved>,
+    /// Of the next life: the checkpoint is missing.
+    pub is_checkpoint_lost: bool,
+    /// The oldest chunk that was not released.
+    pub released: u64,
+    /// Bytes that were read in this life.
+    pub read_bytes: u64,
     /// Chunks of `log` of this life, with the length of `log` at their end.
     pub markers: Vec<(Marker, usize)>,
     /// So many of `log` were reported flushed, or replayed as such.
@@ -67,6 +96,11 @@ impl Rig {
             journal: Journal::new(config, JournalStart::Begin),
             disk,
             log: Vec::new(),
+            chunk_at: BTreeMap::new(),
+            saved: None,
+            is_checkpoint_lost: false,
+            released: 0,
+            read_bytes: 0,
             markers: Vec::new(),
             flushed: 0,
             replayed: Vec::new(),
@@ -101,22 +135,87 @@ impl Rig {
     }
 
     pub fn append_batch(&mut self, batch: &Bytes, urgency: Urgency) -> Result<Marker, AppendRefused> {
-        let partition = PartitionId { topic: TopicId(9), index: PartitionIndex((self.appended % 3) as u32) };
         let base = self.appended * 10;
         let epoch = LeaderEpoch(4);
+        let partition = self.partition();
         let placed = self.journal.append(self.now, partition, Offset(base), epoch, batch, urgency)?;
         let mut patched = BytesMut::new();
         put_patched(&mut patched, batch, Offset(base), epoch);
         assert_eq!(placed.bytes, patched);
-        self.log.push(Logged { partition, base, bytes: placed.bytes, at: placed.at });
+        let lsn = placed.lsn;
+        self.logged(Logged { partition, lsn, base, bytes: placed.bytes, note: None }, placed.marker);
+        Ok(placed.marker)
+    }
+
+    fn partition(&self) -> PartitionId {
+        PartitionId { topic: TopicId(9), index: PartitionIndex((self.appended % 3) as u32) }
+    }
+
+    pub fn note(&mut self, note: Note, urgency: Urgency) -> Result<Marker, AppendRefused> {
+        self.appended += 1;
+        let partition = self.partition();
+        let Noted { marker, lsn } = self.journal.note(self.now, partition, note, urgency)?;
+        self.logged(Logged { partition, lsn, base: 0, bytes: Bytes::new(), note: Some(note) }, marker);
+        Ok(marker)
+    }
+
+    fn logged(&mut self, logged: Logged, marker: Marker) {
+        assert_eq!((marker.0, self.journal.last_lsn()), (logged.lsn.chunk, logged.lsn));
+        assert!(self.log.last().is_none_or(|last| last.lsn < logged.lsn));
+        self.log.push(logged);
         match self.markers.last_mut() {
-            Some((marker, upto)) if *marker == placed.marker => *upto = self.log.len(),
+            Some((last, upto)) if *last == marker => *upto = self.log.len(),
             last => {
-                assert!(last.is_none_or(|(marker, _)| *marker < placed.marker));
-                self.markers.push((placed.marker, self.log.len()));
+                assert!(last.is_none_or(|(last, _)| *last < marker));
+                self.markers.push((marker, self.log.len()));
             }
         }
-        Ok(placed.marker)
+    }
+
+    /// Where the chunk of an entry was written.
+    pub fn at(&self, entry: usize) -> LogPosition {
+        self.chunk_at[&self.log[entry].lsn.chunk]
+    }
+
+    /// A checkpoint by which everything before `lsn` is in segments is durable.
+    pub fn save(&mut self, lsn: Lsn) -> Resume {
+        let resume = self.journal.resume_from(lsn).unwrap();
+        self.save_resume(resume);
+        resume
+    }
+
+    /// A checkpoint from any place behind the last one on, or of a clean end if it is that moment.
+    pub fn save_somewhere(&mut self, random: &mut Random) {
+        if random.one_in(8)
+            && let Some((end, sequence)) = self.journal.end()
+        {
+            self.save_resume(Resume::Clean { end, sequence });
+            return;
+        }
+        let from = self.saved.map_or(0, Saved::sequence);
+        let from = self.log.partition_point(|l| l.lsn.chunk < from);
+        let lsn = self.log.get(from + random.below(self.log.len() - from + 1)).map(|l| l.lsn);
+        self.save(lsn.unwrap_or(self.journal.last_lsn()));
+    }
+
+    fn save_resume(&mut self, resume: Resume) {
+        let (journal, incarnation) = (self.journal.journal_id(), self.journal.incarnation());
+        self.saved = Some(Saved { resume, journal, incarnation });
+    }
+
+    /// The files that the checkpoint does not need are given up.
+    pub fn release(&mut self) {
+        let saved = self.saved.expect("a checkpoint was made");
+        self.journal.release(saved.resume);
+        self.released = self.released.max(saved.sequence());
+    }
+
+    /// Ends in order, with everything in segments.
+    pub fn stop_clean(&mut self) {
+        self.stop();
+        let (end, sequence) = self.journal.end().unwrap();
+        self.save_resume(Resume::Clean { end, sequence });
+        assert_eq!(self.flushed, self.log.len());
     }
 
     pub fn sync(&mut self, len: usize) -> Marker {
@@ -131,10 +230,15 @@ impl Rig {
         while let Some(event) = self.journal.poll_event() {
             assert!(self.fatal.is_none(), "{event:?} after the end");
             match event {
-                JournalEvent::Replayed { partition, header, base, at, bytes, .. } => {
+                JournalEvent::Replayed { partition, header, base, lsn, bytes, .. } => {
                     assert!(self.report.is_none());
                     assert_eq!(header.len as usize, bytes.len());
-                    self.replayed.push(Logged { partition, base: base.0, bytes, at });
+                    self.replayed.push(Logged { partition, lsn, base: base.0, bytes, note: None });
+                }
+                JournalEvent::ReplayedNote { partition, note, lsn } => {
+                    assert!(self.report.is_none());
+                    let bytes = Bytes::new();
+                    self.replayed.push(Logged { partition, lsn, base: 0, bytes, note: Some(note) });
                 }
                 JournalEvent::Recovered(report) => self.report = Some(report),
                 JournalEvent::Flushed { upto } => {
@@ -157,6 +261,7 @@ impl Rig {
     pub fn poll(&mut self) {
         self.drain_events();
         while let Some(op) = self.journal.poll_op(self.now) {
+            self.observe(&op);
             self.disk.submit(op);
         }
         self.drain_events();
@@ -164,6 +269,21 @@ impl Rig {
             let busy = at <= self.now;
             // A deadline that has passed without anything to do would make the driver spin.
             assert!(!busy || !self.disk.in_flight.is_empty(), "due at {at:?}, now {:?}", self.now);
+        }
+    }
+
+    fn observe(&mut self, op: &DiskOp) {
+        match op {
+            DiskOp::Read { len, .. } => self.read_bytes += u64::from(*len),
+            DiskOp::Write { file, position, parts, .. } => {
+                let sector: Vec<u8> = parts.iter().flatten().copied().take(2 * SECTOR).collect();
+                let lead = if &sector[..4] == b"HWJF" { SECTOR } else { 0 };
+                let header = ChunkHeader::parse(&sector[lead..]).expect("each write is of one chunk");
+                let at = LogPosition { file: *file, position: position + lead as u64 };
+                assert_eq!((header.file, header.position), (at.file, at.position));
+                self.chunk_at.insert(header.sequence, at);
+            }
+            _ => {}
         }
     }
 
@@ -202,6 +322,8 @@ impl Rig {
             .map(|f| match &f.op {
                 DiskOp::List { .. } => "list",
                 DiskOp::Prepare { .. } => "prepare",
+                DiskOp::Recycle { .. } => "recycle",
+                DiskOp::Remove { .. } => "remove",
                 DiskOp::Write { sync: false, .. } => "write",
                 DiskOp::Write { sync: true, .. } => "write+",
                 DiskOp::Sync { .. } => "sync",
@@ -224,6 +346,8 @@ impl Rig {
         let is = |op: &DiskOp| match op {
             DiskOp::List { .. } => kind == "list",
             DiskOp::Prepare { .. } => kind == "prepare",
+            DiskOp::Recycle { .. } => kind == "recycle",
+            DiskOp::Remove { .. } => kind == "remove",
             DiskOp::Write { sync, .. } => kind == if *sync { "write+" } else { "write" },
             DiskOp::Sync { .. } => kind == "sync",
             DiskOp::Read { .. } => kind == "read",
@@ -246,7 +370,14 @@ impl Rig {
 
     pub fn begin_life(&mut self) {
         assert!(self.disk.in_flight.is_empty());
-        self.journal = Journal::new(self.config, JournalStart::Begin);
+        let saved = self.saved.filter(|_| !self.is_checkpoint_lost);
+        // Files before the checkpoint are given up by the life that begins with it.
+        self.released = self.released.max(saved.map_or(0, Saved::sequence));
+        let start = saved.map_or(JournalStart::Begin, |Saved { resume, journal, incarnation }| {
+            JournalStart::At { resume, journal, incarnation }
+        });
+        self.journal = Journal::new(self.config, start);
+        self.read_bytes = 0;
         self.markers.clear();
         self.replayed.clear();
         self.report = None;
@@ -254,16 +385,28 @@ impl Rig {
         self.others.clear();
     }
 
-    /// After recovery: what was replayed is a prefix of what was appended, and holds all that was flushed.
+    /// After recovery: what was replayed is what was appended from the checkpoint on, and holds all that was flushed.
+    /// Without a checkpoint it may begin earlier, but not behind what was released.
     pub fn settle_life(&mut self) {
-        assert!(self.report.is_some());
-        let n = self.replayed.len();
+        let report = self.report.unwrap();
+        let first_of = |sequence| self.log.partition_point(|l| l.lsn.chunk < sequence);
+        let begin = match (self.saved, self.replayed.first()) {
+            (Some(saved), _) if !self.is_checkpoint_lost => first_of(saved.sequence()),
+            (_, Some(first)) => first_of(first.lsn.chunk),
+            (_, None) => first_of(self.released).max(self.flushed),
+        };
+        assert!(!self.is_checkpoint_lost || begin <= first_of(self.released).max(self.flushed));
+        let n = begin + self.replayed.len();
         assert!(n >= self.flushed, "{n} replayed, {} were flushed", self.flushed);
         assert!(n <= self.log.len(), "{n} replayed, {} were appended", self.log.len());
-        for (replayed, logged) in self.replayed.iter().zip(&self.log) {
+        for (replayed, logged) in self.replayed.iter().zip(&self.log[begin..]) {
             assert_eq!(replayed, logged);
         }
-        assert_eq!(self.report.unwrap().batches as usize, n);
+        assert_eq!((report.batches + report.notes) as usize, self.replayed.len());
+        if let Some(saved) = self.saved {
+            assert_eq!(self.journal.journal_id(), saved.journal);
+            assert!(self.is_checkpoint_lost || self.journal.incarnation() > saved.incarnation);
+        }
         self.log.truncate(n);
         self.flushed = n;
     }
