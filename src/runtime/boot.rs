@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
 use highwater_shards::ids::ShardId;
-use highwater_shards::reactor::boot::{Listen, ShardSetup, Shards, start};
+use highwater_shards::reactor::boot::{Listen, OPEN_FILES_MAX, ShardSetup, Shards, start};
 use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{Shard, ShardConfig};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -174,6 +174,8 @@ fn shard_setups(
             shard,
             core: core.map(|core| usize::from(core.0)),
             journal_dir: data_dir.journal_of(shard),
+            partitions_dir: data_dir.partitions(),
+            open_files_max: OPEN_FILES_MAX,
             listen: listeners(config, number),
             link,
             spin,

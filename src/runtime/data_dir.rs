@@ -59,6 +59,11 @@ impl DataDir {
     pub fn journal_of(&self, shard: ShardId) -> PathBuf {
         self.path.join(format!("journal-{shard}"))
     }
+
+    /// Of all shards: which one owns a partition may change.
+    pub fn partitions(&self) -> PathBuf {
+        self.path.join("partitions")
+    }
 }
 
 #[cfg(test)]
