@@ -164,9 +164,6 @@ impl Rig {
             }
             while let Some(op) = self.storage.poll_op(self.now, &self.known) {
                 is_done = false;
-                    let t = format!("{op:?}");
-                    eprintln!("  op {}", &t[..t.len().min(330)]);
-                }
                 self.disk.submit(op);
             }
             // What the last call brought about.
@@ -185,9 +182,6 @@ impl Rig {
     }
 
     fn on_event(&mut self, event: StorageEvent) {
-            let t = format!("{event:?}");
-            eprintln!("  event {}", &t[..t.len().min(260)]);
-        }
         match event {
             StorageEvent::Restored { slot, .. } => self.storage.configure(slot, &self.log_config),
             StorageEvent::Recovered(report) => {
@@ -334,8 +328,6 @@ impl Rig {
 
     /// Ends the process, or the machine, and begins another life.
     pub fn crash(&mut self, with_power: bool) {
-            eprintln!("CRASH power {with_power} flushed {}", self.flushed);
-        }
         self.disk.crash(&mut self.random, with_power);
         self.restart();
     }
