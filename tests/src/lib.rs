@@ -5,6 +5,7 @@
 //! - [`client`] with [`producer`], [`consumer`] and [`auditor`] is the workload, over any protocol ([`wire`])
 //! - [`kafka`] speaks the real protocol, [`front`] the simulator's own; [`records`] is its own reading of record batches
 //! - [`checkers`] are told what happened, and compare it with the [`shadow`]
+//! - [`logs`] is a world of its own, for the log of one shard alone
 //! - [`toy`] is a small machine with planted bugs, by which the checkers are checked
 
 pub mod auditor;
@@ -17,6 +18,7 @@ pub mod disk;
 pub mod faults;
 pub mod front;
 pub mod kafka;
+pub mod logs;
 pub mod net;
 pub mod node;
 pub mod producer;

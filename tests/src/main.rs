@@ -5,6 +5,8 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use highwater_sim::logs;
+use highwater_sim::logs::counts::Counts;
 use highwater_sim::run::{Job, Node};
 use highwater_sim::world::Outcome;
 
@@ -16,8 +18,8 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
   --count N      so many seeds, from 0 or from --seed on
   --swarm W      on: each seed switches every feature on or off at random; off: all are on
                  (default: on for odd seeds)
-  --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard
-                 (default: sim for two seeds, kafka for the next two, and so on)
+  --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard;
+                 log: the log of one shard alone (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
 ";
@@ -28,13 +30,15 @@ struct Args {
     end: u64,
     swarm: Option<bool>,
     node: Option<Node>,
+    /// The log of one shard alone.
+    log: bool,
     jobs: usize,
     trace: bool,
 }
 
 fn parse() -> Result<Args, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut args = Args { first: 0, end: 1, swarm: None, node: None, jobs: cores, trace: false };
+    let mut args = Args { first: 0, end: 1, swarm: None, node: None, log: false, jobs: cores, trace: false };
     let mut count = None;
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -60,6 +64,10 @@ fn parse() -> Result<Args, String> {
             }
             "--node" => {
                 let name = value()?;
+                if name == "log" {
+                    args.log = true;
+                    continue;
+                }
                 let node = Node::ALL.into_iter().find(|n| n.name() == name);
                 args.node = Some(node.ok_or_else(|| format!("{name} is no node"))?);
             }
@@ -106,14 +114,23 @@ fn main() -> ExitCode {
                 eprintln!("seed {} panicked; run it again: {job}", job.seed);
             }
         });
+        LOG_RUNNING.with(|seed| {
+            if let Some(seed) = seed.get() {
+                eprintln!("seed {seed} panicked; run it again: {}", again(seed));
+            }
+        });
         usual(panic);
     }));
     let began = std::time::Instant::now();
+    if args.log {
+        return logs_of(&args, began);
+    }
     if args.end == args.first + 1 { one(&args) } else { many(&args, began) }
 }
 
 thread_local! {
     static RUNNING: std::cell::Cell<Option<Job>> = const { std::cell::Cell::new(None) };
+    static LOG_RUNNING: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
 fn one(args: &Args) -> ExitCode {
@@ -173,5 +190,51 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
         done.into_inner(),
         began.elapsed().as_secs_f64()
     );
+    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The command that runs a seed of the log again.
+fn again(seed: u64) -> String {
+    format!("cargo run --release -p highwater-sim -- --node log --seed {seed} --trace")
+}
+
+fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {
+    let next = AtomicU64::new(args.first);
+    let failed = AtomicBool::new(false);
+    let run = || {
+        let (mut counts, mut done) = (Counts::default(), 0_u64);
+        while !failed.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= args.end {
+                break;
+            }
+            LOG_RUNNING.set(Some(seed));
+            let outcome = logs::run(seed, None, args.trace);
+            counts.add(&outcome.counts);
+            done += 1;
+            if args.end == args.first + 1 {
+                println!("seed {seed}: hash {:016x}, {:?} of virtual time", outcome.hash, outcome.time);
+            }
+            if let Some(v) = &outcome.violation {
+                failed.store(true, Ordering::Relaxed);
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed));
+            }
+        }
+        (counts, done)
+    };
+    let (counts, done) = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.jobs).map(|_| scope.spawn(run)).collect();
+        let mut all = (Counts::default(), 0);
+        for worker in workers {
+            let (counts, done) = worker.join().expect("a panic ends the process");
+            all.0.add(&counts);
+            all.1 += done;
+        }
+        all
+    });
+    println!("{done} seeds of the log in {:.1} s", began.elapsed().as_secs_f64());
+    for (name, count) in counts.named() {
+        println!("  {count:>12} {}", name.replace('_', " "));
+    }
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

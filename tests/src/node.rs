@@ -2,6 +2,7 @@
 
 use highwater::kafka::Kafka;
 use highwater_shards::log::journal::JournalConfig;
+use highwater_shards::log::storage::StorageConfig;
 use highwater_shards::shard::{Shard, ShardConfig};
 
 use crate::config::Config;
@@ -51,16 +52,18 @@ pub fn shard_config<F>(plan: &Plan<'_, F>) -> ShardConfig {
     ShardConfig {
         node: SELF,
         shard: plan.shard,
-        journal: JournalConfig {
-            file_bytes: config.file_bytes,
-            batch_bytes_max,
-            chunk_bytes_max: *r.pick(&[4, 16, 64, 1024]) * 1024,
-            flush_interval: config.flush_interval,
-            writes_in_flight_max: 1 + r.index(4),
-            backlog_bytes_max: batch_bytes_max * *r.pick(&[1, 4, 64]),
-            ..JournalConfig::new(plan.shard, plan.seed)
+        storage: StorageConfig {
+            tail_bytes_max: *r.pick(&[0, 10_000, 100_000, 100_000_000]),
+            ..StorageConfig::new(JournalConfig {
+                file_bytes: config.file_bytes,
+                batch_bytes_max,
+                chunk_bytes_max: *r.pick(&[4, 16, 64, 1024]) * 1024,
+                flush_interval: config.flush_interval,
+                writes_in_flight_max: 1 + r.index(4),
+                backlog_bytes_max: batch_bytes_max * *r.pick(&[1, 4, 64]),
+                ..JournalConfig::new(plan.shard, plan.seed)
+            })
         },
-        tail_bytes_max: *r.pick(&[0, 10_000, 100_000, 100_000_000]),
         unsent_bytes_max: *r.pick(&[10_000, 1_000_000]),
         in_flight_max: *r.pick(&[1, 2, 100]),
         remote_ops_max: *r.pick(&[4, 1000]),

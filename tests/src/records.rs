@@ -173,11 +173,11 @@ pub fn damage(batch: Bytes, how: u64) -> Bytes {
     bytes.freeze()
 }
 
-fn crc_of(bytes: &[u8]) -> u32 {
+pub(crate) fn crc_of(bytes: &[u8]) -> u32 {
     u32::try_from(checksum(CrcAlgorithm::Crc32Iscsi, bytes)).expect("a CRC of 32 bits")
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
@@ -190,7 +190,7 @@ fn varint_len(v: i64) -> usize {
     bits.div_ceil(7)
 }
 
-fn put_varint(out: &mut BytesMut, v: i64) {
+pub(crate) fn put_varint(out: &mut BytesMut, v: i64) {
     let mut z = zigzag(v);
     while z >= 0x80 {
         out.put_u8(z.to_le_bytes()[0] | 0x80);
@@ -199,7 +199,7 @@ fn put_varint(out: &mut BytesMut, v: i64) {
     out.put_u8(z.to_le_bytes()[0]);
 }
 
-fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut v = 0;
     for shift in (0..64).step_by(7) {
         let (&b, rest) = bytes.split_first()?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use highwater_shards::front::{Act, Cx, Front};
 use highwater_shards::ids::{ConnId, Offset, PartitionId, PartitionIndex, Revision, ShardId, TopicId};
-use highwater_shards::log::disk::{DiskError, DiskEvent, DiskOp};
+use highwater_shards::log::disk::{DiskError, DiskEvent, DiskOp, FileName};
 use highwater_shards::mail::{
     Acks, Answer, Appended, FromControl, Locate, Located, Op, PartitionError, ReadError, ReplyTo, ShardMail,
     ToControl, Token,
@@ -320,7 +320,7 @@ impl Toy {
                 } else if self.has(Bug::RecoversWithoutSync) {
                     self.journal.read()
                 } else {
-                    DiskOp::Sync { op, file: FILE }
+                    DiskOp::Sync { op, file: FileName::Journal(FILE) }
                 };
                 self.outputs.push_back(Output::Disk(next));
             }
@@ -354,6 +354,10 @@ impl Toy {
             DiskEvent::Prepared { result: Err(error), .. }
             | DiskEvent::Synced { result: Err(error), .. }
             | DiskEvent::Written { result: Err(error), .. } => self.outputs.push_back(failed(error)),
+            DiskEvent::Loaded { .. }
+            | DiskEvent::Done { .. }
+            | DiskEvent::FolderListed { .. }
+            | DiskEvent::FoldersListed { .. } => unreachable!("the toy has a journal and nothing else"),
         }
     }
 

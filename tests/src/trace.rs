@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use highwater_shards::front::Front;
 use highwater_shards::ids::{PartitionId, ShardId};
-use highwater_shards::log::disk::{DiskEvent, DiskOp};
+use highwater_shards::log::disk::{DiskEvent, DiskOp, FileName, SegmentName};
 use highwater_shards::mail::{Answer, FromControl, Op, ShardMail, ToControl};
 use highwater_shards::shard::{ClientInput, Input, Output};
 use highwater_shards::time::Instant;
@@ -241,15 +241,69 @@ impl Trace {
         match op {
             DiskOp::List { op } => self.word("disk list", &[op.0]),
             DiskOp::Prepare { op, file, size } => self.word("disk prepare", &[op.0, file.0, *size]),
+            DiskOp::Recycle { op, from, to } => self.word("disk recycle", &[op.0, from.0, to.0]),
             DiskOp::Write { op, file, position, parts, sync } => {
                 self.word("disk write", &[op.0, file.0, *position, u64::from(*sync)]);
                 parts.iter().for_each(|p| self.bytes(p));
             }
-            DiskOp::Sync { op, file } => self.word("disk sync", &[op.0, file.0]),
-            DiskOp::Read { op, file, position, len } => {
-                self.word("disk read", &[op.0, file.0, *position, u64::from(*len)]);
+            DiskOp::Put { op, file, position, parts } => {
+                self.word("disk put", &[op.0, *position]);
+                self.file(*file);
+                parts.iter().for_each(|p| self.bytes(p));
             }
+            DiskOp::Sync { op, file } => {
+                self.word("disk sync", &[op.0]);
+                self.file(*file);
+            }
+            DiskOp::SyncFolder { op, partition } => {
+                self.word("disk sync folder", &[op.0]);
+                self.partition(*partition);
+            }
+            DiskOp::Read { op, file, position, len } => {
+                self.word("disk read", &[op.0, *position, u64::from(*len)]);
+                self.file(*file);
+            }
+            DiskOp::Replace { op, file, parts } => {
+                self.word("disk replace", &[op.0]);
+                self.file(*file);
+                parts.iter().for_each(|p| self.bytes(p));
+            }
+            DiskOp::Load { op, file } => {
+                self.word("disk load", &[op.0]);
+                self.file(*file);
+            }
+            DiskOp::Cut { op, file, len } => {
+                self.word("disk cut", &[op.0, *len]);
+                self.file(*file);
+            }
+            DiskOp::Remove { op, file } => {
+                self.word("disk remove", &[op.0]);
+                self.file(*file);
+            }
+            DiskOp::RemoveFolder { op, partition } => {
+                self.word("disk remove folder", &[op.0]);
+                self.partition(*partition);
+            }
+            DiskOp::ListFolder { op, partition } => {
+                self.word("disk list folder", &[op.0]);
+                self.partition(*partition);
+            }
+            DiskOp::ListFolders { op } => self.word("disk list folders", &[op.0]),
         }
+    }
+
+    fn file(&mut self, file: FileName) {
+        match file {
+            FileName::Journal(file) => self.word("journal", &[file.0]),
+            FileName::Checkpoint => self.word("checkpoint", &[]),
+            FileName::Segment(name) => self.segment("segment", name),
+            FileName::Index(name) => self.segment("index", name),
+        }
+    }
+
+    fn segment(&mut self, word: &'static str, name: SegmentName) {
+        self.word(word, &[name.base.0, u64::from(name.generation)]);
+        self.partition(name.partition);
     }
 
     fn disk_event(&mut self, event: &DiskEvent) {
@@ -278,6 +332,30 @@ impl Trace {
                 if let Ok(bytes) = result {
                     self.bytes(bytes);
                 }
+                result.as_ref().err()
+            }
+            DiskEvent::Loaded { op, result } => {
+                self.word("disk loaded", &[op.0]);
+                if let Ok(Some(bytes)) = result {
+                    self.bytes(bytes);
+                }
+                result.as_ref().err()
+            }
+            DiskEvent::Done { op, result } => {
+                self.word("disk done", &[op.0]);
+                result.as_ref().err()
+            }
+            DiskEvent::FolderListed { op, result } => {
+                self.word("disk folder listed", &[op.0]);
+                for &(file, size) in result.iter().flatten() {
+                    self.word("file", &[size]);
+                    self.file(file);
+                }
+                result.as_ref().err()
+            }
+            DiskEvent::FoldersListed { op, result } => {
+                self.word("disk folders listed", &[op.0]);
+                result.iter().flatten().for_each(|&p| self.partition(p));
                 result.as_ref().err()
             }
         };

@@ -4,7 +4,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, checksum};
 use highwater_shards::ids::PartitionId;
-use highwater_shards::log::disk::{DiskOp, FileNo, OpNo, SECTOR};
+use highwater_shards::log::disk::{DiskOp, FileName, FileNo, OpNo, SECTOR};
 
 use super::Bug;
 
@@ -38,7 +38,7 @@ impl Journal {
 
     pub(super) fn read(&mut self) -> DiskOp {
         let position = self.position + self.found.len() as u64;
-        DiskOp::Read { op: self.op(), file: FILE, position, len: WINDOW }
+        DiskOp::Read { op: self.op(), file: FileName::Journal(FILE), position, len: WINDOW }
     }
 
     /// Makes a chunk of what is pending, in whole sectors at an address that direct I/O takes.
