@@ -330,8 +330,17 @@ impl Storage {
             syncing.open.get_mut(&slot).expect("its syncs are not done").left -= 1;
         }
         let Err(error) = result else { return };
-        let Some(partition) = self.log(slot).map(|log| log.partition) else { return };
+        let Some(log) = self.log(slot) else { return };
+        let partition = log.partition;
+        let is_gone = match file {
+            // Without entries it has no index.
+            Some(FileName::Index(_)) => true,
+            Some(FileName::Segment(name)) => !log.segments.iter().any(|segment| log.name(segment) == name),
+            _ => log.dropped.is_some() || log.segments.is_empty(),
+        };
         match (file, error) {
+            // Removed meanwhile, by a note that the journal has.
+            (_, DiskError::Missing) if is_gone => {}
             (None, DiskError::NoSpace) => {
                 self.give_up_syncs();
                 if let Some(log) = self.log_mut(slot) {

@@ -92,6 +92,9 @@ impl Storage {
                 }
                 if is_done {
                     self.begin_journal(start);
+                } else if self.events.is_empty() {
+                    // They were all of partitions that are gone: there is nothing to be told.
+                    self.step_recovery();
                 }
             }
             Stage::Rebuilding(_) => self.step_rebuild(),
