@@ -335,7 +335,10 @@ impl Storage {
         let is_gone = match file {
             // Without entries it has no index.
             Some(FileName::Index(_)) => true,
-            Some(FileName::Segment(name)) => !log.segments.iter().any(|segment| log.name(segment) == name),
+            Some(FileName::Segment(name)) => {
+                let segment = log.segments.iter().find(|segment| log.name(segment) == name);
+                segment.is_none_or(|segment| self.is_cut_again(slot, segment.end))
+            }
             _ => log.dropped.is_some() || log.segments.is_empty(),
         };
         match (file, error) {

@@ -297,7 +297,7 @@ impl Storage {
 
     /// Whether a note that is still to take effect takes away what lies before `end`, or some of it: in the life before
     /// it may have done so already.
-    fn is_cut_again(&self, slot: Slot, end: Offset) -> bool {
+    pub(super) fn is_cut_again(&self, slot: Slot, end: Offset) -> bool {
         let takes_away = |noticed: &Noticed| match noticed.note {
             Note::Truncated { end: cut } => cut < end,
             Note::Started { start } => start >= end,
