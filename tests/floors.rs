@@ -46,12 +46,11 @@ const PACKAGES: [Package; 2] = [
             ("shard", Pure(2)),
             ("reactor", Driver),
         ],
-        // A shard is generic over its front. A partition keeps, beside each batch, where the journal holds it: it
-        // names positions and files, which are vocabulary, and calls nothing of the log.
+        // A shard is generic over its front. A partition says what a checkpoint keeps of it: it names that vocabulary,
+        // and calls nothing of the log.
         siblings: &[
             ("shard", &["front"]),
-            ("partition", &["log", "journal", "LogPosition"]),
-            ("partition", &["log", "disk", "FileNo"]),
+            ("partition", &["log", "checkpoint"]),
         ],
     },
     Package {
