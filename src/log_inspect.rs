@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use highwater_shards::ids::{PartitionId, ShardId};
 use highwater_shards::log::Lsn;
-use highwater_shards::log::checkpoint::CHECKPOINT_MAGIC;
+use highwater_shards::log::checkpoint::{CHECKPOINT_MAGIC, Resume};
 use highwater_shards::log::disk::{FileNo, FolderName, SegmentName};
 use highwater_shards::log::inspect::JOURNAL_MAGIC;
 use highwater_shards::log::segment::format::SEGMENT_MAGIC;
@@ -46,6 +46,9 @@ impl LogCommand {
 struct Known {
     /// How much of each segment a checkpoint says to be good. `None`: two checkpoints name it.
     promised: BTreeMap<SegmentName, Option<u64>>,
+    /// Where each folder's checkpoint says that its journal is to be read from, which journal that is, and the life that
+    /// said so.
+    resume: BTreeMap<PathBuf, (Resume, u64, u64)>,
     /// What of each partition's entries in the journal its checkpoint has moved.
     moved: BTreeMap<PartitionId, Lsn>,
     /// Partitions of which the journal says that they were cut or dropped since: less may be there than was promised.

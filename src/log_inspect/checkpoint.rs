@@ -56,6 +56,10 @@ pub fn inspect(path: &Path, report: &mut Report<'_>, known: &mut Known) -> Resul
             "it is the checkpoint of another shard than its folder's",
         )?;
     }
+    if let Some(folder) = path.parent() {
+        let resume = (checkpoint.resume, checkpoint.journal, checkpoint.incarnation);
+        known.resume.insert(folder.to_owned(), resume);
+    }
     for log in &checkpoint.logs {
         report.item("log", path, log_fields(log))?;
         known.moved.insert(log.partition, log.moved);

@@ -1,4 +1,5 @@
-//! The journal files of one folder, as a start would find them: recovery itself runs over them. Its reads are carried
+//! The journal files of one folder, as a start would find them: recovery itself runs over
+//! them. Its reads are carried
 //! out, its syncs are said to be done, and it is left before it would write.
 
 use std::collections::BTreeMap;
@@ -75,8 +76,24 @@ pub fn inspect(paths: &[PathBuf], report: &mut Report<'_>, known: &mut Known) ->
     }
     let Some(first) = files.values().next() else { return Ok(()) };
     let folder = first.path.parent().unwrap_or(first.path).to_owned();
-    let mut pass = Pass { folder, is_alone: paths.len() == 1, files };
+    let mut pass = Pass { start: start(&folder, &files, known), folder, files };
     pass.run(report, known)
+}
+
+/// Where recovery begins.
+fn start(folder: &Path, files: &BTreeMap<FileNo, File<'_>>, known: &Known) -> JournalStart {
+    // After a clean stop a start reads nothing, but here everything is to be verified.
+    if let Some(&(resume @ Resume::From { .. }, journal, incarnation)) = known.resume.get(folder) {
+        return JournalStart::At { resume, journal, incarnation };
+    }
+    // A file alone may be one out of the middle.
+    match files.values().next().map(|file| file.header) {
+        Some(Ok(JournalFile { file, first, journal, .. })) if files.len() == 1 => {
+            let resume = Resume::From { file, sequence: first };
+            JournalStart::At { resume, journal, incarnation: 0 }
+        }
+        _ => JournalStart::Begin,
+    }
 }
 
 /// What a run of recovery ended with.
@@ -87,8 +104,7 @@ enum Ended {
 
 struct Pass<'a> {
     folder: PathBuf,
-    /// Only one file was given, out of any place in the journal.
-    is_alone: bool,
+    start: JournalStart,
     files: BTreeMap<FileNo, File<'a>>,
 }
 
@@ -213,14 +229,7 @@ impl Pass<'_> {
         // Without one header nothing is found whatever the journal's name.
         let (shard, id) = header.map_or_else(Default::default, |header| (header.shard, header.journal));
         let config = JournalConfig { on_damage: OnDamage::Truncate, ..JournalConfig::new(shard, id) };
-        let start = match header {
-            Some(JournalFile { file, first, .. }) if self.is_alone => {
-                let resume = Resume::From { file, sequence: first };
-                JournalStart::At { resume, journal: id, incarnation: 0 }
-            }
-            _ => JournalStart::Begin,
-        };
-        let mut journal = Journal::new(config, start);
+        let mut journal = Journal::new(config, self.start);
         loop {
             while let Some(event) = journal.poll_event() {
                 match event {

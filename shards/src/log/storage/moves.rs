@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::log::{GrowingIndex, IndexState, Log, Noticed, Tidy};
-use super::work::{Amend, Amendment, Limits, Seek, Then, Work, prepare_move};
+use super::work::{Amend, Amendment, Growth, Limits, Seek, Then, Work, prepare_move};
 use super::{Phase, Stop, Storage, UnderWay};
 use crate::log::disk::{DiskOp, FileName};
 use crate::log::segment::SegmentMeta;
@@ -218,7 +218,7 @@ impl Storage {
             }
             Note::Dropped => unreachable!("a dropped log is not worked on but to be removed"),
         };
-        let then = Then::Noted { lsn, segments, start, end, grows: None };
+        let then = Then::Noted { lsn, segments, start, end, grows: Growth::AsBefore };
         self.amend(slot, &removed, VecDeque::new(), then)
     }
 

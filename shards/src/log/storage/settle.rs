@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::log::{GrowingIndex, IndexState, Noticed, Tidy};
 use super::moves::SEEK_BYTES;
-use super::work::{Amend, Amendment, Move, Seek, Then, Work};
+use super::work::{Amend, Amendment, Growth, Move, Seek, Then, Work};
 use super::{NO_SPACE_RETRY, Storage, UnderWay};
 use crate::ids::{Offset, PartitionId};
 use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, SegmentName};
@@ -151,37 +151,39 @@ impl Storage {
         };
         let known = |name: &SegmentName| {
             let at = log.segments.binary_search_by_key(&name.base, |segment| segment.base).ok()?;
-            Some(log.segments[at]).filter(|segment| segment.generation == name.generation)
+            Some(at).filter(|&at| log.segments[at].generation == name.generation)
         };
         let mut todo = VecDeque::new();
+        let mut is_there = vec![false; log.segments.len()];
         for (file, bytes) in files {
             let (FileName::Segment(name) | FileName::Index(name)) = file else { continue };
-            match known(&name) {
-                None => {
-                    tracing::info!(%file, bytes, "removing a file that an earlier life left behind");
-                    todo.push_back(Amendment::Remove(file));
-                }
-                Some(segment) if matches!(file, FileName::Segment(_)) && bytes > segment.bytes => {
-                    tracing::info!(
-                        %file, bytes, kept = segment.bytes,
-                        "cutting off what an earlier life wrote and did not checkpoint"
-                    );
-                    todo.push_back(Amendment::Cut(file, segment.bytes));
-                }
-                Some(segment)
-                    if matches!(file, FileName::Segment(_))
-                        && bytes < segment.bytes
-                        && !self.is_cut_again(slot, segment.end) =>
-                {
-                    if self.is_recovering() {
-                        return self.park(slot);
-                    }
-                    let damage =
-                        FatalReason::SegmentDamaged { file, position: bytes, what: "it ends too early" };
-                    return self.fail(damage);
-                }
-                Some(_) => {}
+            let Some(at) = known(&name) else {
+                tracing::info!(%file, bytes, "removing a file that an earlier life left behind");
+                todo.push_back(Amendment::Remove(file));
+                continue;
+            };
+            let kept = log.segments[at].bytes;
+            if matches!(file, FileName::Index(_)) {
+                continue;
             }
+            is_there[at] = bytes >= kept;
+            if bytes > kept {
+                tracing::info!(%file, bytes, kept, "cutting off what an earlier life did not checkpoint");
+                todo.push_back(Amendment::Cut(file, kept));
+            }
+        }
+        let lacking = is_there.iter().position(|is_there| !is_there).map(|at| log.segments[at]);
+        if let Some(segment) = lacking {
+            if !self.is_cut_again(slot, segment.end) {
+                if self.is_recovering() {
+                    return self.park(slot);
+                }
+                let file = FileName::Segment(log.name(&segment));
+                let what = "it is missing or ends too early";
+                return self.fail(FatalReason::SegmentDamaged { file, position: segment.bytes, what });
+            }
+            // Nothing is put behind what is not there.
+            self.log_mut(slot).expect("it was just found").is_growing = false;
         }
         if self.amend(slot, &[], todo, Then::Tidied) {
             self.reconsider(slot);
@@ -273,7 +275,6 @@ impl Storage {
         match found {
             _ if is_misled => self.seek_without_hint(slot),
             Scanned::Frame(frame) => self.cut_segment(slot, frame.position, segment, frame.base.min(end)),
-            Scanned::End => self.cut_segment(slot, segment.bytes, segment, segment.end.min(end)),
             Scanned::Incomplete { need } if !is_cut_short => {
                 let Work::Seek(seek) = self.work_mut(slot) else { unreachable!("it was just seen") };
                 seek.reached = reached;
@@ -285,7 +286,7 @@ impl Storage {
             _ if reached == Some(end) => self.cut_segment(slot, position, segment, end),
             _ if hint.is_some() => self.seek_without_hint(slot),
             // An earlier life cut deeper, by a note that is still to come here: that one finds its place.
-            _ if self.is_cut_again(slot, end) => self.cut_segment(slot, position, segment, end),
+            _ if self.is_cut_again(slot, end) => self.cut_loosely(slot, position),
             _ if self.is_recovering() => {
                 let _ = self.take_work(slot);
                 self.park(slot);
@@ -363,8 +364,32 @@ impl Storage {
             Amendment::Cut(FileName::Index(name), index_bytes),
         ]);
         self.reader.cut(name, position);
-        let then = Then::Noted { lsn, segments, start, end, grows: Some(growing) };
+        let then = Then::Noted { lsn, segments, start, end, grows: Growth::Cut(growing) };
         self.amend(slot, &removed, todo, then);
+    }
+
+    /// The segment does not have the place any more: a note that is still to come took away more in an earlier life.
+    /// It will again, so nothing is put into this segment.
+    fn cut_loosely(&mut self, slot: Slot, position: u64) {
+        let Work::Seek(seek) = self.take_work(slot) else { unreachable!("the caller saw it") };
+        let Seek { lsn, end, at, .. } = *seek;
+        let log = self.logs[slot.0 as usize].as_deref().expect("a log with work is kept");
+        let mut segments = log.segments.clone();
+        let is_taken_whole = log.notes.iter().any(|noticed| match noticed.note {
+            Note::Started { start } => start >= end,
+            Note::Dropped => true,
+            Note::Truncated { .. } => false,
+        });
+        let removed: Vec<SegmentMeta> = segments.drain(at + usize::from(!is_taken_whole)..).collect();
+        if !is_taken_whole {
+            let name = log.name(&segments[at]);
+            segments[at].bytes = position;
+            segments[at].end = end;
+            self.reader.forget(name);
+        }
+        let start = log.moved.start.min(end);
+        let then = Then::Noted { lsn, segments, start, end, grows: Growth::Closed };
+        self.amend(slot, &removed, VecDeque::new(), then);
     }
 
     fn on_amended(&mut self, slot: Slot, file: FileName, result: Result<(), DiskError>) {
@@ -415,13 +440,17 @@ impl Storage {
                 log.moved.start = start;
                 log.moved.end = end;
                 log.cleaned = log.cleaned.min(end);
-                if let Some(index) = grows {
-                    let cut = *log.segments.last().expect("the segment that was cut is there");
-                    log.is_growing = cut.generation == 0;
-                    log.index = IndexState::Known(index);
-                    log.index_unsynced = true;
-                    let from = log.unsynced_from.map_or(cut.base, |from| from.min(cut.base));
-                    log.unsynced_from = Some(from);
+                match grows {
+                    Growth::AsBefore => {}
+                    Growth::Closed => log.is_growing = false,
+                    Growth::Cut(index) => {
+                        let cut = *log.segments.last().expect("the segment that was cut is there");
+                        log.is_growing = cut.generation == 0;
+                        log.index = IndexState::Known(index);
+                        log.index_unsynced = true;
+                        let from = log.unsynced_from.map_or(cut.base, |from| from.min(cut.base));
+                        log.unsynced_from = Some(from);
+                    }
                 }
                 if !log.is_growing {
                     log.index = IndexState::Unknown;

@@ -106,9 +106,19 @@ pub(super) enum Then {
         segments: Vec<SegmentMeta>,
         start: Offset,
         end: Offset,
-        /// The last segment was cut and may grow again.
-        grows: Option<GrowingIndex>,
+        grows: Growth,
     },
+}
+
+/// Whether the last segment may grow once a note took effect.
+#[derive(Debug)]
+pub(super) enum Growth {
+    /// If it is the one that did.
+    AsBefore,
+    /// It was cut.
+    Cut(GrowingIndex),
+    /// What it holds is not all in order; a later note takes that away.
+    Closed,
 }
 
 impl Amend {
