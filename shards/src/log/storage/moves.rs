@@ -39,7 +39,7 @@ impl Storage {
         [self.waiting.first(), self.busy.first()].into_iter().flatten().map(|&(lsn, _)| lsn).min()
     }
 
-    /// Whether segments may change: not while a log that is rebuilt from them may still turn out to be damaged.
+    /// Whether segments may change.
     pub(super) fn can_move(&self) -> bool {
         match &self.phase {
             Phase::Recovering(recovery) => recovery.may_move(),

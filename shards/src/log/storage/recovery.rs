@@ -35,7 +35,7 @@ pub(super) struct Recovery {
     start: Start,
     /// By slot: what of each log was noted up to where.
     noted: Vec<Lsn>,
-    /// Of a rebuilt log: whether an entry of the journal has come.
+    /// Rebuilt logs of which the journal had a batch.
     met: BTreeSet<Slot>,
     /// Logs with a gap that nothing mended so far.
     gaps: BTreeMap<Slot, Gap>,
@@ -62,9 +62,13 @@ struct Gap {
 }
 
 impl Recovery {
-    /// Not while a log may still turn out to be damaged that was put together from its segments.
     pub fn may_move(&self) -> bool {
-        matches!(self.stage, Stage::Journal) && self.start != Start::Rebuilt
+        matches!(self.stage, Stage::Journal)
+    }
+
+    /// Whether logs were put together from their segments, and may still turn out to be damaged.
+    pub fn is_rebuilding(&self) -> bool {
+        self.start == Start::Rebuilt
     }
 }
 
@@ -92,6 +96,9 @@ impl Storage {
                 }
                 if is_done {
                     self.begin_journal(start);
+                } else if self.events.is_empty() {
+                    // They were all of partitions that are gone: there is nothing to be told.
+                    self.step_recovery();
                 }
             }
             Stage::Rebuilding(_) => self.step_rebuild(),
@@ -255,6 +262,7 @@ impl Storage {
             Some(entry) => Lsn { entry, ..lsn },
             None => Lsn { chunk: lsn.chunk - 1, entry: u32::MAX },
         };
+        let before = before.max(log.last);
         tracing::info!(
             partition = %log.partition, end = %log.end, %base,
             "the rebuilt log is cut where the journal goes on"
@@ -271,11 +279,6 @@ impl Storage {
             return;
         }
         let Some(slot) = self.replayed_log(partition, lsn) else { return };
-        if let Some(recovery) = self.recovery()
-            && recovery.start == Start::Rebuilt
-        {
-            recovery.met.insert(slot);
-        }
         let end = self.log(slot).expect("it was just found").end;
         let recovery = self.recovery().expect("entries are replayed in recovery");
         let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);

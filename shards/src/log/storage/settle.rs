@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::log::{GrowingIndex, IndexState, Noticed, Tidy};
 use super::moves::SEEK_BYTES;
 use super::work::{Amend, Amendment, Growth, Move, Seek, Then, Work};
-use super::{NO_SPACE_RETRY, Storage, UnderWay};
+use super::{NO_SPACE_RETRY, Phase, Storage, UnderWay};
 use crate::ids::{Offset, PartitionId};
 use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, SegmentName};
 use crate::log::segment::SegmentMeta;
@@ -161,6 +161,10 @@ impl Storage {
         for (file, bytes) in files {
             let (FileName::Segment(name) | FileName::Index(name)) = file else { continue };
             let Some(at) = known(&name) else {
+                // If the log turns out to be damaged, it is all that is left of it.
+                if matches!(&self.phase, Phase::Recovering(recovery) if recovery.is_rebuilding()) {
+                    return self.park(slot);
+                }
                 tracing::info!(%file, bytes, "removing a file that an earlier life left behind");
                 todo.push_back(Amendment::Remove(file));
                 continue;
@@ -300,7 +304,7 @@ impl Storage {
 
     /// Whether a note that is still to take effect takes away what lies before `end`, or some of it: in the life before
     /// it may have done so already.
-    fn is_cut_again(&self, slot: Slot, end: Offset) -> bool {
+    pub(super) fn is_cut_again(&self, slot: Slot, end: Offset) -> bool {
         let takes_away = |noticed: &Noticed| match noticed.note {
             Note::Truncated { end: cut } => cut < end,
             Note::Started { start } => start >= end,

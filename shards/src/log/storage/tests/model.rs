@@ -221,10 +221,15 @@ impl Disk {
             }
             DiskOp::Sync { op, file } => {
                 let skips = self.skips_segment_syncs && folder_of(file).is_some();
-                if let Some(f) = self.files.get_mut(&file).filter(|_| !skips) {
-                    f.synced(covers);
-                }
-                DiskEvent::Synced { op, result: Ok(()) }
+                let result = match self.files.get_mut(&file) {
+                    None => Err(DiskError::Missing),
+                    Some(_) if skips => Ok(()),
+                    Some(f) => {
+                        f.synced(covers);
+                        Ok(())
+                    }
+                };
+                DiskEvent::Synced { op, result }
             }
             DiskOp::SyncFolder { op, partition } => {
                 if !self.skips_folder_syncs {

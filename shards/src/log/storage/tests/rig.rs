@@ -362,7 +362,7 @@ impl Rig {
                 Found::Later => {
                     while !self.reads.contains_key(&ticket) {
                         let more = self.complete_one();
-                        assert!(more || self.reads.contains_key(&ticket), "a read ends");
+                        assert!(more || self.reads.contains_key(&ticket), "a read ends: {:?}", self.fatal);
                         assert_eq!(self.fatal, None);
                     }
                     self.reads.remove(&ticket).unwrap()
