@@ -45,6 +45,7 @@ impl Storage {
             unmoved_bytes_max: tail_bytes.max(2 * u64::from(self.batch_bytes_max())),
             checkpoint_bytes: self.checkpoint_bytes_of_shard(shards),
             journal_bytes_max: self.journal_bytes_max_of_shard(shards),
+            compaction_bytes_per_second: self.compaction_bytes_per_second_of_shard(shards),
             ..StorageConfig::new(self.journal(shard, new_journal))
         }
     }

@@ -17,6 +17,7 @@
 
 mod api;
 mod checkpoints;
+mod compaction;
 mod log;
 mod memory;
 mod moves;
@@ -48,6 +49,7 @@ use crate::stats::{JournalStats, StorageStats};
 use crate::time::Instant;
 
 use checkpoints::Checkpoints;
+use compaction::Compactions;
 use log::{Log, TailBatch};
 use memory::Memory;
 use reads::Reads;
@@ -96,6 +98,7 @@ pub struct Storage {
     ops: VecDeque<DiskOp>,
     events: VecDeque<StorageEvent>,
     checkpoints: Checkpoints,
+    compactions: Compactions,
     /// First segments that expire, by when; ms since the epoch.
     expiries: BTreeSet<(i64, Slot)>,
     /// Logs that may be larger than they should.
@@ -194,6 +197,7 @@ impl Storage {
             ops: VecDeque::new(),
             events: VecDeque::new(),
             checkpoints: Checkpoints::default(),
+            compactions: Compactions::new(config.compaction_bytes_per_second),
             expiries: BTreeSet::new(),
             oversized: VecDeque::new(),
             reader: Reader::new(config.reader),
@@ -256,7 +260,11 @@ impl Storage {
             return;
         }
         let log = self.log_mut(slot).expect("it was just found");
+        let is_other = log.config != *config;
         log.config = *config;
+        if is_other {
+            self.on_compaction_configured(slot);
+        }
         self.note_expiry(slot);
         self.oversized.push_back(slot);
     }
@@ -414,6 +422,7 @@ impl Storage {
             self.reader.forget_log(partition);
             self.checkpoints.on_dropped(partition, was_checkpointed);
             self.forget_expiry(slot);
+            self.compactions.on_dropped(slot);
         }
         self.evict();
     }
@@ -512,7 +521,7 @@ impl Storage {
             }
         } else if let Some(what) = self.under_way.remove(&event.op()) {
             self.on_done(what, event);
-        } else {
+        } else if !self.compactions.handle(&event) {
             self.reader.handle(&event);
         }
         self.go_on();

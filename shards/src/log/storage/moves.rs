@@ -89,7 +89,7 @@ impl Storage {
         None
     }
 
-    fn is_tidy(&self, log: &Log) -> bool {
+    pub(super) fn is_tidy(&self, log: &Log) -> bool {
         match log.tidy {
             Tidy::Tidied => true,
             Tidy::AsLeft => self.is_clean_start,
@@ -110,7 +110,7 @@ impl Storage {
         let Some(log) = self.log(slot) else { return false };
         let partition = log.partition;
         if let Some(dropped) = log.dropped {
-            if dropped.chunk <= flushed {
+            if dropped.chunk <= flushed && !self.waits_for_compaction(slot) {
                 self.set_work(slot, Work::RemoveFolder);
                 self.ask(UnderWay::RemoveFolder(slot), |op| DiskOp::RemoveFolder { op, partition });
             }
@@ -191,6 +191,9 @@ impl Storage {
     /// Lets a flushed note take effect. `true`: it did at once.
     fn begin_note(&mut self, slot: Slot, noticed: Noticed) -> bool {
         let Noticed { lsn, note } = noticed;
+        if self.changes_segments(slot, note) && self.waits_for_compaction(slot) {
+            return false;
+        }
         let log = self.log(slot).expect("the caller found it");
         let (start, end) = (log.moved.start, log.moved.end);
         let mut segments = log.segments.clone();
@@ -235,6 +238,9 @@ impl Storage {
             self.reader.forget(name);
             todo.push_back(Amendment::Remove(FileName::Segment(name)));
             todo.push_back(Amendment::Remove(FileName::Index(name)));
+        }
+        if let Then::Noted { end, .. } = &then {
+            todo.extend(self.checkpoints.take_doomed(log.partition, *end).map(Amendment::Remove));
         }
         if todo.is_empty() {
             self.amended(slot, then);

@@ -18,6 +18,7 @@ impl Storage {
             return Some(op);
         }
         self.step_recovery();
+        self.step_compaction(noted);
         self.begin_works();
         if self.is_running() {
             self.retain(noted);
@@ -60,7 +61,8 @@ impl Storage {
         let journal = self.journal.as_ref().and_then(|journal| journal.poll_timeout());
         // The rest of the logs is encoded in turns, so that what came meanwhile is not held up.
         let turn = self.checkpoint_has_turn().then_some(self.now);
-        [journal, self.no_space_until, self.retention_due(), turn].into_iter().flatten().min()
+        let others = [self.retention_due(), self.compaction_due(), self.removal_due()];
+        [journal, self.no_space_until, turn].into_iter().chain(others).flatten().min()
     }
 
     /// Takes in what happened since.
@@ -68,6 +70,7 @@ impl Storage {
         if self.no_space_until.is_some_and(|at| at <= self.now) {
             self.no_space_until = None;
         }
+        self.compactions.begin_turn();
         self.pump();
         self.drain_reader();
     }
@@ -138,7 +141,10 @@ impl Storage {
                 self.log_failure(&event, "a folder that no log has was not removed");
                 self.folder_removed(partition);
             }
-            UnderWay::RemoveOld(_) => self.log_failure(&event, "a file that no log has was not removed"),
+            UnderWay::RemoveOld(name) => {
+                self.log_failure(&event, "a file that no log has was not removed");
+                self.on_old_removed(name);
+            }
             _ => self.on_work_event(what, event),
         }
     }
@@ -161,6 +167,7 @@ impl Storage {
             Phase::Running if self.stop == Stop::No => {
                 self.write_drops();
                 self.stop = Stop::Flushing;
+                self.cancel_compaction();
                 self.journal.as_mut().expect("the log runs").stop();
                 self.go_on();
             }
@@ -176,7 +183,7 @@ impl Storage {
 
     /// Ends a stop once the clean checkpoint is there, or cannot be.
     fn settle_stop(&mut self) {
-        if self.stop != Stop::Settling || !self.is_running() {
+        if self.stop != Stop::Settling || !self.is_running() || self.compactions.is_busy() {
             return;
         }
         // The journal has everything: the next start reads it.

@@ -136,6 +136,9 @@ impl Storage {
         self.counts.segments += u64::from(work.is_new);
         self.counts.segment_bytes += grown;
         self.note_expiry(slot);
+        if work.is_new {
+            self.compact_soon(slot);
+        }
         self.evict();
         self.reconsider(slot);
     }
@@ -312,8 +315,13 @@ impl Storage {
 
     /// What is found in the log's files can only be judged once all of the journal was replayed.
     fn park(&mut self, slot: Slot) {
-        self.log_mut(slot).expect("the caller found it").work = Some(Box::new(Work::Wait));
+        self.wait(slot);
         self.parked.push(slot);
+    }
+
+    /// The log does nothing until its work is resumed.
+    pub(super) fn wait(&mut self, slot: Slot) {
+        self.log_mut(slot).expect("the caller found it").work = Some(Box::new(Work::Wait));
         self.rekey(slot);
     }
 
@@ -325,7 +333,7 @@ impl Storage {
     }
 
     /// A log that waited goes on.
-    fn resume_work(&mut self, slot: Slot) {
+    pub(super) fn resume_work(&mut self, slot: Slot) {
         let Some(log) = self.log_mut(slot) else { return };
         if matches!(log.work.as_deref(), Some(Work::Wait)) {
             log.work = None;
@@ -425,7 +433,10 @@ impl Storage {
         let is_clean = self.is_clean_start;
         let log = self.log_mut(slot).expect("the caller found it");
         match then {
-            Then::Tidied => log.tidy = Tidy::Tidied,
+            Then::Tidied => {
+                log.tidy = Tidy::Tidied;
+                self.compact_soon(slot);
+            }
             Then::IndexLoaded(index) => {
                 log.index = IndexState::Known(index);
                 // Of a life that was cut off, what the file held before may still come back.
@@ -463,6 +474,7 @@ impl Storage {
                 self.counts.segments -= (before.0 - after.0) as u64;
                 self.counts.segment_bytes = self.counts.segment_bytes + after.1 - before.1;
                 self.note_expiry(slot);
+                self.compact_soon(slot);
             }
         }
     }
