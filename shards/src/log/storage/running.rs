@@ -23,6 +23,11 @@ impl Storage {
         if self.is_running() {
             self.retain(noted);
             self.step_checkpoint(noted);
+            if self.checkpoints.target().is_some() {
+                // It may have begun without an event that another turn would follow.
+                self.begin_works();
+                self.step_checkpoint(noted);
+            }
         }
         self.settle_stop();
         if matches!(self.phase, Phase::Failed) {
