@@ -230,8 +230,6 @@ mod tests {
             ("storage.journal_bytes_max", "storage.journal_file_bytes", "storage.checkpoint_bytes");
         assert!(refused(&[(max, "255MiB"), (checkpoint, "1MiB")]), "less than four files");
         assert!(!refused(&[(max, "256MiB"), (checkpoint, "64MiB")]));
-        assert!(refused(&[(max, "256MiB"), (checkpoint, "64MiB"), ("cores.shard_count", "2")]));
-        assert!(refused(&[(max, "256MiB"), (checkpoint, "64MiB"), ("cores.shards", "[1,2]")]));
         assert!(refused(&[(file, "1GiB")]), "the bound must grow with the files");
         assert!(refused(&[(checkpoint, "513MiB")]), "producers are slowed down before a checkpoint ends");
         assert!(!refused(&[(checkpoint, "512MiB")]));

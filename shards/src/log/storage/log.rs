@@ -130,7 +130,8 @@ impl Log {
     pub fn new(partition: PartitionId, last: Lsn) -> Self {
         Self {
             partition,
-            config: LogConfig::default(),
+            // Until it is said how long records are kept, they are.
+            config: LogConfig { delete: false, ..LogConfig::default() },
             start: Offset::ZERO,
             end: Offset::ZERO,
             last,
