@@ -173,6 +173,12 @@ impl Log {
             && self.cleaned == Offset::ZERO
     }
 
+    /// Whether it has so many unmoved bytes, or enough for a segment: small segments are to be closed in time, as
+    /// only those can be compacted or go.
+    pub fn is_worth_a_move(&self, move_bytes: u64) -> bool {
+        self.unmoved_bytes >= move_bytes.min(u64::from(self.config.segment_bytes))
+    }
+
     /// The first entry that the segments do not know.
     pub fn first_unmoved(&self) -> Option<Lsn> {
         // Nothing of a dropped log is moved any more; the note itself is what counts.

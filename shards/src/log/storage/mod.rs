@@ -264,6 +264,7 @@ impl Storage {
         log.config = *config;
         if is_other {
             self.on_compaction_configured(slot);
+            self.reconsider(slot);
         }
         self.note_expiry(slot);
         self.oversized.push_back(slot);
@@ -313,7 +314,7 @@ impl Storage {
         let move_bytes = self.config.move_bytes;
         let log = self.log_mut(slot).expect("the caller found it");
         log.push(batch);
-        let is_ripe = log.unmoved_bytes >= move_bytes && !log.is_ripe;
+        let is_ripe = log.is_worth_a_move(move_bytes) && !log.is_ripe;
         log.is_ripe |= is_ripe;
         let is_new = log.key.is_none();
         if is_ripe {

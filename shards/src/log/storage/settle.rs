@@ -53,7 +53,7 @@ impl Storage {
         let due = match (log.dropped, log.notes.back()) {
             (Some(dropped), _) => Some(dropped),
             (None, Some(noticed)) => Some(noticed.lsn),
-            (None, None) if log.unmoved_bytes >= move_bytes => Some(log.last),
+            (None, None) if log.is_worth_a_move(move_bytes) => Some(log.last),
             _ => None,
         };
         if let Some(lsn) = due

@@ -481,6 +481,28 @@ fn young_records_are_compacted_when_they_have_come_of_age() {
     assert_eq!(rig.storage.stats().compactions, 1);
 }
 
+#[test]
+fn small_segments_are_closed_and_compacted_though_moves_are_large() {
+    let config = StorageConfig {
+        move_bytes: 1 << 20,
+        tail_bytes_max: 1 << 20,
+        unmoved_bytes_soft: 1 << 20,
+        unmoved_bytes_max: 2 << 20,
+        checkpoint_bytes: 1 << 30,
+        ..config()
+    };
+    let mut rig = Rig::with(config, 9);
+    rig.log_config = compacted();
+    rig.recover();
+    rig.wait(1000);
+    for _ in 0..60 {
+        put(&mut rig, 0, 150);
+        rig.settle();
+    }
+    assert!(rig.storage.stats().compactions > 0);
+    check_log(&mut rig, 0, false);
+}
+
 /// One life of random work.
 fn live(rig: &mut Rig, cut: &mut BTreeSet<PartitionId>, steps: usize) {
     for _ in 0..steps {
