@@ -102,6 +102,7 @@ impl Storage {
                 let kept = log.segments.last().filter(|_| !work.is_new).map(|last| last.bytes);
                 let leftover = kept.map_or(Amendment::Remove(file), |bytes| Amendment::Cut(file, bytes));
                 log.leftover = Some(Box::new(leftover));
+                log.folder_unsynced |= work.is_new;
                 self.on_no_space(&file);
                 self.reconsider(slot);
                 return;
@@ -193,6 +194,8 @@ impl Storage {
             // Nothing is put behind what is not there.
             self.log_mut(slot).expect("it was just found").is_growing = false;
         }
+        // Whoever rebuilds the log without a checkpoint must not find again what is removed here.
+        self.log_mut(slot).expect("it was just found").folder_unsynced |= !todo.is_empty();
         if self.amend(slot, &[], todo, Then::Tidied) {
             self.reconsider(slot);
         }
