@@ -48,10 +48,7 @@ const PACKAGES: [Package; 2] = [
         ],
         // A shard is generic over its front. A partition says what a checkpoint keeps of it: it names that vocabulary,
         // and calls nothing of the log.
-        siblings: &[
-            ("shard", &["front"]),
-            ("partition", &["log", "checkpoint"]),
-        ],
+        siblings: &[("shard", &["front"]), ("partition", &["log", "checkpoint"])],
     },
     Package {
         sources: "src",

@@ -28,7 +28,7 @@ pub struct StorageConfig {
     pub checkpoint_bytes: u64,
     /// The journal's bytes that no checkpoint made needless: producers are slowed from half of it on, and refused at it.
     pub journal_bytes_max: u64,
-    /// A log is moved when it has so many flushed bytes.
+    /// A log is moved when it has so many flushed bytes, or enough for a segment.
     pub move_bytes: u64,
     pub moves_in_flight_max: usize,
     pub syncs_in_flight_max: usize,

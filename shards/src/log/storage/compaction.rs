@@ -313,7 +313,9 @@ impl Storage {
 
     /// Lets the job go on, once in a turn of the core.
     fn pay_compaction(&mut self) {
-        let Compactions { job: Some(job), bandwidth, is_turn_over, .. } = &mut self.compactions else { return };
+        let Compactions { job: Some(job), bandwidth, is_turn_over, .. } = &mut self.compactions else {
+            return;
+        };
         if *is_turn_over || !job.cleaning.wants_credit() {
             return;
         }

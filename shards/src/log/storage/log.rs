@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::work::Work;
+use super::work::{Amendment, Work};
 use crate::ids::{Offset, PartitionId};
 use crate::log::disk::SegmentName;
 use crate::log::segment::SegmentMeta;
@@ -50,6 +50,8 @@ pub(super) struct Log {
     /// Files came or went since the folder was synced.
     pub folder_unsynced: bool,
     pub tidy: Tidy,
+    /// A put failed, and may have left some of its bytes: to be taken away before anything else.
+    pub leftover: Option<Box<Amendment>>,
     /// What the disk does for this log; one thing at a time, since all of it is ordered.
     pub work: Option<Box<Work>>,
     /// Where it stands in the order of unmoved work: `first_unmoved` as it was noted there.
@@ -62,6 +64,8 @@ pub(super) struct Log {
     pub dropped: Option<Lsn>,
     /// Dropped, which the journal could not be told yet.
     pub is_hidden: bool,
+    /// Counts the notes that took effect on its files.
+    pub changes: u32,
     /// The checkpoint that it was written into last, by number.
     pub checkpointed: u64,
 }
@@ -147,12 +151,14 @@ impl Log {
             index_unsynced: false,
             folder_unsynced: false,
             tidy: Tidy::Unknown,
+            leftover: None,
             work: None,
             key: None,
             is_ripe: false,
             expiry_ms: None,
             dropped: None,
             is_hidden: false,
+            changes: 0,
             checkpointed: 0,
         }
     }
@@ -168,6 +174,12 @@ impl Log {
             && self.segments.is_empty()
             && self.notes.is_empty()
             && self.cleaned == Offset::ZERO
+    }
+
+    /// Whether it has so many unmoved bytes, or enough for a segment: small segments are to be closed in time, as
+    /// only those can be compacted or go.
+    pub fn is_worth_a_move(&self, move_bytes: u64) -> bool {
+        self.unmoved_bytes >= move_bytes.min(u64::from(self.config.segment_bytes))
     }
 
     /// The first entry that the segments do not know.

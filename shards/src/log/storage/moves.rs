@@ -71,7 +71,8 @@ impl Storage {
                 return Some(slot);
             }
         }
-        let is_pressed = self.unmoved_bytes > self.config.unmoved_bytes_soft
+        let is_pressed = self.is_pressed
+            || self.unmoved_bytes > self.config.unmoved_bytes_soft
             || self.memory.bytes() > self.config.tail_bytes_max
             || self.stop == Stop::Settling;
         let target = self.checkpoints.target();
@@ -125,6 +126,10 @@ impl Storage {
             self.set_work(slot, Work::List);
             self.ask(UnderWay::List(slot), |op| DiskOp::ListFolder { op, partition });
             return false;
+        }
+        if let Some(leftover) = &log.leftover {
+            let todo = VecDeque::from([**leftover]);
+            return self.amend(slot, &[], todo, Then::Cleared);
         }
         let batch = log.tail.get(log.tail_moved).map(|batch| batch.lsn);
         if let Some(&noticed) = log.notes.front()
