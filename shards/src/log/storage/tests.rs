@@ -1,1 +1,6 @@
-//! Tests of the log.
+//! The log against a disk that forgets, and against a model of what was appended.
+
+mod model;
+mod random;
+mod rig;
+mod rules;
