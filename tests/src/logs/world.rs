@@ -748,14 +748,14 @@ impl World {
                 p.heard.restored(i, &state, fresh, &self.digests.borrow())
             }
             StorageEvent::ReplayedBatch { slot, header, base, is_noted } => {
-                let i = self.of_slot(slot)?;
+                let Some(i) = self.of_replayed(slot)? else { return Ok(()) };
                 let p = &mut self.partitions[i];
                 p.slot = Some(slot);
                 p.heard.replayed_batch(&header, base, is_noted);
                 Ok(())
             }
             StorageEvent::ReplayedNote { slot, note, is_noted } => {
-                let i = self.of_slot(slot)?;
+                let Some(i) = self.of_replayed(slot)? else { return Ok(()) };
                 let p = &mut self.partitions[i];
                 p.slot = Some(slot);
                 p.heard.replayed_note(note, is_noted);
@@ -803,6 +803,15 @@ impl World {
             Some(partition) => self.index(partition),
             None => Err(broken(recovery::NAME, format!("{slot:?} is replayed and has no partition"))),
         }
+    }
+
+    /// Nothing for a log that an entry behind this one dropped.
+    fn of_replayed(&self, slot: Slot) -> Result<Option<usize>, Violation> {
+        if let Some(i) = self.partitions.iter().position(|p| p.slot == Some(slot)) {
+            return Ok(Some(i));
+        }
+        let partition = self.storage.as_ref().and_then(|s| s.partition(slot));
+        partition.map(|partition| self.index(partition)).transpose()
     }
 
     fn on_flushed(&mut self, upto: u64) -> Verdict {
