@@ -26,6 +26,7 @@ type Producers = BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)>;
 pub struct Heard {
     pub is_restored: bool,
     pub is_replayed: bool,
+    pub is_truncated: bool,
     pub known: Known,
     pub epochs: Vec<(u32, u64)>,
     pub producers: Producers,
@@ -142,6 +143,7 @@ impl Heard {
         match note {
             Note::Dropped => *self = Self::default(),
             Note::Truncated { end } if !is_noted => {
+                self.is_truncated = true;
                 self.known.truncated(end.0);
                 self.epochs.retain(|e| e.1 < end.0);
                 for (_, batches) in self.producers.values_mut() {
@@ -165,6 +167,10 @@ pub fn check_rebuilt(p: &Partition) -> Verdict {
             let all = &p.heard.epochs;
             return Err(broken(NAME, format!("{}: the batch at {} is of epoch {}: {all:?}", p.id, b.base, b.epoch)));
         }
+    }
+    if p.heard.is_truncated {
+        // Of a producer the last few batches are known, and all of them may have been truncated.
+        return Ok(());
     }
     for (id, (epoch, batches)) in p.history.now.producers() {
         let heard = p.heard.producers.get(&id);

@@ -124,6 +124,8 @@ pub struct World {
     cuts: Option<Vec<u64>>,
     /// What the logs note of their history goes back to their beginning.
     is_known: bool,
+    /// What a log's history is counted from is not its beginning any more.
+    was_rebuilt: bool,
     report: Option<StorageReport>,
     was_stopped: bool,
     lost_checkpoint: Option<Lost>,
@@ -193,6 +195,7 @@ impl World {
             last_marker: 0,
             cuts: None,
             is_known: true,
+            was_rebuilt: false,
             report: None,
             was_stopped: false,
             lost_checkpoint: None,
@@ -374,7 +377,11 @@ impl World {
             Start::Rebuilt => self.counts.rebuilds += 1,
         }
         self.phase = Phase::Comparing;
-        self.is_known &= report.start != Start::Rebuilt;
+        self.is_known &= match report.start {
+            Start::New => !self.was_rebuilt,
+            Start::Clean | Start::Checkpoint => true,
+            Start::Rebuilt => false,
+        };
         if self.rotten {
             return self.compare_rotten();
         }
@@ -457,6 +464,7 @@ impl World {
         self.is_known = true;
         self.phase = Phase::Running;
         if start == Start::Rebuilt {
+            self.was_rebuilt = true;
             self.partitions.iter().try_for_each(check_rebuilt)?;
         }
         for i in 0..self.partitions.len() {
@@ -523,8 +531,9 @@ impl World {
             for p in &mut self.partitions {
                 p.history.flushed(u64::MAX);
             }
-            self.flushed = self.last_marker;
-            self.was_stopped = true;
+            self.flushed = self.flushed.max(self.last_marker);
+            // With no room on the disk a stop leaves to the journal what is not moved.
+            self.was_stopped = !self.was_full;
         }
         Ok(())
     }

@@ -33,9 +33,11 @@ pub fn cuts(
     }
     for p in partitions {
         if all.iter().all(|&cut| fits(p, cut).is_err()) {
-            let last = *all.last().expect("one is there");
-            let why = fits(p, flushed).or_else(|_| fits(p, last)).expect_err("none fits");
-            return Err(broken(NAME, format!("{} (flushed to {flushed}): {why}", p.id)));
+            let why: Vec<String> = all
+                .iter()
+                .map(|&cut| format!("cut at {cut}: {}", fits(p, cut).expect_err("none fits")))
+                .collect();
+            return Err(broken(NAME, format!("{} (flushed to {flushed}): {}", p.id, why.join("; "))));
         }
     }
     let each = partitions.iter().map(|p| {
