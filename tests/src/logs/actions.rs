@@ -236,6 +236,10 @@ impl World {
             // The high watermark lies within a batch, or the start does.
             end = state.batches.iter().map(|b| b.end).find(|e| *e >= least).unwrap_or(state.end);
         }
+        if let Some(first) = state.batches.front().filter(|b| b.base < end && end < b.end) {
+            // The log starts within this batch.
+            end = first.end;
+        }
         let is_moved = end < p.history.flushed_end();
         self.tell(|| format!("** truncate {i} to {end}"));
         let now = self.now;

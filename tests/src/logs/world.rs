@@ -460,7 +460,7 @@ impl World {
                 p.is_start_behind = found < state.start;
                 state.begin_at(found);
             } else {
-                state = State::default();
+                state = State { drops: state.drops, ..State::default() };
             }
             p.changes += 1;
             p.high_watermark = p.high_watermark.min(state.end);
@@ -534,9 +534,9 @@ impl World {
             }
         }
         if self.is_alive() {
-            for p in &mut self.partitions {
-                p.history.flushed(u64::MAX);
-            }
+            // A drop that a full journal could not take is lost with the stop.
+            let upto = if self.was_full { self.last_marker } else { u64::MAX };
+            self.partitions.iter_mut().for_each(|p| p.history.flushed(upto));
             self.flushed = self.flushed.max(self.last_marker);
             // With no room on the disk a stop leaves to the journal what is not moved.
             self.was_stopped = !self.was_full;

@@ -61,7 +61,7 @@ fn fit(p: &Partition, storage: &Storage, start: Start, is_known: bool, cut: u64)
     if end != o.end {
         return Err(format!("{o:?} is expected, the log is {found}..{end}"));
     }
-    let retained = p.history.open_starts();
+    let retained = p.history.open_starts(o.drops);
     let starts: Vec<u64> = retained.map(|r| r.max(o.start)).chain([o.start]).collect();
     let most = starts.iter().copied().max().expect("one is there");
     // Without a checkpoint, deleted records may come back: what deleted them is known by nothing but the journal.
