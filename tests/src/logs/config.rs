@@ -72,6 +72,8 @@ pub struct Config {
     pub wrong_reads: u32,
     /// A bit of a file flips before the last start.
     pub rots: bool,
+    /// Before the end, small batches are appended one by one until the journal has been filled over and over.
+    pub fills: bool,
 }
 
 impl Config {
@@ -116,6 +118,7 @@ impl Config {
             lost_checkpoints: few(&mut r, 300),
             wrong_reads: few(&mut r, 60),
             rots: r.chance(150),
+            fills: r.chance(100),
         }
     }
 

@@ -136,6 +136,7 @@ pub struct World {
     segment_reads: u64,
     /// Logs are restored from a checkpoint in this life.
     is_checkpoint_read: bool,
+    is_over_debt: bool,
     journal_bytes_max: u64,
     /// A fault of the disk in this life explains that the log gives up.
     pub may_be_fatal: bool,
@@ -146,6 +147,8 @@ pub struct World {
     pub slow_until: Option<Instant>,
     /// A file rotted: only what is served is checked.
     rotten: bool,
+    /// Batches are as small as they can be.
+    pub is_tiny: bool,
     pub readings: BTreeMap<u64, Reading>,
     pub tickets: u64,
     pub dice: Dice,
@@ -206,6 +209,7 @@ impl World {
             loads: BTreeSet::new(),
             segment_reads: 0,
             is_checkpoint_read: false,
+            is_over_debt: false,
             journal_bytes_max: 0,
             may_be_fatal: false,
             may_fail_reads: false,
@@ -213,6 +217,7 @@ impl World {
             full_until: None,
             slow_until: None,
             rotten: false,
+            is_tiny: false,
             readings: BTreeMap::new(),
             tickets: 0,
             dice: Dice {
@@ -295,6 +300,10 @@ impl World {
             self.start(self.config.lives)?;
             self.recover()?;
         }
+        self.take_one_each()?;
+        if self.config.fills {
+            self.fill()?;
+        }
         if self.config.rots {
             return self.rot();
         }
@@ -358,6 +367,7 @@ impl World {
         self.report = None;
         self.segment_reads = 0;
         self.is_checkpoint_read = false;
+        self.is_over_debt = false;
         self.phase = Phase::Recovering;
         self.storage = Some(Storage::new(self.storage_config.clone()));
         self.drain()
@@ -861,9 +871,13 @@ impl World {
     /// What can be compared at any time.
     fn check(&mut self) -> Verdict {
         let Some(storage) = &self.storage else { return Ok(()) };
+        let stats = storage.stats();
         let is_rebuilding = self.phase == Phase::Recovering && !self.is_checkpoint_read;
-        if !is_rebuilding {
-            bounds::check(&self.storage_config, &storage.stats(), self.phase)?;
+        // What a rebuilding took in is moved when it is over.
+        self.is_over_debt = is_rebuilding
+            || self.is_over_debt && stats.unmoved_bytes > self.storage_config.unmoved_bytes_max;
+        if !self.is_over_debt {
+            bounds::check(&self.storage_config, &stats, self.phase)?;
         }
         bounds::check_journal(&self.storage_config, self.journal_bytes_max, self.disk.usage().0)?;
         if self.phase != Phase::Running {
