@@ -354,7 +354,9 @@ impl World {
     fn start(&mut self, life: u32) -> Verdict {
         self.counts.lives += 1;
         self.storage_config = self.config.storage(life);
-        self.journal_bytes_max = self.journal_bytes_max.max(self.storage_config.journal_bytes_max);
+        // A power loss may bring back files that were removed.
+        let bound = self.storage_config.journal_bytes_max.max(self.disk.usage().0);
+        self.journal_bytes_max = self.journal_bytes_max.max(bound);
         if self.dice.crash.chance(self.config.lost_checkpoints) {
             let how = if self.dice.crash.flip() { Lost::Missing } else { Lost::Damaged };
             self.lost_checkpoint.get_or_insert(how);
@@ -657,7 +659,7 @@ impl World {
                     Some(Lost::Missing) => None,
                     Some(Lost::Damaged) => Some(self.flip(&bytes)),
                 };
-                self.is_checkpoint_read = self.lost_checkpoint.is_none();
+                self.is_checkpoint_read = self.lost_checkpoint.is_none() && !self.rotten;
                 DiskEvent::Loaded { op, result: Ok(result) }
             }
             DiskEvent::Read { op, result: Ok(bytes) } if self.disk_reads.remove(&op) => {
