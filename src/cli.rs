@@ -45,9 +45,32 @@ pub enum Command {
     /// Check a configuration, or print the one with all defaults
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Create, list, describe or delete topics of a running node
+    /// Create, list, describe or delete topics of a running node, or delete records
     #[command(subcommand, after_help = TOPIC_HELP)]
     Topic(TopicCommand),
+    /// Look into the files of the log
+    #[command(subcommand)]
+    Log(LogCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Print what journal, segment, index and checkpoint files hold, and verify every bit of it
+    #[command(after_help = INSPECT_HELP)]
+    Inspect(InspectArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A file, told by what it begins with, or a folder: a data directory, a journal's or a partition's
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+    /// List every batch too; of an index its entries, of a checkpoint its logs
+    #[arg(long)]
+    pub batches: bool,
+    /// Print JSON instead of text, one object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -60,6 +83,8 @@ pub enum TopicCommand {
     Describe(DescribeArgs),
     /// Delete topics and everything in them
     Delete(DeleteArgs),
+    /// Delete the records before an offset
+    DeleteRecords(DeleteRecordsArgs),
 }
 
 impl TopicCommand {
@@ -69,6 +94,7 @@ impl TopicCommand {
             Self::List(node) => node,
             Self::Describe(args) => &args.node,
             Self::Delete(args) => &args.node,
+            Self::DeleteRecords(args) => &args.node,
         }
     }
 }
@@ -124,6 +150,33 @@ pub struct DeleteArgs {
     pub if_exists: bool,
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteRecordsArgs {
+    /// Topics, or single partitions of them
+    #[arg(required = true, value_name = "TOPIC[:PARTITION]", value_parser = target)]
+    pub targets: Vec<Target>,
+    /// The first offset to keep, or `latest`: delete all that consumers can read now
+    #[arg(long, value_name = "OFFSET|latest", value_parser = before)]
+    pub before: Before,
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// A topic, or one partition of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub topic: String,
+    pub partition: Option<i32>,
+}
+
+/// Where the records that are kept begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    Latest,
+    /// Not negative.
+    Offset(i64),
 }
 
 #[derive(Debug, Subcommand)]
@@ -201,6 +254,19 @@ Examples:
   highwater topic list --bootstrap broker1.example:9092 --json
   highwater topic describe orders
   highwater topic delete orders audit
+  highwater topic delete-records orders:3 --before 250000
+  highwater topic delete-records orders --before latest
+";
+
+const INSPECT_HELP: &str = "\
+Examples:
+  highwater log inspect ./highwater-data
+  highwater log inspect ./highwater-data/journal-0 --batches
+  highwater log inspect ./highwater-data/partitions/<topic id>-0/00000000000000000000-000000.log --json
+
+It only reads, takes no lock, and may run beside a node. A running node writes on and deletes while this reads: then the
+tail of a file may look torn, and a file may be gone. What is not right is printed with file, position and reason:
+`damaged` ends with exit status 6; `torn` is what a crash may leave behind what was promised, and is cut off at start.
 ";
 
 fn help_end() -> String {
@@ -222,6 +288,27 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().into(), value.into())),
         _ => Err("expected KEY=VALUE, such as cores.shards=[1,2]".into()),
     }
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    let (topic, partition) = match text.split_once(':') {
+        Some((topic, partition)) => (topic, partition.parse::<i32>().map(Some)),
+        None => (text, Ok(None)),
+    };
+    match partition {
+        Ok(partition @ (None | Some(0..))) if !topic.is_empty() => {
+            Ok(Target { topic: topic.into(), partition })
+        }
+        _ => Err("expected a topic, or a topic and the number of a partition, such as orders:3".into()),
+    }
+}
+
+fn before(text: &str) -> Result<Before, String> {
+    if text == "latest" {
+        return Ok(Before::Latest);
+    }
+    let offset = text.parse().ok().filter(|offset: &i64| *offset >= 0);
+    offset.map(Before::Offset).ok_or_else(|| "expected an offset from 0 on, or `latest`".into())
 }
 
 impl Cli {
@@ -379,10 +466,26 @@ mod tests {
             "highwater topic create a --partitions 0",
             "highwater topic create a --config novalue",
             "highwater topic delete",
+            "highwater topic delete-records a",
+            "highwater topic delete-records --before 5",
+            "highwater topic delete-records a:x --before 5",
+            "highwater topic delete-records a:-1 --before 5",
+            "highwater topic delete-records :1 --before 5",
+            "highwater topic delete-records a --before=-5",
+            "highwater topic delete-records a --before soon",
             "highwater topic list --timeout 0",
         ] {
             assert_eq!(command(bad).unwrap_err().exit_code(), ExitStatus::Usage as i32, "{bad}");
         }
+    }
+
+    #[test]
+    fn records_are_deleted_of_topics_or_of_single_partitions() {
+        let line = "highwater topic delete-records orders audit:3 --before latest";
+        let Ok(Command::Topic(TopicCommand::DeleteRecords(args))) = command(line) else { panic!("{line}") };
+        let target = |topic: &str, partition| Target { topic: topic.into(), partition };
+        assert_eq!(args.targets, [target("orders", None), target("audit", Some(3))]);
+        assert_eq!((args.before, before("250")), (Before::Latest, Ok(Before::Offset(250))));
     }
 
     #[test]

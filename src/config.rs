@@ -81,6 +81,30 @@ pub struct TopicDefaults {
     pub durability: Durability,
     /// The largest record batch that a producer may send.
     pub batch_bytes_max: u64,
+    pub cleanup_policy: CleanupPolicy,
+    /// How long records are kept; `None`: for ever.
+    pub retention: Option<Duration>,
+    /// How many bytes a partition keeps; `None`: all.
+    pub retention_bytes: Option<u64>,
+    /// The size and the age at which a partition's file is closed and the next one begun.
+    pub segment_bytes: u64,
+    pub segment_age: Duration,
+    /// How long a compacted topic keeps the deletion of a key.
+    pub tombstone_age: Duration,
+    /// How long records of a compacted topic stay as they are.
+    pub compaction_lag: Duration,
+    /// The part of a compacted log, in thousandths, that must be new before it is compacted.
+    pub dirty_permille: u32,
+}
+
+/// What happens to the old records of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CleanupPolicy {
+    /// Removed by age and size.
+    Delete,
+    /// The last record of each key is kept.
+    Compact,
+    CompactAndDelete,
 }
 
 /// Which threads run where; [`CorePlan::resolve`] fits it to the host. `None` is `auto` throughout.
@@ -174,6 +198,14 @@ impl Default for Config {
                     partitions: 4,
                     durability: Durability::Fsync,
                     batch_bytes_max: 4 << 20,
+                    cleanup_policy: CleanupPolicy::Delete,
+                    retention: Some(Duration::from_secs(7 * 86_400)),
+                    retention_bytes: None,
+                    segment_bytes: 1 << 30,
+                    segment_age: Duration::from_secs(7 * 86_400),
+                    tombstone_age: Duration::from_secs(86_400),
+                    compaction_lag: Duration::ZERO,
+                    dirty_permille: 500,
                 },
             },
             cores: Cores { control: None, shards: None, shard_count: None, pin: None, spin: None },
@@ -255,7 +287,8 @@ impl Config {
             ));
         }
         let files_bytes = self.storage.journal_file_bytes * JOURNAL_FILES_MIN;
-        let shard_count = u64::from(cores.shard_count.unwrap_or(1));
+        let listed = cores.shards.as_ref().and_then(|shards| u32::try_from(shards.len()).ok());
+        let shard_count = u64::from(listed.or(cores.shard_count).unwrap_or(1));
         if self.storage.journal_bytes_max < files_bytes * shard_count {
             out.push((
                 &["storage.journal_bytes_max", "storage.journal_file_bytes"],

@@ -13,11 +13,19 @@ pub enum ExitStatus {
     Environment = 3,
     Unreachable = 4,
     Storage = 5,
+    Damaged = 6,
 }
 
 impl ExitStatus {
-    pub const ALL: [Self; 6] =
-        [Self::Ok, Self::Refused, Self::Usage, Self::Environment, Self::Unreachable, Self::Storage];
+    pub const ALL: [Self; 7] = [
+        Self::Ok,
+        Self::Refused,
+        Self::Usage,
+        Self::Environment,
+        Self::Unreachable,
+        Self::Storage,
+        Self::Damaged,
+    ];
 
     /// One line for `--help`.
     pub fn meaning(self) -> &'static str {
@@ -30,6 +38,7 @@ impl ExitStatus {
             }
             Self::Unreachable => "no node answers at the bootstrap address",
             Self::Storage => "the storage failed or is damaged; the message says what is safe and what to do",
+            Self::Damaged => "`log inspect` found damage; the output says where",
         }
     }
 

@@ -12,6 +12,8 @@ pub mod control;
 pub mod error;
 pub mod kafka;
 #[cfg(feature = "engine")]
+pub mod log_inspect;
+#[cfg(feature = "engine")]
 pub mod logging;
 #[cfg(feature = "engine")]
 pub mod runtime;

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Config(command) => command.run().and_then(|text| print(&text)),
         Command::Topic(command) => command.run(&mut std::io::stdout().lock()),
+        Command::Log(command) => command.run(&mut std::io::stdout().lock()),
     };
     match done {
         Ok(()) => ExitStatus::Ok.into(),

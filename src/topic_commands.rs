@@ -1,9 +1,10 @@
-//! `highwater topic create|list|describe|delete`: the topics of a running node, over the Kafka protocol.
+//! `highwater topic create|list|describe|delete|delete-records`: the topics of a running node, over the Kafka protocol.
 //!
 //! A driver on the main thread of a process without shards. It works with any node that speaks the protocol. Every
 //! topic of a command is tried; what worked is printed before the command fails for what did not.
 
 mod client;
+mod delete_records;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,9 @@ use crate::kafka::messages::cluster::{DescribeConfigsRequest, DescribeConfigsRes
 use crate::kafka::messages::metadata::{
     MetadataRequest, MetadataRequestTopic, MetadataResponse, MetadataResponseTopic,
 };
-use crate::kafka::messages::offsets::{ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic};
+use crate::kafka::messages::offsets::{
+    DeleteRecordsRequest, ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic,
+};
 use client::Client;
 use table::{Align, Table, printable};
 
@@ -52,6 +55,13 @@ impl TopicCommand {
             Self::List(args) => list(&mut client, args, out),
             Self::Describe(args) => describe(&mut client, args, &mut offsets_of, out),
             Self::Delete(args) => delete(&mut client, args, out),
+            Self::DeleteRecords(args) => {
+                let mut ask = |leader: &Leader, request: &DeleteRecordsRequest| {
+                    let mut client = Client::connect(&leader.address, node.timeout())?;
+                    client.call(0, request)
+                };
+                delete_records::delete_records(&mut client, args, &mut ask, out)
+            }
         }
     }
 }
@@ -228,14 +238,20 @@ fn describe<S: Read + Write>(
     outcome.finish(&args.names, answer.topics.len(), out)
 }
 
+/// Everyone who may lead partitions.
+fn leaders(metadata: &MetadataResponse) -> impl Iterator<Item = Leader> {
+    metadata.brokers.iter().map(|broker| {
+        let host = &broker.host;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        Leader { id: broker.node_id, address: format!("{host}:{}", broker.port) }
+    })
+}
+
 /// Offsets need the leader of each partition. A leader that does not answer leaves its partitions out: the rest of the
 /// description is still worth printing.
 fn offsets(metadata: &MetadataResponse, ask: AskOffsets<'_>) -> Offsets {
     let mut found = Offsets::new();
-    for broker in &metadata.brokers {
-        let host = &broker.host;
-        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-        let leader = Leader { id: broker.node_id, address: format!("{host}:{}", broker.port) };
+    for leader in leaders(metadata) {
         for timestamp in [EARLIEST, LATEST] {
             let topics: Vec<ListOffsetsTopic> = metadata
                 .topics
@@ -435,6 +451,7 @@ fn words_of(code: i16) -> String {
     let words = match code {
         3 => "there is no such topic; `highwater topic list` shows all",
         5 => "no leader is known at the moment; try again",
+        6 => "the node does not lead it any more; try again",
         7 => "the node did not finish in time; look at it with `highwater topic list` before trying again",
         17 => "not a topic name: letters, digits, `.`, `_` and `-`, at most 249",
         29 => "not allowed for this client",

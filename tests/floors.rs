@@ -61,6 +61,7 @@ const PACKAGES: [Package; 2] = [
             ("kafka", Pure(1)),
             ("config", Driver),
             ("error", Driver),
+            ("log_inspect", Driver),
             ("logging", Driver),
             ("cli", Driver),
             ("topic_commands", Driver),
@@ -100,14 +101,16 @@ const IMPURE: [&[&str]; 19] = [
 ];
 
 /// The only files that may contain `unsafe`.
-const UNSAFE_FILES: [&str; 10] = [
+const UNSAFE_FILES: [&str; 12] = [
     "shards/src/reactor/uring/accept.rs",
     "shards/src/reactor/uring/buffers.rs",
     "shards/src/reactor/uring/driver.rs",
-    "shards/src/reactor/uring/files.rs",
+    "shards/src/reactor/uring/files/dir_job.rs",
+    "shards/src/reactor/uring/files/file_job.rs",
+    "shards/src/reactor/uring/files/mod.rs",
+    "shards/src/reactor/uring/files/prepare.rs",
     "shards/src/reactor/uring/links.rs",
     "shards/src/reactor/uring/post.rs",
-    "shards/src/reactor/uring/prepare.rs",
     "shards/src/reactor/uring/ring.rs",
     "shards/src/reactor/uring/send.rs",
     "src/runtime/bell.rs",

@@ -15,7 +15,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use highwater_shards::front::{Cx, Front};
 use highwater_shards::ids::ShardId;
 use highwater_shards::mail::{Answer, FromControl, ToControl, Token};
-use highwater_shards::reactor::boot::{Listen, ShardSetup, start};
+use highwater_shards::reactor::boot::{Listen, OPEN_FILES_MAX, ShardSetup, start};
 use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{ClientInput, Input, Machine, Output};
 
@@ -85,7 +85,9 @@ fn on_shard(spin: Spin, load: impl FnOnce(SocketAddr)) {
     let setup = ShardSetup {
         shard: ShardId(0),
         core: Some(CORE),
-        journal_dir: dir.clone(),
+        journal_dir: dir.join("journal"),
+        partitions_dir: dir.join("partitions"),
+        open_files_max: OPEN_FILES_MAX,
         listen: vec![Listen::Own("127.0.0.1:0".parse().expect("an address"))],
         link: LinkConfig::default(),
         spin,

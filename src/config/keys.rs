@@ -6,8 +6,10 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use super::shape::*;
-use super::{Config, Durability, LogFormat, Mode, NODE_ID_MAX, OnDamage, Profile, Routing, SHARDS_MAX};
-use crate::control::metadata::topic_config::BATCH_BYTES_LIMIT;
+use super::{
+    CleanupPolicy, Config, Durability, LogFormat, Mode, NODE_ID_MAX, OnDamage, Profile, Routing, SHARDS_MAX,
+};
+use crate::control::metadata::topic_config::{BATCH_BYTES_LIMIT, SEGMENT_BYTES_MIN};
 
 /// One key of the configuration.
 pub struct Key {
@@ -71,6 +73,8 @@ const fn count(what: &'static str, min: u32, max: u32) -> Count {
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+/// A hundred years in milliseconds: as good as for ever.
+const CENTURY_MS: u64 = 36_525 * 86_400_000;
 
 /// What each section is for, in the order of the file.
 pub const SECTIONS: &[(&str, &str)] = &[
@@ -145,6 +149,60 @@ pub static KEYS: &[Key] = &[
         size(KIB, BATCH_BYTES_LIMIT as u64, 1),
         |c| c.cluster.topic_defaults.batch_bytes_max,
         ["The largest record batch a producer may send.",]
+    ),
+    key!(
+        "cluster.topic_defaults.cleanup_policy",
+        words::<CleanupPolicy>(),
+        |c| c.cluster.topic_defaults.cleanup_policy,
+        [
+            "What happens to old records (Kafka's cleanup.policy): `delete` removes them by age and size, `compact` keeps",
+            "the last record of each key, `compact,delete` does both.",
+        ]
+    ),
+    key!(
+        "cluster.topic_defaults.retention_ms",
+        Or("none", ms(0, CENTURY_MS)),
+        |c| c.cluster.topic_defaults.retention,
+        ["How long records are kept, such as 7d (retention.ms). `none`: for ever.",]
+    ),
+    key!(
+        "cluster.topic_defaults.retention_bytes",
+        Or("none", size(0, i64::MAX as u64, 1)),
+        |c| c.cluster.topic_defaults.retention_bytes,
+        ["How many bytes each partition keeps (retention.bytes). `none`: all.",]
+    ),
+    key!(
+        "cluster.topic_defaults.segment_bytes",
+        size(SEGMENT_BYTES_MIN as u64, i32::MAX as u64, 1),
+        |c| c.cluster.topic_defaults.segment_bytes,
+        ["The size of the files that hold a partition (segment.bytes); records are deleted by whole files.",]
+    ),
+    key!(
+        "cluster.topic_defaults.segment_ms",
+        ms(1, CENTURY_MS),
+        |c| c.cluster.topic_defaults.segment_age,
+        ["The age at which such a file is closed and the next one begun, however small (segment.ms).",]
+    ),
+    key!(
+        "cluster.topic_defaults.tombstone_ms",
+        ms(0, CENTURY_MS),
+        |c| c.cluster.topic_defaults.tombstone_age,
+        ["How long a compacted topic keeps the deletion of a key (delete.retention.ms).",]
+    ),
+    key!(
+        "cluster.topic_defaults.compaction_lag_ms",
+        ms(0, CENTURY_MS),
+        |c| c.cluster.topic_defaults.compaction_lag,
+        ["How long records of a compacted topic stay as they are (min.compaction.lag.ms).",]
+    ),
+    key!(
+        "cluster.topic_defaults.dirty_permille",
+        count("a number", 0, 1000),
+        |c| c.cluster.topic_defaults.dirty_permille,
+        [
+            "How much of a compacted log, in thousandths, must be new before it is compacted again",
+            "(min.cleanable.dirty.ratio).",
+        ]
     ),
     key!(
         "cores.control",
@@ -328,6 +386,11 @@ impl Words for Profile {
 
 impl Words for Durability {
     const ALL: &'static [(&'static str, Self)] = &[("fsync", Self::Fsync), ("replicated", Self::Replicated)];
+}
+
+impl Words for CleanupPolicy {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("delete", Self::Delete), ("compact", Self::Compact), ("compact,delete", Self::CompactAndDelete)];
 }
 
 impl Words for OnDamage {

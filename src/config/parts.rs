@@ -3,10 +3,14 @@
 //! Pure. Every configuration that `load` accepts makes parts that accept it: that is what the bounds of the keys and
 //! `contradictions` are for, and the tests here hold it.
 
+use std::time::Duration;
+
 use highwater_shards::ids::ShardId;
 use highwater_shards::log::journal::JournalConfig;
+use highwater_shards::log::storage::StorageConfig;
 use highwater_shards::mail::Durability;
 
+use super::shape::Words as _;
 use super::{Config, JOURNAL_FILES_MIN, Storage};
 use crate::control::metadata::topic_config::{BATCH_BYTES_LIMIT, TopicDefaults};
 
@@ -28,6 +32,20 @@ impl Storage {
             flush_interval: self.flush_interval,
             on_damage: self.recovery,
             ..JournalConfig::new(shard, new_journal)
+        }
+    }
+
+    /// The log of one of so many shards. `new_journal` as for [`Self::journal`].
+    pub fn of_shard(&self, shard: ShardId, shards: usize, new_journal: u64) -> StorageConfig {
+        let tail_bytes = self.tail_bytes_of_shard(shards) as u64;
+        StorageConfig {
+            tail_bytes_max: tail_bytes,
+            // What was not moved cannot leave memory, so it stays within the memory for recent records.
+            unmoved_bytes_soft: tail_bytes / 4,
+            unmoved_bytes_max: tail_bytes.max(2 * u64::from(self.batch_bytes_max())),
+            checkpoint_bytes: self.checkpoint_bytes_of_shard(shards),
+            journal_bytes_max: self.journal_bytes_max_of_shard(shards),
+            ..StorageConfig::new(self.journal(shard, new_journal))
         }
     }
 
@@ -79,10 +97,21 @@ impl Config {
             Durability::Fsync => "fsync",
             Durability::Replicated => "replicated",
         };
-        for (name, value) in
-            [("highwater.durability", durability), ("max.message.bytes", &own.batch_bytes_max.to_string())]
-        {
-            defaults.set(name, value).expect("the keys take only what the topic settings take");
+        let millis = |time: Duration| time.as_millis().to_string();
+        let unbounded = || "-1".to_owned();
+        for (name, value) in [
+            ("highwater.durability", durability.to_owned()),
+            ("max.message.bytes", own.batch_bytes_max.to_string()),
+            ("cleanup.policy", own.cleanup_policy.word().to_owned()),
+            ("retention.ms", own.retention.map_or_else(unbounded, millis)),
+            ("retention.bytes", own.retention_bytes.map_or_else(unbounded, |bytes| bytes.to_string())),
+            ("segment.bytes", own.segment_bytes.to_string()),
+            ("segment.ms", millis(own.segment_age)),
+            ("delete.retention.ms", millis(own.tombstone_age)),
+            ("min.compaction.lag.ms", millis(own.compaction_lag)),
+            ("min.cleanable.dirty.ratio", (f64::from(own.dirty_permille) / 1000.0).to_string()),
+        ] {
+            defaults.set(name, &value).expect("the keys take only what the topic settings take");
         }
         defaults
     }
@@ -94,6 +123,8 @@ mod tests {
 
     use super::*;
     use crate::config::{Setting, Sources, load};
+    use crate::control::metadata::image::Image;
+    use crate::control::metadata::topic_config::{ConfigSource, describe_cluster};
 
     fn with(settings: &[(&str, &str)]) -> Option<Config> {
         let flag = |(path, value): &(&str, &str)| Setting {
@@ -116,6 +147,7 @@ mod tests {
                         ("storage.journal_file_bytes", file),
                         ("cluster.topic_defaults.batch_bytes_max", batch),
                         ("kafka.request_bytes_max", request),
+                        ("storage.journal_bytes_max", "16GiB"),
                     ];
                     let Some(config) = with(&settings) else { continue };
                     accepted += 1;
@@ -135,13 +167,73 @@ mod tests {
             ("cluster.topic_defaults.durability", "replicated"),
             ("cluster.topic_defaults.batch_bytes_max", "2MiB"),
             ("cluster.topic_defaults.partitions", "9"),
+            ("cluster.topic_defaults.cleanup_policy", "compact,delete"),
+            ("cluster.topic_defaults.retention_ms", "none"),
+            ("cluster.topic_defaults.retention_bytes", "3GiB"),
+            ("cluster.topic_defaults.segment_bytes", "1KiB"),
+            ("cluster.topic_defaults.segment_ms", "1h"),
+            ("cluster.topic_defaults.tombstone_ms", "0"),
+            ("cluster.topic_defaults.compaction_lag_ms", "5min"),
+            ("cluster.topic_defaults.dirty_permille", "15"),
         ];
         let mut want = TopicDefaults::default();
         want.partitions = 9;
         want.batch_bytes_limit = Config::default().storage.batch_bytes_max();
         want.set("highwater.durability", "replicated").unwrap();
         want.set("max.message.bytes", "2097152").unwrap();
+        for (name, value) in [
+            ("cleanup.policy", "compact,delete"),
+            ("retention.ms", "-1"),
+            ("retention.bytes", "3221225472"),
+            ("segment.bytes", "1024"),
+            ("segment.ms", "3600000"),
+            ("delete.retention.ms", "0"),
+            ("min.compaction.lag.ms", "300000"),
+            ("min.cleanable.dirty.ratio", "0.015"),
+        ] {
+            want.set(name, value).unwrap();
+        }
         assert_eq!(with(&keys).unwrap().topic_defaults(), want);
+    }
+
+    #[test]
+    fn a_topic_without_settings_has_the_log_of_the_defaults_and_says_where_each_comes_from() {
+        let sources = |config: &Config| -> Vec<_> {
+            let given = describe_cluster(&Image::default(), &config.topic_defaults()).into_iter();
+            given.filter(|entry| entry.source != ConfigSource::Default).map(|e| (e.name, e.source)).collect()
+        };
+        assert_eq!(sources(&Config::default()), [("max.message.bytes", ConfigSource::File)]);
+        let config = with(&[("cluster.topic_defaults.retention_ms", "1h")]).unwrap();
+        let want = [("max.message.bytes", ConfigSource::File), ("retention.ms", ConfigSource::File)];
+        assert_eq!(sources(&config), want);
+    }
+
+    #[test]
+    fn the_journal_is_shared_by_the_shards_and_each_has_room_for_its_files() {
+        const MIB: u64 = 1 << 20;
+        let storage = Config::default().storage;
+        assert_eq!(storage.journal_bytes_max_of_shard(1), 2048 * MIB);
+        assert_eq!(storage.journal_bytes_max_of_shard(4), 512 * MIB);
+        assert_eq!(storage.journal_bytes_max_of_shard(100), 256 * MIB, "four files");
+        assert_eq!(storage.journal_bytes_soft_of_shard(4), 256 * MIB);
+        assert_eq!(storage.checkpoint_bytes_of_shard(2), 128 * MIB);
+        assert_eq!(storage.checkpoint_bytes_of_shard(100), 64 * MIB, "one file");
+        assert_eq!((storage.open_files_max_of_shard(4), storage.open_files_max_of_shard(1000)), (512, 16));
+        assert_eq!(storage.compaction_bytes_per_second_of_shard(4), 16 * MIB);
+    }
+
+    #[test]
+    fn journal_bounds_that_cannot_work_are_refused() {
+        let refused = |settings: &[(&str, &str)]| with(settings).is_none();
+        let (max, file, checkpoint) =
+            ("storage.journal_bytes_max", "storage.journal_file_bytes", "storage.checkpoint_bytes");
+        assert!(refused(&[(max, "255MiB"), (checkpoint, "1MiB")]), "less than four files");
+        assert!(!refused(&[(max, "256MiB"), (checkpoint, "64MiB")]));
+        assert!(refused(&[(max, "256MiB"), (checkpoint, "64MiB"), ("cores.shard_count", "2")]));
+        assert!(refused(&[(max, "256MiB"), (checkpoint, "64MiB"), ("cores.shards", "[1,2]")]));
+        assert!(refused(&[(file, "1GiB")]), "the bound must grow with the files");
+        assert!(refused(&[(checkpoint, "513MiB")]), "producers are slowed down before a checkpoint ends");
+        assert!(!refused(&[(checkpoint, "512MiB")]));
     }
 
     #[test]

@@ -37,7 +37,7 @@ fn a_file_sets_every_kind_of_value() {
     let config = accepted(
         "cluster:\n  node_id: 7\n  rack: r1\n  client_addr: 0.0.0.0:9092\n  client_addr_advertised: b.example:9192\n  \
          topic_defaults: {partitions: 12, durability: replicated}\ncores: {control: 0, shards: [1, 2], spin_us: 20us}\n\
-         storage:\n  data_dir: '/var/lib/high water'\n  journal_file_bytes: 1GiB\n  flush_interval_ms: 1.5s\n\
+         storage:\n  data_dir: '/var/lib/high water'\n  journal_file_bytes: 1GiB\n  journal_bytes_max: 8GiB\n  flush_interval_ms: 1.5s\n\
          kafka:\n  auto_create_topics: false\nadmin: {addr: none}\nlog: {format: json, level: 'warn,highwater=debug'}\n",
     );
     assert_eq!(config.cluster.node_id, NodeId(7));
@@ -50,6 +50,7 @@ fn a_file_sets_every_kind_of_value() {
     assert_eq!(config.cores.spin, Some(Duration::from_micros(20)));
     assert_eq!(config.storage.data_dir, PathBuf::from("/var/lib/high water"));
     assert_eq!(config.storage.journal_file_bytes, 1 << 30);
+    assert_eq!(config.storage.journal_bytes_max, 8 << 30);
     assert_eq!(config.storage.flush_interval, Duration::from_millis(1500));
     assert!(!config.kafka.auto_create_topics);
     assert_eq!(config.admin.addr, None);
@@ -113,7 +114,7 @@ fn every_key_can_be_set_by_its_variable_and_by_a_flag() {
 
 #[test]
 fn every_key_sets_its_own_field_and_no_other() {
-    const SAMPLES: [&str; 16] = [
+    const SAMPLES: [&str; 17] = [
         "false",
         "7",
         "2000",
@@ -125,6 +126,7 @@ fn every_key_sets_its_own_field_and_no_other() {
         "json",
         "debug",
         "truncate",
+        "compact",
         "replicated",
         "[3]",
         "10.0.0.1:1",

@@ -9,8 +9,8 @@ use std::time::Duration;
 use highwater_shards::front::Cx;
 use highwater_shards::ids::{NodeId, PartitionIndex, TopicId};
 
+use super::asking::Asking;
 use super::configs::{self, SOURCE_TOPIC};
-use super::errors::{ErrorCode, refused};
 use super::messages::admin::{
     CreatableTopic, CreatableTopicConfigs, CreatableTopicResult, CreatePartitionsRequest,
     CreatePartitionsResponse, CreatePartitionsTopic, CreatePartitionsTopicResult, CreateTopicsRequest,
@@ -22,15 +22,15 @@ use super::wire::{DecodeError, Reader};
 use crate::control::metadata::image::Image;
 use crate::control::metadata::topic_config;
 use crate::control::request::{
-    CreatedTopic, MorePartitions, NewTopic, Refusal, Reply, Request, TopicRef, Why,
+    CreatedTopic, DeletedTopic, MorePartitions, NewTopic, Refusal, Reply, Request, TopicRef, Why,
 };
 
-/// The answer as far as it is known; `asked` are the places in it that the control core is to fill, in order.
+/// The answer as far as it is known.
 #[derive(Debug)]
 pub(super) enum Waiting {
-    Create { response: CreateTopicsResponse, asked: Vec<usize> },
-    Delete { response: DeleteTopicsResponse, asked: Vec<usize> },
-    Partitions { response: CreatePartitionsResponse, asked: Vec<usize> },
+    Create(Asking<CreatableTopicResult>),
+    Delete(Asking<DeletableTopicResult>),
+    Partitions(Asking<CreatePartitionsTopicResult>),
 }
 
 fn timeout(ms: i32) -> Duration {
@@ -59,10 +59,9 @@ pub(super) fn create_topics(
     let request: CreateTopicsRequest = header.body(r)?;
     let brokers = Brokers { image: cx.view, this: kafka.config.node };
     let counts = counted(request.topics.iter().map(|t| t.name.as_str()));
-    let mut response = CreateTopicsResponse::default();
-    let (mut topics, mut asked) = (Vec::new(), Vec::new());
+    let (mut asking, mut topics) = (Asking::new(), Vec::new());
     for topic in &request.topics {
-        let mut result = CreatableTopicResult {
+        let result = CreatableTopicResult {
             name: topic.name.clone(),
             error_message: None,
             ..CreatableTopicResult::default()
@@ -72,17 +71,10 @@ pub(super) fn create_topics(
         } else {
             new_topic(brokers, topic)
         };
-        match new {
-            Ok(new) => {
-                topics.push(new);
-                asked.push(response.topics.len());
-            }
-            Err(refusal) => refuse_topic(kafka, header, &mut result, refusal),
-        }
-        response.topics.push(result);
+        asking.put(kafka, header, result, new, &mut topics);
     }
     if topics.is_empty() {
-        return Ok(header.answer(&response));
+        return Ok(header.answer(&topics_created(asking.known())));
     }
     let ask = Request::CreateTopics {
         topics,
@@ -90,7 +82,11 @@ pub(super) fn create_topics(
         timeout: timeout(request.timeout_ms),
     };
     cx.ask(header.whole(), ask);
-    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Create { response, asked }))))
+    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Create(asking)))))
+}
+
+fn topics_created(topics: Vec<CreatableTopicResult>) -> CreateTopicsResponse {
+    CreateTopicsResponse { topics, ..CreateTopicsResponse::default() }
 }
 
 fn new_topic(brokers: Brokers<'_>, topic: &CreatableTopic) -> Result<NewTopic, Refusal> {
@@ -143,13 +139,6 @@ fn replicas(brokers: Brokers<'_>, ids: &[i32]) -> Result<Vec<NodeId>, Refusal> {
         .collect()
 }
 
-fn refuse_topic(kafka: &mut Kafka, header: &Header, result: &mut CreatableTopicResult, refusal: Refusal) {
-    let (code, message) = refused(refusal);
-    kafka.stats.error(header.api, code);
-    result.error_code = code.wire();
-    result.error_message = message;
-}
-
 fn created(kafka: &Kafka, image: &Image, result: &mut CreatableTopicResult, topic: CreatedTopic) {
     result.topic_id = topic.id;
     result.num_partitions = i32::try_from(topic.partitions).unwrap_or(i32::MAX);
@@ -179,7 +168,7 @@ fn created(kafka: &Kafka, image: &Image, result: &mut CreatableTopicResult, topi
 }
 
 pub(super) fn delete_topics(
-    _: &mut Kafka,
+    kafka: &mut Kafka,
     cx: &mut Cx<'_, Kafka>,
     header: &Header,
     r: &mut Reader<'_>,
@@ -187,32 +176,25 @@ pub(super) fn delete_topics(
     let request: DeleteTopicsRequest = header.body(r)?;
     let by_name = request.topic_names.into_iter();
     let by_name = by_name.map(|name| DeleteTopicState { name: Some(name), ..DeleteTopicState::default() });
-    let mut response = DeleteTopicsResponse::default();
-    let (mut topics, mut asked) = (Vec::new(), Vec::new());
+    let (mut asking, mut topics) = (Asking::new(), Vec::new());
     for DeleteTopicState { name, topic_id } in request.topics.into_iter().chain(by_name) {
-        let mut result =
-            DeletableTopicResult { name: name.clone(), topic_id, ..DeletableTopicResult::default() };
-        match (name, topic_id) {
-            (Some(name), TopicId(0)) => {
-                topics.push(TopicRef::Name(name));
-                asked.push(response.responses.len());
-            }
-            (None, TopicId(1..)) => {
-                topics.push(TopicRef::Id(topic_id));
-                asked.push(response.responses.len());
-            }
-            _ => {
-                result.error_code = ErrorCode::InvalidRequest.wire();
-                result.error_message = Some("a topic is named by either its name or its id".to_owned());
-            }
-        }
-        response.responses.push(result);
+        let result = DeletableTopicResult { name: name.clone(), topic_id, ..DeletableTopicResult::default() };
+        let topic = match (name, topic_id) {
+            (Some(name), TopicId(0)) => Ok(TopicRef::Name(name)),
+            (None, TopicId(1..)) => Ok(TopicRef::Id(topic_id)),
+            _ => Err(invalid(Why::InvalidRequest, "a topic is named by either its name or its id")),
+        };
+        asking.put(kafka, header, result, topic, &mut topics);
     }
     if topics.is_empty() {
-        return Ok(header.answer(&response));
+        return Ok(header.answer(&topics_deleted(asking.known())));
     }
     cx.ask(header.whole(), Request::DeleteTopics { topics, timeout: timeout(request.timeout_ms) });
-    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Delete { response, asked }))))
+    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Delete(asking)))))
+}
+
+fn topics_deleted(responses: Vec<DeletableTopicResult>) -> DeleteTopicsResponse {
+    DeleteTopicsResponse { responses, ..DeleteTopicsResponse::default() }
 }
 
 pub(super) fn create_partitions(
@@ -224,10 +206,9 @@ pub(super) fn create_partitions(
     let request: CreatePartitionsRequest = header.body(r)?;
     let brokers = Brokers { image: cx.view, this: kafka.config.node };
     let counts = counted(request.topics.iter().map(|t| t.name.as_str()));
-    let mut response = CreatePartitionsResponse::default();
-    let (mut topics, mut asked) = (Vec::new(), Vec::new());
+    let (mut asking, mut topics) = (Asking::new(), Vec::new());
     for topic in &request.topics {
-        let mut result = CreatePartitionsTopicResult {
+        let result = CreatePartitionsTopicResult {
             name: topic.name.clone(),
             ..CreatePartitionsTopicResult::default()
         };
@@ -236,17 +217,10 @@ pub(super) fn create_partitions(
         } else {
             more_partitions(brokers, topic)
         };
-        match more {
-            Ok(more) => {
-                topics.push(more);
-                asked.push(response.results.len());
-            }
-            Err(refusal) => refuse_partitions(kafka, header, &mut result, refusal),
-        }
-        response.results.push(result);
+        asking.put(kafka, header, result, more, &mut topics);
     }
     if topics.is_empty() {
-        return Ok(header.answer(&response));
+        return Ok(header.answer(&partitions_created(asking.known())));
     }
     let ask = Request::CreatePartitions {
         topics,
@@ -254,7 +228,11 @@ pub(super) fn create_partitions(
         timeout: timeout(request.timeout_ms),
     };
     cx.ask(header.whole(), ask);
-    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Partitions { response, asked }))))
+    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Partitions(asking)))))
+}
+
+fn partitions_created(results: Vec<CreatePartitionsTopicResult>) -> CreatePartitionsResponse {
+    CreatePartitionsResponse { results, ..CreatePartitionsResponse::default() }
 }
 
 fn more_partitions(brokers: Brokers<'_>, topic: &CreatePartitionsTopic) -> Result<MorePartitions, Refusal> {
@@ -265,18 +243,6 @@ fn more_partitions(brokers: Brokers<'_>, topic: &CreatePartitionsTopic) -> Resul
     Ok(MorePartitions { topic: topic.name.clone(), total, assignment })
 }
 
-fn refuse_partitions(
-    kafka: &mut Kafka,
-    header: &Header,
-    result: &mut CreatePartitionsTopicResult,
-    refusal: Refusal,
-) {
-    let (code, message) = refused(refusal);
-    kafka.stats.error(header.api, code);
-    result.error_code = code.wire();
-    result.error_message = message;
-}
-
 pub(super) fn on_reply(
     kafka: &mut Kafka,
     image: &Image,
@@ -285,43 +251,19 @@ pub(super) fn on_reply(
     reply: Reply,
 ) -> Step {
     match (waiting, reply) {
-        (Waiting::Create { mut response, asked }, Reply::CreateTopics(results)) => {
-            for (at, result) in paired(asked, results) {
-                match result {
-                    Ok(topic) => created(kafka, image, &mut response.topics[at], topic),
-                    Err(refusal) => refuse_topic(kafka, header, &mut response.topics[at], refusal),
-                }
-            }
-            header.answer(&response)
+        (Waiting::Create(asking), Reply::CreateTopics(results)) => {
+            let done = |kafka: &Kafka, out: &mut _, topic| created(kafka, image, out, topic);
+            header.answer(&topics_created(asking.fill(kafka, header, results, done)))
         }
-        (Waiting::Delete { mut response, asked }, Reply::DeleteTopics(results)) => {
-            for (at, result) in paired(asked, results) {
-                let out = &mut response.responses[at];
-                match result {
-                    Ok(deleted) => (out.name, out.topic_id) = (Some(deleted.name), deleted.id),
-                    Err(refusal) => {
-                        let (code, message) = refused(refusal);
-                        kafka.stats.error(header.api, code);
-                        (out.error_code, out.error_message) = (code.wire(), message);
-                    }
-                }
-            }
-            header.answer(&response)
+        (Waiting::Delete(asking), Reply::DeleteTopics(results)) => {
+            let done = |_: &Kafka, out: &mut DeletableTopicResult, deleted: DeletedTopic| {
+                (out.name, out.topic_id) = (Some(deleted.name), deleted.id);
+            };
+            header.answer(&topics_deleted(asking.fill(kafka, header, results, done)))
         }
-        (Waiting::Partitions { mut response, asked }, Reply::CreatePartitions(results)) => {
-            for (at, result) in paired(asked, results) {
-                if let Err(refusal) = result {
-                    refuse_partitions(kafka, header, &mut response.results[at], refusal);
-                }
-            }
-            header.answer(&response)
+        (Waiting::Partitions(asking), Reply::CreatePartitions(results)) => {
+            header.answer(&partitions_created(asking.fill(kafka, header, results, |_, _, ()| {})))
         }
         _ => unreachable!("the reply is that of the request's name"),
     }
-}
-
-/// Each result with its place in the answer.
-pub(super) fn paired<T>(asked: Vec<usize>, results: Vec<T>) -> impl Iterator<Item = (usize, T)> {
-    assert_eq!(asked.len(), results.len(), "one result for each topic or resource");
-    asked.into_iter().zip(results)
 }

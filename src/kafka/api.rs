@@ -58,6 +58,7 @@ apis! {
     ApiVersions = 18, versions 0..=4, flexible from 3;
     CreateTopics = 19, versions 0..=7, flexible from 5;
     DeleteTopics = 20, versions 0..=6, flexible from 4;
+    DeleteRecords = 21, versions 0..=2, flexible from 2;
     InitProducerId = 22, versions 0..=5, flexible from 2;
     OffsetForLeaderEpoch = 23, versions 2..=4, flexible from 4;
     DescribeConfigs = 32, versions 1..=4, flexible from 4;

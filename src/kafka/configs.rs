@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use highwater_shards::front::Cx;
 use highwater_shards::ids::NodeId;
 
-use super::admin::paired;
+use super::asking::Asking;
 use super::errors::{ErrorCode, refused};
 use super::messages::cluster::{
     AlterConfigsResource, AlterConfigsResourceResponse, DescribeConfigsRequest, DescribeConfigsResource,
@@ -201,13 +201,6 @@ fn node_entries(kafka: &Kafka, image: &Image) -> Vec<ConfigEntry> {
     ]
 }
 
-/// The answer as far as it is known; `asked` are the places in it that the control core is to fill, in order.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    response: IncrementalAlterConfigsResponse,
-    asked: Vec<usize>,
-}
-
 pub(super) fn alter(
     kafka: &mut Kafka,
     cx: &mut Cx<'_, Kafka>,
@@ -215,11 +208,10 @@ pub(super) fn alter(
     r: &mut Reader<'_>,
 ) -> Result<Step, DecodeError> {
     let request: IncrementalAlterConfigsRequest = header.body(r)?;
-    let mut response = IncrementalAlterConfigsResponse::default();
-    let (mut resources, mut asked) = (Vec::new(), Vec::new());
+    let (mut asking, mut resources) = (Asking::new(), Vec::new());
     let mut seen = BTreeSet::new();
     for resource in &request.resources {
-        let mut result = AlterConfigsResourceResponse {
+        let result = AlterConfigsResourceResponse {
             error_code: ErrorCode::None.wire(),
             error_message: None,
             resource_type: resource.resource_type,
@@ -231,20 +223,17 @@ pub(super) fn alter(
         } else {
             Err(Refusal::new(Why::InvalidRequest, "the resource stands more than once in the request"))
         };
-        match change {
-            Ok(change) => {
-                resources.push(change);
-                asked.push(response.responses.len());
-            }
-            Err(refusal) => refuse(kafka, header, &mut result, refusal),
-        }
-        response.responses.push(result);
+        asking.put(kafka, header, result, change, &mut resources);
     }
     if resources.is_empty() {
-        return Ok(header.answer(&response));
+        return Ok(header.answer(&altered(asking.known())));
     }
     cx.ask(header.whole(), Request::AlterConfigs { resources, validate_only: request.validate_only });
-    Ok(Step::Wait(Other::Configs(Box::new(Waiting { response, asked }))))
+    Ok(Step::Wait(Other::Configs(Box::new(asking))))
+}
+
+fn altered(responses: Vec<AlterConfigsResourceResponse>) -> IncrementalAlterConfigsResponse {
+    IncrementalAlterConfigsResponse { responses, ..IncrementalAlterConfigsResponse::default() }
 }
 
 fn alteration(kafka: &Kafka, image: &Image, asked: &AlterConfigsResource) -> Result<AlterConfig, Refusal> {
@@ -278,20 +267,12 @@ fn alteration(kafka: &Kafka, image: &Image, asked: &AlterConfigsResource) -> Res
     Ok(AlterConfig { resource, changes })
 }
 
-fn refuse(kafka: &mut Kafka, header: &Header, result: &mut AlterConfigsResourceResponse, refusal: Refusal) {
-    let (code, message) = refused(refusal);
-    kafka.stats.error(header.api, code);
-    result.error_code = code.wire();
-    result.error_message = message;
-}
-
-pub(super) fn on_reply(kafka: &mut Kafka, header: &Header, waiting: Waiting, reply: Reply) -> Step {
+pub(super) fn on_reply(
+    kafka: &mut Kafka,
+    header: &Header,
+    asking: Asking<AlterConfigsResourceResponse>,
+    reply: Reply,
+) -> Step {
     let Reply::AlterConfigs(results) = reply else { unreachable!("the reply is that of the request's name") };
-    let Waiting { mut response, asked } = waiting;
-    for (at, result) in paired(asked, results) {
-        if let Err(refusal) = result {
-            refuse(kafka, header, &mut response.responses[at], refusal);
-        }
-    }
-    header.answer(&response)
+    header.answer(&altered(asking.fill(kafka, header, results, |_, _, ()| {})))
 }

@@ -7,10 +7,12 @@
 
 mod admin;
 pub mod api;
+mod asking;
 mod configs;
 mod coordinator;
 pub mod errors;
 mod fetch;
+mod gather;
 pub mod messages;
 mod metadata;
 mod offsets;
@@ -18,7 +20,7 @@ mod produce;
 mod producer_ids;
 mod route;
 mod session;
-pub mod stats;
+mod stats;
 #[cfg(test)]
 mod tests;
 pub mod wire;

@@ -1,35 +1,22 @@
-//! ListOffsets and OffsetForLeaderEpoch: one question to each partition's shard, one answer when all have spoken.
+//! ListOffsets, OffsetForLeaderEpoch and DeleteRecords: what they ask of partitions and how they show the answers.
 //!
 //! Pure; on the shard core that the connection came to.
 
-use bytes::Bytes;
-use highwater_shards::front::Cx;
-use highwater_shards::ids::LeaderEpoch;
+use std::time::Duration;
+
+use highwater_shards::ids::{LeaderEpoch, Offset};
 use highwater_shards::mail::{Answer, Locate, Op, PartitionError};
 
-use super::api::{ApiKey, response_frame};
 use super::errors::ErrorCode;
+use super::gather::{Gather, Gathering, Place};
 use super::messages::offsets::{
-    EpochEndOffset, ListOffsetsPartition, ListOffsetsPartitionResponse, ListOffsetsRequest,
-    ListOffsetsResponse, ListOffsetsTopicResponse, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse,
-    OffsetForLeaderTopicResult,
+    DeleteRecordsPartition, DeleteRecordsPartitionResult, DeleteRecordsRequest, DeleteRecordsResponse,
+    DeleteRecordsTopicResult, EpochEndOffset, ListOffsetsPartition, ListOffsetsPartitionResponse,
+    ListOffsetsRequest, ListOffsetsResponse, ListOffsetsTopicResponse, OffsetForLeaderEpochRequest,
+    OffsetForLeaderEpochResponse, OffsetForLeaderPartition, OffsetForLeaderTopicResult,
 };
-use super::route::route_by_name;
-use super::session::{Header, Kafka, Other, Step};
-use super::wire::{DecodeError, Reader, Wire};
-
-/// The answer as it fills up, and where each part of the request stands in it.
-#[derive(Debug)]
-pub(super) struct Gathering<Response> {
-    response: Response,
-    /// Topic and partition in the response, by part.
-    places: Vec<(usize, usize)>,
-    /// Parts without an answer.
-    waiting: usize,
-}
-
-pub(super) type Offsets = Gathering<ListOffsetsResponse>;
-pub(super) type EpochEnds = Gathering<OffsetForLeaderEpochResponse>;
+use super::session::{Header, Other};
+use crate::control::metadata::topic_config::partition_config;
 
 /// What ListOffsets calls the ends of a log and other places that are no timestamps.
 mod place {
@@ -45,172 +32,160 @@ mod place {
 /// From this version on a client knows [`ErrorCode::OffsetNotAvailable`].
 const OFFSET_NOT_AVAILABLE_FROM: i16 = 5;
 
-impl Offsets {
-    pub fn start(
-        kafka: &mut Kafka,
-        cx: &mut Cx<'_, Kafka>,
-        header: &Header,
-        r: &mut Reader<'_>,
-    ) -> Result<Step, DecodeError> {
-        let request: ListOffsetsRequest = header.body(r)?;
-        let mut gathering = Self { response: ListOffsetsResponse::default(), places: Vec::new(), waiting: 0 };
-        for topic in request.topics {
-            let mut partitions = Vec::with_capacity(topic.partitions.len());
-            for asked in topic.partitions {
-                let error_code = match gathering.ask(kafka, cx, header, &topic.name, &asked) {
-                    Ok(()) => ErrorCode::None,
-                    Err(code) => {
-                        kafka.stats.error(ApiKey::ListOffsets, code);
-                        code
-                    }
-                };
-                gathering.places.push((gathering.response.topics.len(), partitions.len()));
-                partitions.push(ListOffsetsPartitionResponse {
-                    partition_index: asked.partition_index,
-                    error_code: error_code.wire(),
-                    ..ListOffsetsPartitionResponse::default()
-                });
-            }
-            gathering.response.topics.push(ListOffsetsTopicResponse { name: topic.name, partitions });
-        }
-        Ok(if gathering.waiting == 0 {
-            header.answer(&gathering.response)
-        } else {
-            Step::Wait(Other::Offsets(Box::new(gathering)))
-        })
+impl Gather for ListOffsetsRequest {
+    type Asked = ListOffsetsPartition;
+    type Told = ListOffsetsPartitionResponse;
+
+    const WAIT: fn(Box<Gathering<Self>>) -> Other = Other::Offsets;
+
+    fn take_topics(&mut self) -> impl Iterator<Item = (String, Vec<Self::Asked>)> {
+        self.topics.drain(..).map(|topic| (topic.name, topic.partitions))
     }
 
-    fn ask(
-        &mut self,
-        kafka: &Kafka,
-        cx: &mut Cx<'_, Kafka>,
-        header: &Header,
-        topic: &str,
-        asked: &ListOffsetsPartition,
-    ) -> Result<(), ErrorCode> {
-        let (shard, partition) = route_by_name(cx.view, kafka.config.node, topic, asked.partition_index)?;
+    fn index(asked: &Self::Asked) -> i32 {
+        asked.partition_index
+    }
+
+    fn question(&self, _: Place<'_>, asked: &Self::Asked) -> Result<Option<Op>, ErrorCode> {
         let at = match asked.timestamp {
             place::LATEST => Locate::Latest,
             place::EARLIEST | place::EARLIEST_LOCAL => Locate::Earliest,
             place::LARGEST_TIMESTAMP => Locate::LargestTimestamp,
-            // Nowhere, and that is not an error.
-            place::LATEST_TIERED => return Ok(()),
+            place::LATEST_TIERED => return Ok(None),
             timestamp @ 0.. => Locate::Timestamp(timestamp),
             _ => return Err(ErrorCode::UnsupportedVersion),
         };
         let current_epoch = LeaderEpoch::from_wire(asked.current_leader_epoch);
-        cx.submit(shard, partition, header.token(self.places.len()), Op::Locate { current_epoch, at });
-        self.waiting += 1;
-        Ok(())
+        Ok(Some(Op::Locate { current_epoch, at }))
     }
 
-    pub fn on_answer(
-        &mut self,
-        kafka: &mut Kafka,
-        header: &Header,
-        part: usize,
-        answer: Answer,
-    ) -> Option<Vec<Bytes>> {
+    fn told(index: i32) -> Self::Told {
+        Self::Told { partition_index: index, ..Self::Told::default() }
+    }
+
+    fn error_code(told: &mut Self::Told) -> &mut i16 {
+        &mut told.error_code
+    }
+
+    fn fill(told: &mut Self::Told, header: &Header, answer: Answer) -> Result<(), ErrorCode> {
         let Answer::Located(result) = answer else {
             unreachable!("a question for a place is answered with it")
         };
-        let (topic, partition) = self.places[part];
-        let out = &mut self.response.topics[topic].partitions[partition];
         match result {
             Ok(Some(found)) => {
-                out.offset = found.offset.wire();
-                out.timestamp = found.timestamp_ms.unwrap_or(-1);
-                out.leader_epoch = found.leader_epoch.map_or(-1, LeaderEpoch::wire);
+                told.offset = found.offset.wire();
+                told.timestamp = found.timestamp_ms.unwrap_or(-1);
+                told.leader_epoch = found.leader_epoch.map_or(-1, LeaderEpoch::wire);
+                Ok(())
             }
-            Ok(None) => {}
-            Err(error) => {
-                let unknown = error == PartitionError::OffsetNotAvailable
-                    && header.v.number < OFFSET_NOT_AVAILABLE_FROM;
-                let code = if unknown { ErrorCode::LeaderNotAvailable } else { error.into() };
-                kafka.stats.error(ApiKey::ListOffsets, code);
-                out.error_code = code.wire();
+            Ok(None) => Ok(()),
+            Err(PartitionError::OffsetNotAvailable) if header.v.number < OFFSET_NOT_AVAILABLE_FROM => {
+                Err(ErrorCode::LeaderNotAvailable)
             }
+            Err(error) => Err(error.into()),
         }
-        self.answered(header)
+    }
+
+    fn response(topics: impl Iterator<Item = (String, Vec<Self::Told>)>) -> ListOffsetsResponse {
+        let topics = topics.map(|(name, partitions)| ListOffsetsTopicResponse { name, partitions });
+        ListOffsetsResponse { topics: topics.collect(), ..ListOffsetsResponse::default() }
     }
 }
 
-impl EpochEnds {
-    pub fn start(
-        kafka: &mut Kafka,
-        cx: &mut Cx<'_, Kafka>,
-        header: &Header,
-        r: &mut Reader<'_>,
-    ) -> Result<Step, DecodeError> {
-        let request: OffsetForLeaderEpochRequest = header.body(r)?;
-        let mut gathering =
-            Self { response: OffsetForLeaderEpochResponse::default(), places: Vec::new(), waiting: 0 };
-        for topic in request.topics {
-            let mut partitions = Vec::with_capacity(topic.partitions.len());
-            for asked in topic.partitions {
-                let target = route_by_name(cx.view, kafka.config.node, &topic.topic, asked.partition);
-                let error_code = match (target, LeaderEpoch::from_wire(asked.leader_epoch)) {
-                    (Ok((shard, partition)), Some(epoch)) => {
-                        let current_epoch = LeaderEpoch::from_wire(asked.current_leader_epoch);
-                        let token = header.token(gathering.places.len());
-                        cx.submit(shard, partition, token, Op::EpochEnd { current_epoch, epoch });
-                        gathering.waiting += 1;
-                        ErrorCode::None
-                    }
-                    // No epoch has an unknown number: not an error, and no end.
-                    (Ok(_), None) => ErrorCode::None,
-                    (Err(code), _) => code,
-                };
-                kafka.stats.error(ApiKey::OffsetForLeaderEpoch, error_code);
-                gathering.places.push((gathering.response.topics.len(), partitions.len()));
-                partitions.push(EpochEndOffset {
-                    partition: asked.partition,
-                    error_code: error_code.wire(),
-                    ..EpochEndOffset::default()
-                });
-            }
-            gathering.response.topics.push(OffsetForLeaderTopicResult { topic: topic.topic, partitions });
-        }
-        Ok(if gathering.waiting == 0 {
-            header.answer(&gathering.response)
-        } else {
-            Step::Wait(Other::EpochEnds(Box::new(gathering)))
-        })
+impl Gather for OffsetForLeaderEpochRequest {
+    type Asked = OffsetForLeaderPartition;
+    type Told = EpochEndOffset;
+
+    const WAIT: fn(Box<Gathering<Self>>) -> Other = Other::EpochEnds;
+
+    fn take_topics(&mut self) -> impl Iterator<Item = (String, Vec<Self::Asked>)> {
+        self.topics.drain(..).map(|topic| (topic.topic, topic.partitions))
     }
 
-    pub fn on_answer(
-        &mut self,
-        kafka: &mut Kafka,
-        header: &Header,
-        part: usize,
-        answer: Answer,
-    ) -> Option<Vec<Bytes>> {
+    fn index(asked: &Self::Asked) -> i32 {
+        asked.partition
+    }
+
+    fn question(&self, _: Place<'_>, asked: &Self::Asked) -> Result<Option<Op>, ErrorCode> {
+        let current_epoch = LeaderEpoch::from_wire(asked.current_leader_epoch);
+        // No epoch has an unknown number: not an error, and no end.
+        let epoch = LeaderEpoch::from_wire(asked.leader_epoch);
+        Ok(epoch.map(|epoch| Op::EpochEnd { current_epoch, epoch }))
+    }
+
+    fn told(index: i32) -> Self::Told {
+        Self::Told { partition: index, ..Self::Told::default() }
+    }
+
+    fn error_code(told: &mut Self::Told) -> &mut i16 {
+        &mut told.error_code
+    }
+
+    fn fill(told: &mut Self::Told, _: &Header, answer: Answer) -> Result<(), ErrorCode> {
         let Answer::EpochEnd(result) = answer else {
             unreachable!("a question for an epoch is answered with it")
         };
-        let (topic, partition) = self.places[part];
-        let out = &mut self.response.topics[topic].partitions[partition];
-        match result {
-            Ok(Some(end)) => {
-                out.leader_epoch = end.epoch.wire();
-                out.end_offset = end.end.wire();
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let code = ErrorCode::from(error);
-                kafka.stats.error(ApiKey::OffsetForLeaderEpoch, code);
-                out.error_code = code.wire();
-            }
+        if let Some(end) = result? {
+            told.leader_epoch = end.epoch.wire();
+            told.end_offset = end.end.wire();
         }
-        self.answered(header)
+        Ok(())
+    }
+
+    fn response(topics: impl Iterator<Item = (String, Vec<Self::Told>)>) -> OffsetForLeaderEpochResponse {
+        let topics = topics.map(|(topic, partitions)| OffsetForLeaderTopicResult { topic, partitions });
+        OffsetForLeaderEpochResponse { topics: topics.collect(), ..OffsetForLeaderEpochResponse::default() }
     }
 }
 
-impl<Response: Wire> Gathering<Response> {
-    /// One more part was answered; the whole answer when it was the last.
-    fn answered(&mut self, header: &Header) -> Option<Vec<Bytes>> {
-        self.waiting -= 1;
-        (self.waiting == 0)
-            .then(|| vec![response_frame(header.api, header.v, header.correlation, &self.response)])
+/// What DeleteRecords calls the high watermark.
+const HIGH_WATERMARK: i64 = -1;
+
+impl Gather for DeleteRecordsRequest {
+    type Asked = DeleteRecordsPartition;
+    type Told = DeleteRecordsPartitionResult;
+
+    const WAIT: fn(Box<Gathering<Self>>) -> Other = Other::Deletions;
+
+    fn take_topics(&mut self) -> impl Iterator<Item = (String, Vec<Self::Asked>)> {
+        self.topics.drain(..).map(|topic| (topic.name, topic.partitions))
+    }
+
+    fn index(asked: &Self::Asked) -> i32 {
+        asked.partition_index
+    }
+
+    fn question(&self, at: Place<'_>, asked: &Self::Asked) -> Result<Option<Op>, ErrorCode> {
+        // A topic that is only compacted promises to keep the last record of every key.
+        if !partition_config(at.topic, at.image, &at.kafka.config.topic_defaults).log.delete {
+            return Err(ErrorCode::PolicyViolation);
+        }
+        let before = match asked.offset {
+            HIGH_WATERMARK => None,
+            offset => Some(Offset::from_wire(offset).ok_or(ErrorCode::OffsetOutOfRange)?),
+        };
+        let timeout = Duration::from_millis(u64::try_from(self.timeout_ms).unwrap_or(0));
+        Ok(Some(Op::DeleteRecords { before, deadline: at.header.arrived + timeout }))
+    }
+
+    fn told(index: i32) -> Self::Told {
+        Self::Told { partition_index: index, ..Self::Told::default() }
+    }
+
+    fn error_code(told: &mut Self::Told) -> &mut i16 {
+        &mut told.error_code
+    }
+
+    fn fill(told: &mut Self::Told, _: &Header, answer: Answer) -> Result<(), ErrorCode> {
+        let Answer::Deleted(result) = answer else {
+            unreachable!("a deletion is answered with the log's start")
+        };
+        told.low_watermark = result?.wire();
+        Ok(())
+    }
+
+    fn response(topics: impl Iterator<Item = (String, Vec<Self::Told>)>) -> DeleteRecordsResponse {
+        let topics = topics.map(|(name, partitions)| DeleteRecordsTopicResult { name, partitions });
+        DeleteRecordsResponse { topics: topics.collect(), ..DeleteRecordsResponse::default() }
     }
 }

@@ -28,7 +28,12 @@ pub(super) struct Produce {
     partitions: Vec<Partition>,
     /// Partitions without an outcome.
     waiting: usize,
+    /// How long the producer is asked to pause: the longest that any of its partitions asked for.
+    throttle: Duration,
 }
+
+/// The longest pause that a producer is asked for, and that its connection is not read from.
+pub const THROTTLE_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Partition {
@@ -79,6 +84,7 @@ impl Produce {
             topics: Vec::with_capacity(topic_count),
             partitions: Vec::new(),
             waiting: 0,
+            throttle: Duration::ZERO,
         };
         for _ in 0..topic_count {
             let (key, topic) = read_topic(r, v, by_id, image)?;
@@ -115,7 +121,14 @@ impl Produce {
 
     /// Stands in the queue for a request that could not be read.
     pub fn unreadable() -> Self {
-        Self { header: None, silent: true, topics: Vec::new(), partitions: Vec::new(), waiting: 0 }
+        Self {
+            header: None,
+            silent: true,
+            topics: Vec::new(),
+            partitions: Vec::new(),
+            waiting: 0,
+            throttle: Duration::ZERO,
+        }
     }
 
     pub fn on_answer(&mut self, part: usize, answer: Answer) {
@@ -124,6 +137,7 @@ impl Produce {
         assert!(matches!(partition.outcome, Outcome::Waiting), "an append is answered once");
         partition.outcome = match result {
             Ok(done) => {
+                self.throttle = self.throttle.max(done.throttle.min(THROTTLE_MAX));
                 Outcome::Appended { base_offset: done.base_offset.wire(), log_start: done.log_start.wire() }
             }
             Err(error) => Outcome::Refused { code: error.into(), words: Some(error) },
@@ -133,6 +147,11 @@ impl Produce {
 
     pub fn is_done(&self) -> bool {
         self.waiting == 0
+    }
+
+    /// How long the producer is to pause from its answer on, at most [`THROTTLE_MAX`].
+    pub fn throttle(&self) -> Duration {
+        self.throttle
     }
 
     /// The answer; none when the client wants none.
@@ -195,7 +214,8 @@ impl Produce {
             w.no_tags(v);
         }
         if v.number >= 1 {
-            w.i32(0);
+            let millis = self.throttle.as_micros().div_ceil(1000);
+            w.i32(i32::try_from(millis).expect("a second at most"));
         }
         w.no_tags(v);
         w.finish_frame(0)

@@ -74,17 +74,6 @@ pub fn route(
     Ok((shard, id))
 }
 
-/// [`route`] for a topic by name.
-pub fn route_by_name(
-    image: &Image,
-    node: NodeId,
-    topic: &str,
-    index: i32,
-) -> Result<(ShardId, PartitionId), ErrorCode> {
-    let topic = image.topic(topic).ok_or(ErrorCode::UnknownTopicOrPartition)?;
-    route(image, node, topic, index)
-}
-
 /// Ids that one node can give its shards when it routes by core.
 const SHARDS_PER_NODE: i32 = 1024;
 

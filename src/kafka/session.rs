@@ -9,16 +9,21 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_shards::front::{CloseReason, Cx, Front};
 use highwater_shards::ids::NodeId;
 use highwater_shards::mail::{Answer, Token};
+use highwater_shards::stats::FrontStats;
 use highwater_shards::time::Instant;
 
 use super::api::{self, ApiKey, Call, Head};
+use super::asking::Asking;
 use super::fetch::Fetch;
-use super::offsets::{EpochEnds, Offsets};
+use super::gather::Gathering;
+use super::messages::cluster::AlterConfigsResourceResponse;
+use super::messages::offsets::{DeleteRecordsRequest, ListOffsetsRequest, OffsetForLeaderEpochRequest};
 use super::produce::Produce;
 use super::stats::Stats;
 use super::wire::{DecodeError, Reader, Version, Wire};
@@ -69,10 +74,6 @@ impl Kafka {
     pub fn new(config: KafkaConfig) -> Self {
         Self { config, stats: Stats::default() }
     }
-
-    pub fn stats(&self) -> &Stats {
-        &self.stats
-    }
 }
 
 /// The state of one connection.
@@ -87,6 +88,8 @@ pub struct Session {
     /// Not taken up yet.
     waiting: VecDeque<Bytes>,
     waiting_bytes: usize,
+    /// Until then nothing more of this client is taken up: its producer was asked to pause (KIP-219).
+    paused_until: Option<Instant>,
     /// The close was asked for: nothing more is done for this client.
     closed: bool,
 }
@@ -95,11 +98,12 @@ pub struct Session {
 #[derive(Debug)]
 pub(super) enum Other {
     Fetch(Box<Fetch>),
-    Offsets(Box<Offsets>),
-    EpochEnds(Box<EpochEnds>),
+    Offsets(Box<Gathering<ListOffsetsRequest>>),
+    EpochEnds(Box<Gathering<OffsetForLeaderEpochRequest>>),
+    Deletions(Box<Gathering<DeleteRecordsRequest>>),
     Metadata(Box<metadata::Waiting>),
     Topics(Box<admin::Waiting>),
-    Configs(Box<configs::Waiting>),
+    Configs(Box<Asking<AlterConfigsResourceResponse>>),
     ProducerId,
 }
 
@@ -128,6 +132,8 @@ const NUMBER_MASK: u64 = u64::MAX >> PART_BITS;
 /// The part that stands for the request as a whole; no request has so many parts
 /// ([`super::wire::ELEMENTS_MAX`]).
 const WHOLE: u64 = PART_MASK;
+/// The timer that ends a pause; no part of a request has this number either.
+const PAUSE_OVER: Token = Token(PART_MASK - 1);
 
 impl Header {
     /// The token of the request's `part`-th partition.
@@ -182,6 +188,7 @@ impl Front for Kafka {
             other: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            paused_until: None,
             closed: false,
         }
     }
@@ -214,6 +221,7 @@ impl Front for Kafka {
                 Other::Fetch(fetch) => fetch.on_answer(self, cx, &header, part, answer),
                 Other::Offsets(offsets) => offsets.on_answer(self, &header, part, answer),
                 Other::EpochEnds(ends) => ends.on_answer(self, &header, part, answer),
+                Other::Deletions(deletions) => deletions.on_answer(self, &header, part, answer),
                 Other::Metadata(_) | Other::Topics(_) | Other::Configs(_) | Other::ProducerId => None,
             };
             self.answer_other(cx, session, answer);
@@ -232,15 +240,23 @@ impl Front for Kafka {
             Other::Topics(waiting) => admin::on_reply(self, cx.view, &header, *waiting, reply),
             Other::Configs(waiting) => configs::on_reply(self, &header, *waiting, reply),
             Other::ProducerId => producer_ids::on_reply(self, &header, reply),
-            waits_for_shards @ (Other::Fetch(_) | Other::Offsets(_) | Other::EpochEnds(_)) => {
-                Step::Wait(waits_for_shards)
-            }
+            waits_for_shards @ (Other::Fetch(_)
+            | Other::Offsets(_)
+            | Other::EpochEnds(_)
+            | Other::Deletions(_)) => Step::Wait(waits_for_shards),
         };
         self.settle(cx, session, &header, step);
         self.advance(cx, session);
     }
 
     fn on_timeout(&mut self, cx: &mut Cx<'_, Self>, session: &mut Session, token: Token) {
+        if token == PAUSE_OVER {
+            session.paused_until = None;
+            if !session.closed {
+                self.advance(cx, session);
+            }
+            return;
+        }
         let (number, _) = parts_of(token);
         if session.closed {
             return;
@@ -255,6 +271,9 @@ impl Front for Kafka {
 
     fn on_closed(&mut self, cx: &mut Cx<'_, Self>, session: &mut Session) {
         session.closed = true;
+        if session.paused_until.take().is_some() {
+            cx.cancel_timer(PAUSE_OVER);
+        }
         if let Some((header, Other::Fetch(mut fetch))) = session.other.take() {
             fetch.end(cx, &header);
         }
@@ -264,10 +283,14 @@ impl Front for Kafka {
     }
 
     fn in_flight(&self, session: &Session) -> usize {
-        if session.waiting_bytes > self.config.waiting_bytes_max {
+        if session.paused_until.is_some() || session.waiting_bytes > self.config.waiting_bytes_max {
             return usize::MAX;
         }
         session.produces.len() + usize::from(session.other.is_some()) + session.waiting.len()
+    }
+
+    fn stats(&self) -> FrontStats {
+        self.stats.snapshot()
     }
 }
 
@@ -277,6 +300,10 @@ impl Kafka {
         loop {
             while session.produces.front().is_some_and(Produce::is_done) {
                 let produce = session.produces.pop_front().expect("there is a front");
+                if !produce.throttle().is_zero() {
+                    session.pause(cx, produce.throttle());
+                    self.stats.pauses += 1;
+                }
                 match produce.finish(self, cx.now) {
                     Ok(Some(answer)) => cx.send(vec![answer]),
                     Ok(None) => {}
@@ -344,8 +371,11 @@ impl Kafka {
         let step = match api {
             ApiKey::Produce => unreachable!("taken up above"),
             ApiKey::Fetch => Fetch::start(self, cx, &header, r)?,
-            ApiKey::ListOffsets => Offsets::start(self, cx, &header, r)?,
-            ApiKey::OffsetForLeaderEpoch => EpochEnds::start(self, cx, &header, r)?,
+            ApiKey::ListOffsets => Gathering::<ListOffsetsRequest>::start(self, cx, &header, r)?,
+            ApiKey::OffsetForLeaderEpoch => {
+                Gathering::<OffsetForLeaderEpochRequest>::start(self, cx, &header, r)?
+            }
+            ApiKey::DeleteRecords => Gathering::<DeleteRecordsRequest>::start(self, cx, &header, r)?,
             ApiKey::Metadata => metadata::start(self, cx, &header, r)?,
             ApiKey::FindCoordinator => coordinator::find(self, &header, r)?,
             ApiKey::ApiVersions => metadata::api_versions(&header, r)?,
@@ -384,7 +414,16 @@ impl Session {
     /// Whether nothing before this request keeps it from being worked on.
     fn can_take_up(&self, frame: &Bytes) -> bool {
         let produce = frame.starts_with(&ApiKey::Produce.wire().to_be_bytes());
-        self.other.is_none() && (self.produces.is_empty() || produce)
+        self.paused_until.is_none() && self.other.is_none() && (self.produces.is_empty() || produce)
+    }
+
+    /// Stops taking requests up, the one way to slow down a client that does not pause by itself.
+    fn pause(&mut self, cx: &mut Cx<'_, Kafka>, pause: Duration) {
+        let until = cx.now + pause;
+        if self.paused_until.is_none_or(|at| at < until) {
+            self.paused_until = Some(until);
+            cx.set_timer(PAUSE_OVER, until);
+        }
     }
 
     /// One more request was taken up.

@@ -1,53 +1,63 @@
 //! What the sessions of one shard count: requests, errors and how long answers took, per API. Plain numbers: the
-//! shard's core owns them.
+//! shard's core owns them, and hands out a [`FrontStats`] when it is asked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use highwater_shards::stats::{FrontStats, LATENCY_BUCKETS, RequestStats};
+
 use super::api::ApiKey;
 use super::errors::ErrorCode;
 
-/// Buckets of [`ApiStats::latency`].
-pub const LATENCY_BUCKETS: usize = 32;
-
-/// The counters of one API.
+/// The counters of one API, as [`RequestStats`] explains them.
 #[derive(Clone, Copy, Debug)]
-pub struct ApiStats {
-    /// Requests that were answered (or, without acks, done).
-    pub requests: u64,
-    /// Those whose time from the arrival of the frame to the answer was below 2^i microseconds and not below
-    /// 2^(i-1), by i; the last bucket has no upper bound.
-    pub latency: [u64; LATENCY_BUCKETS],
-    pub latency_sum: Duration,
+struct ApiStats {
+    requests: u64,
+    latency: [u64; LATENCY_BUCKETS],
+    latency_sum: Duration,
 }
 
 /// All counters since the start of the shard.
 #[derive(Clone, Debug)]
-pub struct Stats {
+pub(super) struct Stats {
     by_api: [ApiStats; ApiKey::ALL.len()],
     errors: BTreeMap<(ApiKey, ErrorCode), u64>,
     /// Requests that could not be read, or of an API or version that is not supported.
     pub malformed: u64,
+    /// Connections whose producers were asked to pause.
+    pub pauses: u64,
 }
 
 impl Default for Stats {
     fn default() -> Self {
         let none = ApiStats { requests: 0, latency: [0; LATENCY_BUCKETS], latency_sum: Duration::ZERO };
-        Self { by_api: [none; ApiKey::ALL.len()], errors: BTreeMap::new(), malformed: 0 }
+        Self { by_api: [none; ApiKey::ALL.len()], errors: BTreeMap::new(), malformed: 0, pauses: 0 }
     }
 }
 
 impl Stats {
-    pub fn by_api(&self) -> impl Iterator<Item = (ApiKey, &ApiStats)> {
-        ApiKey::ALL.iter().map(|&api| (api, &self.by_api[api as usize]))
+    pub fn snapshot(&self) -> FrontStats {
+        let of_api = |(&api, stats): (&ApiKey, &ApiStats)| RequestStats {
+            name: api.name(),
+            requests: stats.requests,
+            latency: stats.latency,
+            latency_sum: stats.latency_sum,
+            errors: self
+                .errors
+                .range((api, ErrorCode::ALL[0])..)
+                .take_while(|((of, _), _)| *of == api)
+                .map(|((_, code), n)| (code.name(), *n))
+                .collect(),
+        };
+        let came = |stats: &RequestStats| stats.requests > 0 || !stats.errors.is_empty();
+        FrontStats {
+            requests: ApiKey::ALL.iter().zip(&self.by_api).map(of_api).filter(came).collect(),
+            malformed: self.malformed,
+            pauses: self.pauses,
+        }
     }
 
-    /// Errors that were answered, one for each partition, topic or resource that had one.
-    pub fn errors(&self) -> impl Iterator<Item = (ApiKey, ErrorCode, u64)> {
-        self.errors.iter().map(|(&(api, code), &n)| (api, code, n))
-    }
-
-    pub(super) fn answered(&mut self, api: ApiKey, took: Duration) {
+    pub fn answered(&mut self, api: ApiKey, took: Duration) {
         let stats = &mut self.by_api[api as usize];
         stats.requests += 1;
         stats.latency_sum += took;
@@ -56,7 +66,8 @@ impl Stats {
         stats.latency[bucket.min(LATENCY_BUCKETS - 1)] += 1;
     }
 
-    pub(super) fn error(&mut self, api: ApiKey, code: ErrorCode) {
+    /// One for each partition, topic or resource that is answered with an error.
+    pub fn error(&mut self, api: ApiKey, code: ErrorCode) {
         if code != ErrorCode::None {
             *self.errors.entry((api, code)).or_default() += 1;
         }
@@ -75,6 +86,29 @@ mod tests {
             stats.answered(ApiKey::Fetch, Duration::from_nanos(nanos));
             assert_eq!(stats.by_api[ApiKey::Fetch as usize].latency[bucket], before + 1, "{nanos} ns");
         }
-        assert_eq!(stats.by_api().map(|(_, s)| s.requests).sum::<u64>(), 6);
+        let snapshot = stats.snapshot();
+        assert_eq!(
+            snapshot.requests.iter().map(|s| (s.name, s.requests)).collect::<Vec<_>>(),
+            [("Fetch", 6)]
+        );
+    }
+
+    #[test]
+    fn errors_stand_with_their_api_in_a_snapshot() {
+        let mut stats = Stats::default();
+        stats.error(ApiKey::Produce, ErrorCode::RequestTimedOut);
+        stats.error(ApiKey::Fetch, ErrorCode::UnknownServerError);
+        stats.error(ApiKey::Fetch, ErrorCode::InvalidRecord);
+        stats.error(ApiKey::Fetch, ErrorCode::InvalidRecord);
+        stats.error(ApiKey::Metadata, ErrorCode::None);
+        let snapshot = stats.snapshot();
+        let errors: Vec<_> = snapshot.requests.into_iter().map(|s| (s.name, s.errors)).collect();
+        assert_eq!(
+            errors,
+            [
+                ("Produce", vec![("RequestTimedOut", 1)]),
+                ("Fetch", vec![("UnknownServerError", 1), ("InvalidRecord", 2)])
+            ]
+        );
     }
 }

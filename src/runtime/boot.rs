@@ -1,10 +1,13 @@
 //! Starts a node: data directory, store, shards, control core, in this order; a failure at any step leaves nothing
 //! running. Driver; runs on the thread that starts the node.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use highwater_shards::ids::ShardId;
+use highwater_shards::log::storage::{Owned, StorageConfig};
 use highwater_shards::reactor::boot::{Listen, ShardSetup, Shards, start};
 use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{Shard, ShardConfig};
@@ -12,10 +15,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::control_core::{self, ControlCore};
 use super::data_dir::DataDir;
+use super::reshard::reshard;
 use super::{COMMANDS_MAX, Command, NodeError};
 use crate::config::{Config, CorePlan, Routing};
 use crate::control::metadata::command::RegisterNode;
-use crate::control::metadata::image::Endpoint;
+use crate::control::metadata::image::{Endpoint, Image};
 use crate::control::{Control, ControlConfig};
 use crate::kafka::{Kafka, KafkaConfig};
 use crate::store::{self, StoreConfig};
@@ -54,11 +58,17 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
     let shard_count = u16::try_from(plan.shards.len()).expect("the plan is bounded by its keys");
     let (events_sender, events) = mpsc::unbounded_channel();
     // The store has a bounded number of events to tell: one for each thing that it was given.
-    let opened = store::open(&store_config(config, shard_count)?, move |event| {
+    let opened = store::open(&store_config(config)?, move |event| {
         let _ = events_sender.send(event);
     })?;
+    let is_first_life = opened.identity.incarnation.0 <= 1;
+    let path = config.storage.data_dir.clone();
+    if is_first_life && data_dir.has_logs().map_err(|e| NodeError::Resources(e.to_string()))? {
+        return Err(NodeError::LogsWithoutMetadata { path });
+    }
+    reshard(config, &data_dir, &opened.image, shard_count)?;
     let admin = config.admin.addr.map(listen_admin).transpose()?;
-    let shards = start(shard_setups(config, plan, &data_dir)?)?;
+    let shards = start(shard_setups(config, plan, &data_dir, &opened.image)?)?;
     let addresses = addresses_of(&shards, config, admin.as_ref());
     let register = RegisterNode {
         node: config.cluster.node_id,
@@ -105,17 +115,16 @@ pub async fn ask<T>(
     answer.await.ok()
 }
 
-fn store_config(config: &Config, shards: u16) -> Result<StoreConfig, NodeError> {
+fn store_config(config: &Config) -> Result<StoreConfig, NodeError> {
     Ok(StoreConfig {
         data_dir: config.storage.data_dir.clone(),
         node: config.cluster.node_id,
-        shards,
         cluster_id: None,
         entropy: entropy()?,
     })
 }
 
-fn entropy<const N: usize>() -> Result<[u8; N], NodeError> {
+pub(super) fn entropy<const N: usize>() -> Result<[u8; N], NodeError> {
     let mut bytes = [0; N];
     let drawn = rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty());
     match drawn {
@@ -132,10 +141,11 @@ fn listen_admin(address: SocketAddr) -> Result<std::net::TcpListener, NodeError>
     Ok(listener)
 }
 
-fn shard_setups(
+pub(super) fn shard_setups(
     config: &Config,
     plan: &CorePlan,
     data_dir: &DataDir,
+    image: &Image,
 ) -> Result<Vec<ShardSetup<Shard<Kafka>>>, NodeError> {
     let kafka = &config.kafka;
     let bounded = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -157,14 +167,24 @@ fn shard_setups(
         fetch_bytes_max: bounded(kafka.fetch_bytes_max),
         ..KafkaConfig::default()
     };
-    let mut setups = Vec::with_capacity(plan.shards.len());
-    for (number, core) in (0..).zip(&plan.shards) {
+    let count = plan.shards.len();
+    let mut owned = vec![BTreeSet::new(); count];
+    for (partition, shard) in image.local_shards() {
+        if let Some(owned) = owned.get_mut(usize::from(shard.0)) {
+            owned.insert(partition);
+        }
+    }
+    let mut setups = Vec::with_capacity(count);
+    for ((number, core), owned) in (0..).zip(&plan.shards).zip(owned) {
         let shard = ShardId(number);
         let shard_config = ShardConfig {
             node: config.cluster.node_id,
             shard,
-            journal: config.storage.journal(shard, u64::from_ne_bytes(entropy()?)),
-            tail_bytes_max: config.storage.tail_bytes_of_shard(plan.shards.len()),
+            storage: StorageConfig {
+                wall_ms_at_zero: wall_ms(),
+                owned: Owned::Listed(Arc::new(owned)),
+                ..config.storage.of_shard(shard, count, u64::from_ne_bytes(entropy()?))
+            },
             unsent_bytes_max: usize::try_from(kafka.unsent_bytes_max).unwrap_or(usize::MAX),
             in_flight_max: IN_FLIGHT_MAX,
             remote_ops_max: REMOTE_OPS_MAX,
@@ -174,6 +194,8 @@ fn shard_setups(
             shard,
             core: core.map(|core| usize::from(core.0)),
             journal_dir: data_dir.journal_of(shard),
+            partitions_dir: data_dir.partitions(),
+            open_files_max: config.storage.open_files_max_of_shard(count),
             listen: listeners(config, number),
             link,
             spin,
@@ -182,6 +204,12 @@ fn shard_setups(
         });
     }
     Ok(setups)
+}
+
+/// The wall clock, in ms since the epoch. A shard's own clock begins at about the same moment.
+fn wall_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn listeners(config: &Config, shard: u16) -> Vec<Listen> {

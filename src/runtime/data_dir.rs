@@ -56,8 +56,44 @@ impl DataDir {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name of a shard's own folder.
+    pub fn journal_name(shard: ShardId) -> String {
+        format!("journal-{shard}")
+    }
+
     pub fn journal_of(&self, shard: ShardId) -> PathBuf {
-        self.path.join(format!("journal-{shard}"))
+        self.path.join(Self::journal_name(shard))
+    }
+
+    /// How many shards the directory was written with: one more than the highest of their folders.
+    pub fn journals(&self) -> io::Result<u16> {
+        let mut count = 0;
+        for entry in std::fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("journal-"));
+            if let Some(number) = number.and_then(|number| number.parse::<u16>().ok()) {
+                count = count.max(number + 1);
+            }
+        }
+        Ok(count)
+    }
+
+    /// Whether there are logs of partitions in it.
+    pub fn has_logs(&self) -> io::Result<bool> {
+        match std::fs::read_dir(self.partitions()) {
+            Ok(mut entries) => Ok(entries.next().is_some()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The folder of all partitions' folders.
+    pub fn partitions(&self) -> PathBuf {
+        self.path.join("partitions")
     }
 }
 

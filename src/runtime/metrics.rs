@@ -4,10 +4,11 @@
 //! counter is one line. At most [`PARTITIONS_MAX`] partitions are listed one by one, whatever the node holds.
 
 use std::fmt::{Display, Write as _};
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use highwater_shards::ids::ShardId;
-use highwater_shards::stats::{PARTITIONS_MAX, PartitionStats, ShardStats};
+use highwater_shards::stats::{PARTITIONS_MAX, PartitionStats, RequestStats, ShardStats};
 
 use super::Snapshot;
 use crate::control::ControlStats;
@@ -80,7 +81,7 @@ const IMAGE: [Family<Image>; 4] = [
     gauge("partitions", "Partitions of the cluster.", |i| i.partition_count() as u64),
 ];
 
-const SHARD: [Family<ShardStats>; 20] = [
+const SHARD: [Family<ShardStats>; 34] = [
     gauge("connections", "Open client connections.", |s| s.connections),
     counter("connections_opened_total", "Client connections accepted.", |s| s.connections_opened),
     counter("frames_total", "Requests received from clients.", |s| s.frames),
@@ -90,6 +91,7 @@ const SHARD: [Family<ShardStats>; 20] = [
     counter("appended_bytes_total", "Bytes of record batches appended.", |s| s.bytes_appended),
     counter("appended_batches_total", "Record batches appended.", |s| s.batches_appended),
     counter("appends_refused_total", "Appends that were refused.", |s| s.appends_refused),
+    counter("appends_throttled_total", "Appends whose producer was asked to pause.", |s| s.appends_throttled),
     counter("reads_total", "Reads of partitions.", |s| s.reads),
     counter("read_bytes_total", "Bytes of record batches read.", |s| s.bytes_read),
     counter("disk_reads_total", "Reads that went to the disk, beyond the records in memory.", |s| {
@@ -105,7 +107,44 @@ const SHARD: [Family<ShardStats>; 20] = [
     counter("journal_syncs_total", "Flushes of the journal.", |s| s.journal.syncs),
     gauge("journal_unflushed_bytes", "Bytes appended and not yet durable.", |s| s.journal.unflushed_bytes),
     gauge("tail_bytes", "Bytes of records held in memory for readers.", |s| s.journal.tail_bytes),
+    gauge("journal_live_bytes", "Bytes of the journal that a start after a crash would read.", |s| {
+        s.journal.live_bytes
+    }),
+    gauge("unmoved_bytes", "Bytes of records that only the journal holds on disk.", |s| {
+        s.storage.unmoved_bytes
+    }),
+    gauge("segments", "Segments of the shard's partitions.", |s| s.storage.segments),
+    gauge("segment_bytes", "Bytes of the segments of the shard's partitions.", |s| s.storage.segment_bytes),
+    counter("checkpoints_total", "Checkpoints of the journal.", |s| s.storage.checkpoints),
+    counter("segments_deleted_total", "Segments deleted by retention or by clients.", |s| {
+        s.storage.segments_deleted
+    }),
+    counter("compactions_total", "Compactions that ended.", |s| s.storage.compactions),
+    counter("compaction_read_bytes_total", "Bytes of segments that compactions read.", |s| {
+        s.storage.compaction_bytes_in
+    }),
+    counter("compaction_written_bytes_total", "Bytes of segments that compactions wrote.", |s| {
+        s.storage.compaction_bytes_out
+    }),
+    counter("read_ahead_hits_total", "Reads of segments whose bytes had been read ahead.", |s| {
+        s.storage.read_ahead_hits
+    }),
+    counter("damaged_batches_total", "Batches of segments that failed a check when they were read.", |s| {
+        s.storage.damaged_batches
+    }),
+    counter("malformed_requests_total", "Requests that could not be read, or that are not supported.", |s| {
+        s.front.malformed
+    }),
+    counter(
+        "client_pauses_total",
+        "Times that a connection was not read from because its producer was asked to pause.",
+        |s| s.front.pauses,
+    ),
 ];
+
+/// Which of [`RequestStats::latency`]'s bounds, of 2^i microseconds, are shown: steps of four
+/// are enough for so many series.
+const REQUEST_BUCKETS: [usize; 10] = [6, 8, 10, 12, 14, 16, 18, 20, 22, 24];
 
 const PARTITION: [Family<PartitionStats>; 3] = [
     gauge("partition_log_start_offset", "The first offset that can be read.", |p| p.log_start.0),
@@ -162,6 +201,26 @@ fn shards(out: &mut Exposition, snapshot: &Snapshot) {
     for (shard, stats) in &up {
         for (event, count) in &stats.driver {
             out.sample(name, &[("shard", shard), ("event", event)], count);
+        }
+    }
+    let name = "highwater_request_errors_total";
+    out.family(
+        name,
+        Kind::Counter,
+        "Errors answered, one for each partition, topic or resource that had one.",
+    );
+    for (shard, stats) in &up {
+        for request in &stats.front.requests {
+            for (error, count) in &request.errors {
+                out.sample(name, &[("shard", shard), ("api", &request.name), ("error", error)], count);
+            }
+        }
+    }
+    let name = "highwater_request_seconds";
+    out.family(name, Kind::Histogram, "From the arrival of a request to its answer.");
+    for (shard, stats) in &up {
+        for request in &stats.front.requests {
+            out.request(name, *shard, request);
         }
     }
     let name = "highwater_append_seconds";
@@ -292,6 +351,21 @@ impl Exposition {
         let sum = recorded.mean() * recorded.len() as f64 / 1e9;
         self.sample(&format!("{name}_sum"), &[("shard", &shard)], sum);
         self.sample(&format!("{name}_count"), &[("shard", &shard)], recorded.len());
+    }
+
+    /// The buckets, sum and count of one kind of request.
+    fn request(&mut self, name: &str, shard: ShardId, stats: &RequestStats) {
+        let bucket = format!("{name}_bucket");
+        let api = stats.name;
+        for power in REQUEST_BUCKETS {
+            let bound = Duration::from_micros(1 << power).as_secs_f64();
+            let below: u64 = stats.latency[..=power].iter().sum();
+            self.sample(&bucket, &[("shard", &shard), ("api", &api), ("le", &bound)], below);
+        }
+        self.sample(&bucket, &[("shard", &shard), ("api", &api), ("le", &"+Inf")], stats.requests);
+        let labels: [(&str, &dyn Display); 2] = [("shard", &shard), ("api", &api)];
+        self.sample(&format!("{name}_sum"), &labels, stats.latency_sum.as_secs_f64());
+        self.sample(&format!("{name}_count"), &labels, stats.requests);
     }
 
     fn line(&mut self, text: std::fmt::Arguments<'_>) {

@@ -7,8 +7,10 @@ mod control_core;
 mod data_dir;
 mod http;
 mod metrics;
+mod reshard;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use highwater_shards::ids::ShardId;
@@ -74,6 +76,16 @@ pub enum NodeError {
     Control(ControlFatal),
     #[error("these shards did not stop in time, what they had not flushed may be lost: {0:?}")]
     Late(Vec<ShardId>),
+    #[error(
+        "the logs could not be given to another number of shards: {0}. Start with as many shards as before, or correct \
+         that and start again: nothing is lost"
+    )]
+    Reshard(String),
+    #[error(
+        "{}: there are logs of partitions, but the metadata that says what they are is new: restore {} from the copy \
+         that the logs belong to, or move the logs away", path.display(), crate::store::FILE_NAME
+    )]
+    LogsWithoutMetadata { path: PathBuf },
     #[error("the control core ended by a bug; please report what is in the log")]
     ControlPanicked,
 }
@@ -84,13 +96,12 @@ impl NodeError {
             Self::DataDir(_) | Self::Shards(_) | Self::Admin { .. } | Self::Resources(_) => {
                 ExitStatus::Environment
             }
-            Self::Store(
-                StoreError::OtherNode { .. }
-                | StoreError::OtherCluster { .. }
-                | StoreError::FewerShards { .. },
-            ) => ExitStatus::Refused,
-            Self::Control(ControlFatal::RegistrationRefused(_)) => ExitStatus::Refused,
-            Self::Store(_) | Self::Shard { .. } | Self::Control(_) | Self::Late(_) => ExitStatus::Storage,
+            Self::Store(StoreError::OtherNode { .. } | StoreError::OtherCluster { .. })
+            | Self::Control(ControlFatal::RegistrationRefused(_))
+            | Self::LogsWithoutMetadata { .. } => ExitStatus::Refused,
+            Self::Store(_) | Self::Reshard(_) | Self::Shard { .. } | Self::Control(_) | Self::Late(_) => {
+                ExitStatus::Storage
+            }
             Self::ShardPanicked { .. } | Self::ControlPanicked => ExitStatus::Storage,
         }
     }

@@ -36,11 +36,6 @@ pub enum StoreError {
         file.display()
     )]
     OtherCluster { file: PathBuf, found: String, configured: String },
-    #[error(
-        "{}: the data directory was written with {found} shards, and {configured} are configured: partitions of \
-         the missing ones could not be served. Start with at least {found} (`cores.shard_count`)", file.display()
-    )]
-    FewerShards { file: PathBuf, found: u16, configured: u16 },
 }
 
 /// What failed while reading or writing, before the file's name is known.

@@ -52,7 +52,6 @@ pub trait LocalStore {
 pub struct StoreConfig {
     pub data_dir: PathBuf,
     pub node: NodeId,
-    pub shards: u16,
     /// `None`: what the store says; a new store gets a random one.
     pub cluster_id: Option<String>,
     /// For the cluster id of a new store.

@@ -23,8 +23,8 @@ struct World {
     proposals: u64,
 }
 
-fn config(shards: u16) -> StoreConfig {
-    StoreConfig { data_dir: PathBuf::from("data"), node: ME, shards, cluster_id: None, entropy: [7; 16] }
+fn config() -> StoreConfig {
+    StoreConfig { data_dir: PathBuf::from("data"), node: ME, cluster_id: None, entropy: [7; 16] }
 }
 
 fn start_with(disk: &CrashDisk, config: &StoreConfig) -> Result<World, StoreError> {
@@ -37,7 +37,7 @@ fn start_with(disk: &CrashDisk, config: &StoreConfig) -> Result<World, StoreErro
 }
 
 fn start(disk: &CrashDisk) -> World {
-    start_with(disk, &config(1)).expect("the store opens")
+    start_with(disk, &config()).expect("the store opens")
 }
 
 fn entry(n: u64) -> Entry {
@@ -86,7 +86,7 @@ impl World {
 #[test]
 fn what_was_committed_and_kept_is_there_in_the_next_life() {
     let disk = CrashDisk::default();
-    let mut first = start_with(&disk, &config(10)).unwrap();
+    let mut first = start_with(&disk, &config()).unwrap();
     assert_eq!(first.identity.incarnation, Incarnation(1));
     assert_eq!(*first.image.cluster_id, *first.identity.cluster_id);
     assert_eq!((first.commit(), first.commit()), (Revision(1), Revision(2)));
@@ -96,7 +96,7 @@ fn what_was_committed_and_kept_is_there_in_the_next_life() {
     first.store.keep(KeepId(6), vec![(a, None)]);
     assert!(matches!(first.event(), StoreEvent::Input(Input::Kept { id: KeepId(6) })));
     drop(first.store);
-    let second = start_with(&disk, &config(10)).unwrap();
+    let second = start_with(&disk, &config()).unwrap();
     assert_eq!(second.identity.incarnation, Incarnation(2));
     assert_eq!(second.identity.cluster_id, first.identity.cluster_id);
     first.image.put_local_shard(b, ShardId(9));
@@ -215,26 +215,12 @@ fn a_write_that_failed_for_another_reason_is_the_end() {
 #[test]
 fn a_store_of_somebody_else_is_refused_with_words() {
     let disk = CrashDisk::default();
-    drop(start_with(&disk, &config(3)).unwrap());
+    drop(start_with(&disk, &config()).unwrap());
     let refused = |config: &StoreConfig| start_with(&disk, config).err().expect("refused").to_string();
-    let words = refused(&StoreConfig { node: NodeId(2), ..config(3) });
+    let words = refused(&StoreConfig { node: NodeId(2), ..config() });
     assert!(words.contains("belongs to node 1") && words.contains("says node 2"), "{words}");
-    let words = refused(&StoreConfig { cluster_id: Some("other".into()), ..config(3) });
+    let words = refused(&StoreConfig { cluster_id: Some("other".into()), ..config() });
     assert!(words.contains("belongs to cluster BwcHBwcHBwcHBwcHBwcHBw, not to other"), "{words}");
-}
-
-#[test]
-fn fewer_shards_than_partitions_lie_on_are_refused() {
-    let disk = CrashDisk::default();
-    drop(start_with(&disk, &config(5)).unwrap());
-    let world = start_with(&disk, &config(3)).expect("no partition lies on any shard");
-    let mut store = world.store;
-    store.keep(KeepId(1), vec![(partition(0), Some(ShardId(2)))]);
-    drop(store);
-    let words = start_with(&disk, &config(2)).err().expect("refused").to_string();
-    assert!(words.contains("written with 3 shards, and 2 are configured"), "{words}");
-    drop(start_with(&disk, &config(5)).expect("more shards are fine"));
-    drop(start_with(&disk, &config(3)).expect("and so are as many"));
 }
 
 #[test]
@@ -252,7 +238,7 @@ fn a_changed_byte_is_reported_and_never_believed() {
         let mut bytes = whole.clone();
         let at = usize::try_from(random.next_u64()).unwrap() % bytes.len();
         bytes[at] ^= 1 << (random.next_u32() % 8);
-        match start_with(&CrashDisk::holding(bytes), &config(1)) {
+        match start_with(&CrashDisk::holding(bytes), &config()) {
             Ok(found) => assert_eq!(found.image, world.image, "byte {at} changed what is there"),
             Err(error) => {
                 assert!(error.to_string().contains("metadata.redb"), "{error}");
@@ -267,7 +253,7 @@ fn a_changed_byte_is_reported_and_never_believed() {
 fn a_file_that_is_no_store_is_refused_and_left_as_it_is() {
     let disk = CrashDisk::holding(b"dear diary".repeat(1000));
     let before = disk.bytes();
-    let error = start_with(&disk, &config(1)).err().expect("refused");
+    let error = start_with(&disk, &config()).err().expect("refused");
     assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
     assert_eq!(disk.bytes(), before);
 }

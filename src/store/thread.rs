@@ -59,7 +59,7 @@ pub struct Store {
 ///
 /// # Errors
 ///
-/// When the store is damaged, in use, of another node, cluster or version, or was written with more shards.
+/// When the store is damaged, in use, or of another node, cluster or version.
 pub fn open(
     config: &StoreConfig,
     events: impl FnMut(StoreEvent) + Send + 'static,
@@ -97,10 +97,6 @@ pub(super) fn open_with(
         Some(content) => (content.identity, content.image, content.snapshot),
         None => (None, Image::default(), Revision(0)),
     };
-    let used = image.local_shards().map(|(_, shard)| shard.0 + 1).max().unwrap_or(0);
-    if used > config.shards {
-        return Err(StoreError::FewerShards { file, found: used, configured: config.shards });
-    }
     let identity = next_life(config, known, &file)?;
     if image.cluster_id.is_empty() {
         image.cluster_id = identity.cluster_id.as_str().into();

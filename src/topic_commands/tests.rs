@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::delete_records::delete_records;
 use super::*;
+use crate::cli::{Before, DeleteRecordsArgs, Target};
 use crate::kafka::api::{ApiKey, Call, Head, response_frame};
 use crate::kafka::messages::admin::{
     CreatableTopicResult, CreateTopicsResponse, DeletableTopicResult, DeleteTopicsResponse,
@@ -17,6 +19,7 @@ use crate::kafka::messages::cluster::{
 };
 use crate::kafka::messages::metadata::{MetadataResponseBroker, MetadataResponsePartition};
 use crate::kafka::messages::offsets::{
+    DeleteRecordsPartition, DeleteRecordsPartitionResult, DeleteRecordsResponse, DeleteRecordsTopicResult,
     ListOffsetsPartitionResponse, ListOffsetsResponse, ListOffsetsTopicResponse,
 };
 use crate::kafka::wire::Reader;
@@ -341,4 +344,86 @@ fn a_closed_port_and_a_bad_address_say_what_to_do() {
     assert!(
         Client::connect(" , ", Duration::from_secs(5)).unwrap_err().message.contains("--bootstrap is empty")
     );
+}
+
+fn delete_records_args(targets: &[(&str, Option<i32>)], before: Before, json: bool) -> DeleteRecordsArgs {
+    let target = |&(topic, partition): &(&str, Option<i32>)| Target { topic: topic.into(), partition };
+    DeleteRecordsArgs { targets: targets.iter().map(target).collect(), before, node: node_args(json) }
+}
+
+/// Nodes 1 and 2, and a topic whose partitions they lead in turn; the last has no leader.
+fn two_leaders(topic: &str, partitions: i32) -> MetadataResponse {
+    let broker =
+        |node_id| MetadataResponseBroker { node_id, host: format!("h{node_id}"), port: 9, rack: None };
+    let partition = |index| MetadataResponsePartition {
+        partition_index: index,
+        leader_id: if index == partitions - 1 { -1 } else { index % 2 + 1 },
+        ..Default::default()
+    };
+    MetadataResponse {
+        brokers: vec![broker(1), broker(2)],
+        topics: vec![MetadataResponseTopic {
+            name: Some(topic.into()),
+            partitions: (0..partitions).map(partition).collect(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn records_are_deleted_at_the_leader_of_each_partition() {
+    let mut client = Scripted::node().newest::<MetadataRequest>(2, &two_leaders("a", 4)).client();
+    let mut asked = Vec::new();
+    let mut ask = |leader: &Leader, request: &DeleteRecordsRequest| {
+        let of = |p: &DeleteRecordsPartition| (p.partition_index, p.offset);
+        let partitions: Vec<_> = request.topics[0].partitions.iter().map(of).collect();
+        asked.push((leader.address.clone(), partitions.clone(), request.timeout_ms));
+        let told = |&(partition_index, low): &(i32, i64)| DeleteRecordsPartitionResult {
+            partition_index,
+            low_watermark: low,
+            error_code: if partition_index == 2 { 1 } else { 0 },
+        };
+        let partitions = partitions.iter().map(told).collect();
+        Ok(DeleteRecordsResponse {
+            topics: vec![DeleteRecordsTopicResult { name: "a".into(), partitions }],
+            ..Default::default()
+        })
+    };
+    let args = delete_records_args(&[("a", None)], Before::Offset(70), false);
+    let (out, result) = run(|out| delete_records(&mut client, &args, &mut ask, out));
+    assert_eq!(out, "a:0 starts at 70\na:1 starts at 70\n");
+    let failure = result.unwrap_err();
+    assert_eq!(failure.status, ExitStatus::Refused);
+    assert_eq!(
+        failure.message,
+        "a:3: no leader is known at the moment; try again\n\
+         a:2: there is no such offset: it lies beyond the last record that can be read"
+    );
+    assert_eq!(
+        asked,
+        [("h1:9".into(), vec![(0, 70), (2, 70)], 30_000), ("h2:9".into(), vec![(1, 70)], 30_000)]
+    );
+}
+
+#[test]
+fn partitions_that_do_not_exist_or_get_no_answer_fail_by_name() {
+    let mut client = Scripted::node().newest::<MetadataRequest>(2, &two_leaders("a", 4)).client();
+    let mut ask = |leader: &Leader, request: &DeleteRecordsRequest| {
+        assert_eq!(request.topics[0].partitions[0].offset, -1, "the high watermark");
+        match leader.id {
+            1 => Ok(DeleteRecordsResponse::default()),
+            _ => Err(Failure::new(ExitStatus::Unreachable, "gone")),
+        }
+    };
+    let targets = [("a", Some(0)), ("a", Some(1)), ("a", Some(9)), ("b", None)];
+    let args = delete_records_args(&targets, Before::Latest, true);
+    let (out, result) = run(|out| delete_records(&mut client, &args, &mut ask, out));
+    assert_eq!(out, "[]\n");
+    let message = result.unwrap_err().message;
+    for words in
+        ["a:0: the node did not say", "a:1: gone", "a:9: the topic has 4 partitions", "b: there is no such"]
+    {
+        assert!(message.contains(words), "{words} in {message}");
+    }
 }

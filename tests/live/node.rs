@@ -93,11 +93,13 @@ impl Home {
         self
     }
 
-    /// The command that starts this node, without its output redirected.
+    /// The command that starts this node, without its output redirected. Records are kept for ever unless a test says
+    /// otherwise: their timestamps are years old.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_highwater"));
         command.arg("serve").arg("--data-dir").arg(&self.data);
         command.args(["--listen", &self.client.to_string(), "--admin", &self.admin.to_string()]);
+        command.args(["--set", "cluster.topic_defaults.retention_ms=none"]);
         command.args(&self.flags).current_dir(&self.root).stdin(Stdio::null());
         // What the developer has set in the shell must not reach the node under test.
         for (key, _) in std::env::vars_os() {

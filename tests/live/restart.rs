@@ -30,7 +30,7 @@ fn a_clean_restart_keeps_topics_configs_records_and_producers() {
     let home = Home::new("restart").small_journal().two_shards();
     let mut node = home.start();
     let mut conn = Conn::open(node.client).unwrap();
-    conn.create_topic("kept", 3, &[("retention.ms", "123456")]);
+    conn.create_topic("kept", 3, &[("segment.ms", "123456789")]);
     conn.create_topic("deleted", 2, &[]);
     let (id, epoch) = conn.init_producer_id().unwrap();
     let producer = |sequence| Producer { id, epoch, sequence };
@@ -56,7 +56,7 @@ fn a_clean_restart_keeps_topics_configs_records_and_producers() {
         conn = Conn::open(node.client).unwrap();
 
         assert!(conn.init_producer_id().unwrap().0 > next_id, "a producer id is never given twice");
-        assert_eq!(config(&mut conn, "kept", "retention.ms").as_deref(), Some("123456"));
+        assert_eq!(config(&mut conn, "kept", "segment.ms").as_deref(), Some("123456789"));
         for (partition, expected) in (0..).zip(&expected) {
             let records = conn.read_all("kept", partition, 0);
             assert!(

@@ -1,6 +1,8 @@
 //! rskafka, a client in Rust that shares no code with the node: every codec, headers, tombstones, large records, topics.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::time::SystemTime;
 
 use rskafka::BackoffConfig;
 use rskafka::chrono::{DateTime, TimeZone as _, Utc};
@@ -17,6 +19,15 @@ fn at(ms: i64) -> DateTime<Utc> {
     Utc.timestamp_millis_opt(ms).unwrap()
 }
 
+/// Records of the last hour, so that no retention takes them away while they are looked at.
+fn first_ms() -> i64 {
+    static FIRST: LazyLock<i64> = LazyLock::new(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        (i64::try_from(now).unwrap() - 3600) * 1000
+    });
+    *FIRST
+}
+
 fn record(n: i64, value: Option<Vec<u8>>) -> Record {
     let headers =
         BTreeMap::from([("n".to_owned(), n.to_string().into_bytes()), ("empty".to_owned(), vec![])]);
@@ -24,7 +35,7 @@ fn record(n: i64, value: Option<Vec<u8>>) -> Record {
         key: Some(format!("key-{n}").into_bytes()),
         value,
         headers,
-        timestamp: at(1_700_000_000_000 + n * 1000),
+        timestamp: at(first_ms() + n * 1000),
     }
 }
 
@@ -77,7 +88,7 @@ async fn exercise(bootstrap: String) {
     assert_eq!(partition.get_offset(OffsetAt::Earliest).await.unwrap(), 0);
     assert_eq!(partition.get_offset(OffsetAt::Latest).await.unwrap(), end);
     // Inside a compressed batch the node may answer with the batch's first record: clients skip what is older.
-    let by_time = |n: i64| partition.get_offset(OffsetAt::Timestamp(at(1_700_000_000_000 + n * 1000)));
+    let by_time = |n: i64| partition.get_offset(OffsetAt::Timestamp(at(first_ms() + n * 1000)));
     assert_eq!(by_time(0).await.unwrap(), 0);
     assert_eq!(by_time(7).await.unwrap(), 7);
     assert_eq!(by_time(42).await.unwrap(), 42);

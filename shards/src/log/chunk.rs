@@ -76,7 +76,7 @@ pub(super) const ENTRY_HEADER_BYTES: usize = 32;
 pub(super) const NOTE_BYTES: usize = ENTRY_HEADER_BYTES + 8;
 
 const VERSION: u32 = 2;
-const FILE_MAGIC: u32 = u32::from_be_bytes(*b"HWJF");
+pub(super) const FILE_MAGIC: u32 = u32::from_be_bytes(*b"HWJF");
 const CHUNK_MAGIC: u32 = u32::from_be_bytes(*b"HWJC");
 const KIND_BATCH: u8 = 1;
 const KIND_TRUNCATED: u8 = 2;

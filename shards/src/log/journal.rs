@@ -216,7 +216,7 @@ pub struct Cut {
 pub enum CutReason {
     /// Nothing was written here, but something behind it.
     Missing,
-    /// The file's header is damaged, or that of another file.
+    /// The file's header is damaged, that of another file, or of another life than the file's first chunk.
     FileHeader,
     /// No whole chunk header.
     ChunkHeader,
@@ -453,7 +453,8 @@ impl Journal {
         Some(self.writer.as_ref()?.resume_from(lsn))
     }
 
-    /// Where the next chunk goes, and its sequence, for [`Resume::Clean`]. `None` while something is not durable.
+    /// Where the next life begins, and the sequence of its first chunk, for [`Resume::Clean`]. `None` until the journal
+    /// has stopped.
     pub fn end(&self) -> Option<(LogPosition, u64)> {
         self.writer.as_ref()?.end()
     }

@@ -9,6 +9,7 @@ mod chunk;
 pub mod cleaner;
 pub mod disk;
 mod files;
+pub mod inspect;
 pub mod journal;
 pub mod reader;
 mod recovery;

@@ -519,6 +519,8 @@ impl Recovery {
         }
         let reason = if !self.belongs_here(&header, at) || header.len() as u64 > left.min(CHUNK_BYTES_MAX) {
             Some(CutReason::Misplaced)
+        } else if at.position == SECTOR as u64 && !self.begins_file(&header) {
+            Some(CutReason::FileHeader)
         } else if header.incarnation < self.last.incarnation {
             Some(CutReason::EarlierLife)
         } else if header.sequence != self.last.sequence + 1 {
@@ -540,6 +542,13 @@ impl Recovery {
             self.ends_at(at, Some(CutReason::Entry));
         }
         self.entries = entries;
+    }
+
+    /// Whether a file's first chunk was written together with the header before it, as it is of an earlier life where
+    /// that write was torn.
+    fn begins_file(&self, header: &ChunkHeader) -> bool {
+        let file = self.entered.expect("a file is entered by its header");
+        (file.first, file.incarnation) == (header.sequence, header.incarnation)
     }
 
     /// Whether a chunk header stands where it says.
@@ -605,10 +614,12 @@ impl Recovery {
             && let JournalStart::At { resume, .. } = self.start
         {
             let is_full = self.size(place.index).saturating_sub(place.position) < SECTOR as u64;
+            // At the end of a file, the beginning of the next one was looked at too.
+            let is_sure = self.tail.map_or(!is_full, |tail| tail.reason.is_none());
             match resume {
                 Resume::From { .. } => self.damaged = true,
                 // No later life has written anything.
-                Resume::Clean { .. } if reason.is_none() && (!is_full || self.tail.is_some()) => {
+                Resume::Clean { .. } if reason.is_none() && is_sure => {
                     self.state = State::Syncing(self.tail.take().unwrap_or(here));
                     return;
                 }

@@ -628,7 +628,8 @@ impl Writer {
     }
 
     pub fn end(&self) -> Option<(LogPosition, u64)> {
-        self.is_drained().then_some((self.next, self.sequence))
+        // The chunk with which the next life begins goes exactly there; one of this life might not fit there.
+        self.is_stopped().then_some((self.next, self.sequence))
     }
 
     fn is_drained(&self) -> bool {

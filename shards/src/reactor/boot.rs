@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CpuSet;
 
 use super::mailbox::{Doorbell, Full, Receiver, Sender, mailbox};
@@ -34,6 +35,9 @@ const PORT_RETRY: Duration = Duration::from_millis(30);
 /// Messages in the rings between a shard and the control core, each way.
 const CONTROL_SLOTS: usize = 1024;
 
+/// Segments and indexes that a shard keeps open, unless it is told otherwise.
+pub const OPEN_FILES_MAX: usize = 512;
+
 /// What to start one shard with.
 pub struct ShardSetup<M> {
     /// Counted from 0, in the order of the setups.
@@ -42,6 +46,10 @@ pub struct ShardSetup<M> {
     pub core: Option<usize>,
     /// Made if it is missing.
     pub journal_dir: PathBuf,
+    /// The folders of all partitions of the node, the same for all shards. Made if it is missing.
+    pub partitions_dir: PathBuf,
+    /// Segments and indexes that stay open, see [`OPEN_FILES_MAX`]; fewer if the process may not open as many.
+    pub open_files_max: usize,
     pub listen: Vec<Listen>,
     pub link: LinkConfig,
     pub spin: Spin,
@@ -84,6 +92,8 @@ pub enum StartError {
     CoreNotAllowed { shard: ShardId, core: usize, allowed: Vec<usize> },
     #[error("the journal directory {} cannot be used: {error}; it has to be a writable directory", path.display())]
     JournalDir { path: PathBuf, error: io::Error },
+    #[error("the directory of the partitions {} cannot be used: {error}; it has to be a writable directory", path.display())]
+    PartitionsDir { path: PathBuf, error: io::Error },
     #[error("the process is out of threads or file descriptors: {error}; raise its limits (ulimit -n, -u)")]
     Resources { error: io::Error },
 }
@@ -202,6 +212,7 @@ pub fn start<M: Machine + 'static>(setups: Vec<ShardSetup<M>>) -> Result<Shards<
     );
     let count = setups.len();
     let spare_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > count);
+    let open_files_max = open_files_max(count);
     let (sockets, addresses) = bind_all(&setups)?;
     let resources = |error| StartError::Resources { error };
     let control = Arc::new(Doorbell::new().map_err(resources)?);
@@ -218,6 +229,8 @@ pub fn start<M: Machine + 'static>(setups: Vec<ShardSetup<M>>) -> Result<Shards<
             shard: setup.shard,
             core: setup.core,
             journal_dir: setup.journal_dir,
+            partitions_dir: setup.partitions_dir,
+            open_files_max: setup.open_files_max.min(open_files_max),
             listeners,
             link: setup.link,
             spin: setup.spin,
@@ -251,6 +264,20 @@ pub fn start<M: Machine + 'static>(setups: Vec<ShardSetup<M>>) -> Result<Shards<
         go.send(rings.clone()).expect("a shard that is set up waits for the word to go");
     }
     Ok(Shards { links, addresses, doorbell: control, exits, threads })
+}
+
+/// Lets the process open as many files as the host allows it at all, and says how many segments and indexes each shard
+/// may keep open: half of that is for connections.
+fn open_files_max(shards: usize) -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum || (limit.maximum.is_none() && limit.current.is_some()) {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            limit = raised;
+        }
+    }
+    let files = limit.current.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    (files / 2 / shards).max(16)
 }
 
 type Ends<F> = (Vec<Mailboxes<F>>, Vec<ControlLink<F>>);

@@ -10,7 +10,9 @@ use super::*;
 use crate::batch::BatchBuilder;
 use crate::front::{CloseReason, Cx};
 use crate::ids::{LeaderEpoch, Offset, PartitionEpoch, PartitionIndex, TopicId};
-use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo};
+use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName};
+use crate::log::journal::JournalConfig;
+use crate::log::storage::StorageConfig;
 use crate::mail::{Acks, Assignment, Durability, Locate, Op, PartitionConfig, ReadOut};
 
 /// A front whose sessions echo a frame, and close on an empty one.
@@ -49,7 +51,7 @@ fn partition(index: u32) -> PartitionId {
 struct Rig {
     shard: Shard<Echo>,
     now: Instant,
-    files: BTreeMap<FileNo, Vec<u8>>,
+    files: BTreeMap<FileName, Vec<u8>>,
     /// Writes and syncs that wait for `run_disk`; everything else is done at once.
     slow: VecDeque<DiskOp>,
     answers: Vec<(u64, Answer)>,
@@ -60,10 +62,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        Self::over(BTreeMap::new(), usize::MAX)
+        Self::over(BTreeMap::new(), u64::MAX)
     }
 
-    fn over(files: BTreeMap<FileNo, Vec<u8>>, tail_bytes_max: usize) -> Self {
+    fn over(files: BTreeMap<FileName, Vec<u8>>, tail_bytes_max: u64) -> Self {
         let journal = JournalConfig {
             file_bytes: 1024 * 1024,
             batch_bytes_max: 512 * 1024,
@@ -74,8 +76,11 @@ impl Rig {
         let config = ShardConfig {
             node: NODE,
             shard: ShardId(0),
-            journal,
-            tail_bytes_max,
+            storage: StorageConfig {
+                tail_bytes_max,
+                unmoved_bytes_soft: tail_bytes_max.min(1 << 20),
+                ..StorageConfig::new(journal)
+            },
             unsent_bytes_max: 100,
             in_flight_max: 4,
             remote_ops_max: 4,
@@ -102,7 +107,9 @@ impl Rig {
     fn drain(&mut self) {
         while let Some(output) = self.shard.poll_output() {
             match output {
-                Output::Disk(op @ (DiskOp::Write { .. } | DiskOp::Sync { .. })) => self.slow.push_back(op),
+                Output::Disk(
+                    op @ (DiskOp::Write { .. } | DiskOp::Sync { file: FileName::Journal(_), .. }),
+                ) => self.slow.push_back(op),
                 Output::Disk(op) => {
                     let event = self.do_disk(op);
                     self.shard.handle(self.now, Input::Disk(event));
@@ -117,34 +124,86 @@ impl Rig {
     }
 
     fn do_disk(&mut self, op: DiskOp) -> DiskEvent {
+        let of_segments = |file: &FileName| match file {
+            FileName::Segment(name) | FileName::Index(name) => Some(name.partition),
+            _ => None,
+        };
         match op {
             DiskOp::List { op } => {
-                let files = self.files.iter().map(|(no, data)| (*no, data.len() as u64)).collect();
-                DiskEvent::Listed { op, result: Ok(files) }
+                let journal = |(file, data): (&FileName, &Vec<u8>)| match file {
+                    FileName::Journal(no) => Some((*no, data.len() as u64)),
+                    _ => None,
+                };
+                DiskEvent::Listed { op, result: Ok(self.files.iter().filter_map(journal).collect()) }
             }
             DiskOp::Prepare { op, file, size } => {
-                self.files.insert(file, vec![0; size as usize]);
+                self.files.insert(FileName::Journal(file), vec![0; size as usize]);
+                DiskEvent::Prepared { op, result: Ok(()) }
+            }
+            DiskOp::Recycle { op, from, to } => {
+                let data = self.files.remove(&FileName::Journal(from)).expect("a journal file");
+                self.files.insert(FileName::Journal(to), data);
                 DiskEvent::Prepared { op, result: Ok(()) }
             }
             DiskOp::Write { op, file, position, parts, .. } => {
-                let data = self.files.get_mut(&file).expect("a prepared file");
-                let mut at = position as usize;
-                for part in parts {
-                    data[at..at + part.len()].copy_from_slice(&part);
-                    at += part.len();
-                }
+                self.put(FileName::Journal(file), position, &parts);
+                DiskEvent::Written { op, result: Ok(()) }
+            }
+            DiskOp::Put { op, file, position, parts } => {
+                self.put(file, position, &parts);
                 DiskEvent::Written { op, result: Ok(()) }
             }
             DiskOp::Sync { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
             DiskOp::Read { op, file, position, len } => {
-                let FileName::Journal(file) = file else { panic!("{file} is not there") };
-                let data = &self.files[&file];
+                let Some(data) = self.files.get(&file) else {
+                    return DiskEvent::Read { op, result: Err(DiskError::Missing) };
+                };
                 let from = (position as usize).min(data.len());
                 let to = (from + len as usize).min(data.len());
                 DiskEvent::Read { op, result: Ok(Bytes::copy_from_slice(&data[from..to])) }
             }
-            other => panic!("not asked for here: {other:?}"),
+            DiskOp::Replace { op, file, parts } => {
+                self.files.insert(file, parts.concat());
+                DiskEvent::Done { op, result: Ok(()) }
+            }
+            DiskOp::Load { op, file } => {
+                let result = Ok(self.files.get(&file).map(|data| Bytes::copy_from_slice(data)));
+                DiskEvent::Loaded { op, result }
+            }
+            DiskOp::Cut { op, file, len } => {
+                if let Some(data) = self.files.get_mut(&file) {
+                    data.truncate(len as usize);
+                }
+                DiskEvent::Done { op, result: Ok(()) }
+            }
+            DiskOp::Remove { op, file } => {
+                self.files.remove(&file);
+                DiskEvent::Done { op, result: Ok(()) }
+            }
+            DiskOp::RemoveFolder { op, partition } => {
+                self.files.retain(|file, _| of_segments(file) != Some(partition));
+                DiskEvent::Done { op, result: Ok(()) }
+            }
+            DiskOp::SyncFolder { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
+            DiskOp::ListFolder { op, partition } => {
+                let files = self.files.iter().filter(|(file, _)| of_segments(file) == Some(partition));
+                let result = Ok(files.map(|(file, data)| (*file, data.len() as u64)).collect());
+                DiskEvent::FolderListed { op, result }
+            }
+            DiskOp::ListFolders { op } => {
+                let mut folders: Vec<PartitionId> = self.files.keys().filter_map(of_segments).collect();
+                folders.dedup();
+                DiskEvent::FoldersListed { op, result: Ok(folders) }
+            }
         }
+    }
+
+    fn put(&mut self, file: FileName, position: u64, parts: &[Bytes]) {
+        let data = self.files.entry(file).or_default();
+        let bytes = parts.concat();
+        let end = position as usize + bytes.len();
+        data.resize(data.len().max(end), 0);
+        data[position as usize..end].copy_from_slice(&bytes);
     }
 
     /// Lets the disk do all it was told, and what follows from it.
@@ -320,7 +379,7 @@ fn records_survive_a_restart_with_offsets_and_epochs() {
     rig.append(0, Acks::All, batch("b"));
     rig.run_disk();
     let before = bytes_of(&rig.read(0, 0, 0).1.expect("answered"));
-    let mut rig = Rig::over(rig.files, usize::MAX);
+    let mut rig = Rig::over(rig.files, u64::MAX);
     rig.run_disk();
     rig.assign(0, Some(NODE), 3, PartitionConfig::default());
     let out = rig.read(0, 0, 0).1.expect("answered");
@@ -331,7 +390,7 @@ fn records_survive_a_restart_with_offsets_and_epochs() {
 }
 
 #[test]
-fn what_left_the_tail_is_read_from_the_journal() {
+fn what_left_memory_is_read_from_its_segment() {
     let mut rig = Rig::over(BTreeMap::new(), 0);
     rig.run_disk();
     rig.assign(0, Some(NODE), 1, PartitionConfig::default());
@@ -491,7 +550,7 @@ fn a_stop_flushes_answers_and_closes_before_it_is_confirmed() {
     assert!(!stopped(&rig), "the connection is open");
     rig.handle(Input::Client(ClientInput::Closed { conn, reason: CloseReason::Stopping }));
     assert!(stopped(&rig));
-    let mut rig = Rig::over(rig.files, usize::MAX);
+    let mut rig = Rig::over(rig.files, u64::MAX);
     rig.run_disk();
     rig.assign(0, Some(NODE), 2, replicated());
     assert_eq!(rig.read(0, 0, 0).1.expect("answered").high_watermark, Offset(1));

@@ -14,9 +14,21 @@ use super::image::{Image, Topic};
 pub const BATCH_BYTES_LIMIT: u32 = 512 * 1024 * 1024;
 
 const BATCH_BYTES_DEFAULT: u32 = 1024 * 1024 + 12;
+const CLEANUP_POLICY: &str = "cleanup.policy";
+const TOMBSTONE_MS: &str = "delete.retention.ms";
 const DURABILITY: &str = "highwater.durability";
 const BATCH_BYTES: &str = "max.message.bytes";
+const DIRTY_RATIO: &str = "min.cleanable.dirty.ratio";
+const COMPACTION_LAG_MS: &str = "min.compaction.lag.ms";
 const ISR_MIN: &str = "min.insync.replicas";
+const RETENTION_BYTES: &str = "retention.bytes";
+const RETENTION_MS: &str = "retention.ms";
+const SEGMENT_BYTES: &str = "segment.bytes";
+const SEGMENT_MS: &str = "segment.ms";
+
+/// The smallest segment that a topic can be set to have, in bytes. Kafka's tools and tests set small ones to see old
+/// records go; a batch that is larger gets a segment of its own.
+pub const SEGMENT_BYTES_MIN: u32 = 1024;
 
 /// What a topic gets that says nothing itself; from the config file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,10 +52,14 @@ impl Default for TopicDefaults {
 }
 
 impl TopicDefaults {
-    /// Puts `value` over the built-in default of the setting.
+    /// Puts `value` over the built-in default of the setting. One that is the built-in default counts as that.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), InvalidSetting> {
         self.check(name, value)?;
-        self.settings.insert(name.to_owned(), value.to_owned());
+        if setting(name)?.default == value {
+            self.settings.remove(name);
+        } else {
+            self.settings.insert(name.to_owned(), value.to_owned());
+        }
         Ok(())
     }
 
@@ -117,6 +133,8 @@ enum Allowed {
         min: i64,
         max: i64,
     },
+    /// A decimal number from 0 to 1.
+    Fraction,
     OneOf(&'static [&'static str]),
     /// A list of these, not empty.
     ListOf(&'static [&'static str]),
@@ -139,11 +157,12 @@ struct Setting {
 /// Sorted by name.
 const SETTINGS: &[Setting] = &[
     Setting {
-        name: "cleanup.policy",
+        name: CLEANUP_POLICY,
         kind: ConfigKind::List,
         default: "delete",
-        allowed: Allowed::ListOf(&["delete"]),
-        doc: "What happens to old records. Only 'delete': topics are not compacted.",
+        allowed: Allowed::ListOf(&["compact", "delete"]),
+        doc: "What happens to old records: 'delete' removes them by age and size, 'compact' keeps the last record of \
+              each key, and both together do both. A compacted topic takes only records with keys.",
     },
     Setting {
         name: "compression.type",
@@ -154,6 +173,14 @@ const SETTINGS: &[Setting] = &[
             instead: "batches are stored as the producer compressed them",
         },
         doc: "Batches are stored as the producer compressed them ('producer').",
+    },
+    Setting {
+        name: TOMBSTONE_MS,
+        kind: ConfigKind::Long,
+        default: "86400000",
+        allowed: Allowed::Number { min: 0, max: i64::MAX },
+        doc: "How long a compacted topic keeps the deletion of a key, in ms: a consumer that reads all of it within \
+              that time sees every deletion.",
     },
     Setting {
         name: DURABILITY,
@@ -181,6 +208,20 @@ const SETTINGS: &[Setting] = &[
         doc: "Records keep the timestamps that their producers gave them ('CreateTime').",
     },
     Setting {
+        name: DIRTY_RATIO,
+        kind: ConfigKind::Double,
+        default: "0.5",
+        allowed: Allowed::Fraction,
+        doc: "The log of a compacted topic is compacted when the part of it that never was is at least so large.",
+    },
+    Setting {
+        name: COMPACTION_LAG_MS,
+        kind: ConfigKind::Long,
+        default: "0",
+        allowed: Allowed::Number { min: 0, max: i64::MAX },
+        doc: "Records of a compacted topic stay as they are for so long, in ms.",
+    },
+    Setting {
         name: ISR_MIN,
         kind: ConfigKind::Int,
         default: "1",
@@ -196,32 +237,35 @@ const SETTINGS: &[Setting] = &[
         doc: "Accepted and without effect: journal files are always allocated ahead.",
     },
     Setting {
-        name: "retention.bytes",
+        name: RETENTION_BYTES,
         kind: ConfigKind::Long,
         default: "-1",
         allowed: Allowed::Number { min: -1, max: i64::MAX },
-        doc: "Kept and shown only: records are not deleted by size. -1 means no bound.",
+        doc: "With the policy 'delete', the oldest segments of a partition are removed as long as the others have so \
+              many bytes. -1 means no bound.",
     },
     Setting {
-        name: "retention.ms",
+        name: RETENTION_MS,
         kind: ConfigKind::Long,
-        default: "-1",
+        default: "604800000",
         allowed: Allowed::Number { min: -1, max: i64::MAX },
-        doc: "Kept and shown only: records are not deleted by age. -1 means no bound.",
+        doc: "With the policy 'delete', a segment is removed when its newest record is older than this, in ms. -1 \
+              means no bound.",
     },
     Setting {
-        name: "segment.bytes",
+        name: SEGMENT_BYTES,
         kind: ConfigKind::Int,
         default: "1073741824",
-        allowed: Allowed::Number { min: 1024 * 1024, max: i32::MAX as i64 },
-        doc: "Kept and shown only: the log of a partition is not cut into segments.",
+        allowed: Allowed::Number { min: SEGMENT_BYTES_MIN as i64, max: i32::MAX as i64 },
+        doc: "The size of the files that hold a partition. Records are deleted and compacted by whole files.",
     },
     Setting {
-        name: "segment.ms",
+        name: SEGMENT_MS,
         kind: ConfigKind::Long,
         default: "604800000",
         allowed: Allowed::Number { min: 1, max: i64::MAX },
-        doc: "Kept and shown only: the log of a partition is not cut into segments.",
+        doc: "The age, in ms, at which the file that a partition is written to is closed and the next one begun, \
+              however small it is.",
     },
     Setting {
         name: "unclean.leader.election.enable",
@@ -237,7 +281,6 @@ const SETTINGS: &[Setting] = &[
 
 /// Kafka's other topic settings: refused, with words that tell them from a typing error. Sorted.
 const UNSUPPORTED: &[&str] = &[
-    "delete.retention.ms",
     "file.delete.delay.ms",
     "flush.messages",
     "flush.ms",
@@ -252,8 +295,6 @@ const UNSUPPORTED: &[&str] = &[
     "message.timestamp.after.max.ms",
     "message.timestamp.before.max.ms",
     "message.timestamp.difference.max.ms",
-    "min.cleanable.dirty.ratio",
-    "min.compaction.lag.ms",
     "remote.log.copy.disable",
     "remote.log.delete.on.disable",
     "remote.storage.enable",
@@ -341,8 +382,35 @@ pub fn partition_config(topic: &Topic, image: &Image, defaults: &TopicDefaults) 
             .parse()
             .unwrap_or(BATCH_BYTES_DEFAULT)
             .min(defaults.batch_bytes_limit),
-        log: LogConfig::default(),
+        log: log_config(value),
     }
+}
+
+/// `value` gives the text of a setting.
+fn log_config<'a>(value: impl Fn(&'static str) -> &'a str) -> LogConfig {
+    let default = LogConfig::default();
+    let millis = |name, unset: i64| value(name).parse().unwrap_or(unset);
+    let policy = |word| items_of(value(CLEANUP_POLICY)).any(|item| item == word);
+    LogConfig {
+        segment_bytes: value(SEGMENT_BYTES).parse().unwrap_or(default.segment_bytes),
+        segment_ms: millis(SEGMENT_MS, default.segment_ms),
+        delete: policy("delete"),
+        compact: policy("compact"),
+        retention_ms: value(RETENTION_MS).parse().map_or(default.retention_ms, |ms: i64| {
+            // -1 is the only negative value that is allowed.
+            (ms >= 0).then_some(ms)
+        }),
+        retention_bytes: value(RETENTION_BYTES).parse().ok(),
+        compaction_lag_ms: millis(COMPACTION_LAG_MS, default.compaction_lag_ms),
+        tombstone_ms: millis(TOMBSTONE_MS, default.tombstone_ms),
+        dirty_permille: fraction(value(DIRTY_RATIO))
+            .map_or(default.dirty_permille, |ratio| (ratio * 1000.0).round() as u32),
+    }
+}
+
+/// A number from 0 to 1.
+fn fraction(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|number| (0.0..=1.0).contains(number))
 }
 
 fn setting(name: &str) -> Result<&'static Setting, InvalidSetting> {
@@ -394,6 +462,8 @@ impl Setting {
                 _ if max == i64::MAX => format!("it is a whole number from {min} on"),
                 _ => format!("it is a whole number from {min} to {max}"),
             },
+            Allowed::Fraction if fraction(value).is_some() => return Ok(()),
+            Allowed::Fraction => "it is a number from 0 to 1".to_owned(),
             Allowed::OneOf(values) if values.contains(&value) => return Ok(()),
             Allowed::OneOf(values) => format!("it is one of {}", values.join(", ")),
             Allowed::ListOf(values) => {
@@ -490,9 +560,21 @@ mod tests {
             (ISR_MIN, "two", "whole number"),
             (BATCH_BYTES, "-1", "whole number from 0"),
             (BATCH_BYTES, "99999999999999999999", "whole number"),
-            ("cleanup.policy", "compact", "list of delete"),
-            ("cleanup.policy", "delete,compact", "list of delete"),
-            ("cleanup.policy", "", "not empty"),
+            (CLEANUP_POLICY, "compacted", "list of compact, delete"),
+            (CLEANUP_POLICY, "delete,keep", "list of compact, delete"),
+            (CLEANUP_POLICY, "", "not empty"),
+            (DIRTY_RATIO, "1.01", "from 0 to 1"),
+            (DIRTY_RATIO, "-0.1", "from 0 to 1"),
+            (DIRTY_RATIO, "NaN", "from 0 to 1"),
+            (DIRTY_RATIO, "half", "from 0 to 1"),
+            (SEGMENT_BYTES, "1023", "from 1024 to"),
+            (SEGMENT_BYTES, "2147483648", "from 1024 to"),
+            (SEGMENT_MS, "0", "from 1 on"),
+            (RETENTION_MS, "-2", "from -1 on"),
+            (RETENTION_BYTES, "-2", "from -1 on"),
+            (TOMBSTONE_MS, "-1", "from 0 on"),
+            (COMPACTION_LAG_MS, "-1", "from 0 on"),
+            ("max.compaction.lag.ms", "1", "not supported here"),
             ("compression.type", "zstd", "only 'producer'"),
             ("unclean.leader.election.enable", "true", "only 'false'"),
             (DURABILITY, "maybe", "one of fsync, replicated"),
@@ -507,11 +589,54 @@ mod tests {
     }
 
     #[test]
+    fn partitions_act_on_every_setting_of_the_log() {
+        let log = |settings: &[(&str, &str)]| {
+            for (name, value) in settings {
+                assert_eq!(check(name, value), Ok(()), "{name}={value}");
+            }
+            partition_config(&topic(settings), &Image::default(), &TopicDefaults::default()).log
+        };
+        let all = log(&[
+            (CLEANUP_POLICY, " compact , delete"),
+            (TOMBSTONE_MS, "0"),
+            (DIRTY_RATIO, "0.0375"),
+            (COMPACTION_LAG_MS, "9000"),
+            (RETENTION_BYTES, "0"),
+            (RETENTION_MS, "9223372036854775807"),
+            (SEGMENT_BYTES, "1024"),
+            (SEGMENT_MS, "1"),
+        ]);
+        let want = LogConfig {
+            segment_bytes: 1024,
+            segment_ms: 1,
+            delete: true,
+            compact: true,
+            retention_ms: Some(i64::MAX),
+            retention_bytes: Some(0),
+            compaction_lag_ms: 9000,
+            tombstone_ms: 0,
+            dirty_permille: 38,
+        };
+        assert_eq!(all, want);
+        let unbounded = log(&[(RETENTION_MS, "-1"), (RETENTION_BYTES, "-1"), (CLEANUP_POLICY, "compact")]);
+        let want = LogConfig { retention_ms: None, delete: false, compact: true, ..LogConfig::default() };
+        assert_eq!(unbounded, want);
+        for (ratio, permille) in [("0", 0), ("1", 1000), ("1e-1", 100), (".5", 500)] {
+            assert_eq!(log(&[(DIRTY_RATIO, ratio)]).dirty_permille, permille);
+        }
+    }
+
+    #[test]
     fn lists_are_appended_to_and_subtracted_from() {
         let none = BTreeMap::new();
-        let appended = change(&none, &[set("cleanup.policy", SettingOp::Append("delete".into()))], built_in);
-        assert_eq!(appended.unwrap()["cleanup.policy"], "delete");
-        let emptied = change(&none, &[set("cleanup.policy", SettingOp::Subtract("delete".into()))], built_in);
+        let policy = |old: &BTreeMap<_, _>, op| change(old, &[set(CLEANUP_POLICY, op)], built_in);
+        let same = policy(&none, SettingOp::Append("delete".into())).unwrap();
+        assert_eq!(same[CLEANUP_POLICY], "delete");
+        let both = policy(&none, SettingOp::Append("compact".into())).unwrap();
+        assert_eq!(both[CLEANUP_POLICY], "delete,compact");
+        let one = policy(&both, SettingOp::Subtract("delete".into())).unwrap();
+        assert_eq!(one[CLEANUP_POLICY], "compact");
+        let emptied = policy(&none, SettingOp::Subtract("delete".into()));
         assert!(matches!(emptied, Err(InvalidSetting::Value { .. })));
         let number = change(&none, &[set(ISR_MIN, SettingOp::Append("2".into()))], built_in);
         assert_eq!(number, Err(InvalidSetting::NotAList { name: ISR_MIN }));

@@ -1,4 +1,4 @@
-//! ListOffsets (key 2), OffsetForLeaderEpoch (23) and InitProducerId (22).
+//! ListOffsets (key 2), DeleteRecords (21), InitProducerId (22) and OffsetForLeaderEpoch (23).
 
 use super::*;
 
@@ -72,6 +72,39 @@ messages! {
         end_offset: i64 = -1;
     }
 
+    struct DeleteRecordsRequest {
+        topics: Vec<DeleteRecordsTopic>;
+        timeout_ms: i32;
+    }
+
+    struct DeleteRecordsTopic {
+        name: String;
+        partitions: Vec<DeleteRecordsPartition>;
+    }
+
+    struct DeleteRecordsPartition {
+        partition_index: i32;
+        /// -1 asks for the high watermark.
+        offset: i64;
+    }
+
+    struct DeleteRecordsResponse {
+        throttle_time_ms: i32;
+        topics: Vec<DeleteRecordsTopicResult>;
+    }
+
+    struct DeleteRecordsTopicResult {
+        name: String;
+        partitions: Vec<DeleteRecordsPartitionResult>;
+    }
+
+    struct DeleteRecordsPartitionResult {
+        partition_index: i32;
+        /// The first offset that is left; -1 with an error.
+        low_watermark: i64 = -1;
+        error_code: i16;
+    }
+
     struct InitProducerIdRequest {
         transactional_id: Option<String>;
         transaction_timeout_ms: i32;
@@ -90,5 +123,6 @@ messages! {
 calls! {
     ListOffsets: ListOffsetsRequest => ListOffsetsResponse;
     OffsetForLeaderEpoch: OffsetForLeaderEpochRequest => OffsetForLeaderEpochResponse;
+    DeleteRecords: DeleteRecordsRequest => DeleteRecordsResponse;
     InitProducerId: InitProducerIdRequest => InitProducerIdResponse;
 }

@@ -185,6 +185,7 @@ fn every_message_of_every_version_is_kafkas_in_both_directions() {
         OffsetForLeaderEpochRequest,
         OffsetForLeaderEpochResponse,
     >();
+    same_call::<offsets::DeleteRecordsRequest, DeleteRecordsRequest, DeleteRecordsResponse>();
     same_call::<offsets::InitProducerIdRequest, InitProducerIdRequest, InitProducerIdResponse>();
     same_call::<admin::CreateTopicsRequest, CreateTopicsRequest, CreateTopicsResponse>();
     same_call::<admin::DeleteTopicsRequest, DeleteTopicsRequest, DeleteTopicsResponse>();

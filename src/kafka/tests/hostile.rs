@@ -23,6 +23,7 @@ fn every_request(random: &mut Random) -> Vec<(ApiKey, i16, Bytes)> {
     of::<api_versions::ApiVersionsRequest>(random, &mut all);
     of::<admin::CreateTopicsRequest>(random, &mut all);
     of::<admin::DeleteTopicsRequest>(random, &mut all);
+    of::<offsets::DeleteRecordsRequest>(random, &mut all);
     of::<offsets::InitProducerIdRequest>(random, &mut all);
     of::<offsets::OffsetForLeaderEpochRequest>(random, &mut all);
     of::<cluster::DescribeConfigsRequest>(random, &mut all);

@@ -523,10 +523,9 @@ fn errors_and_answers_are_counted_by_api() {
     let mut client = Client::new();
     client.request(12, 1, &about(vec![named("nowhere"), named("elsewhere")]));
     client.request(3, 1, &ApiVersionsRequest::default());
+    client.frame(Bytes::from_static(&[1, 2]));
     let stats = client.kafka.stats();
-    let requests: Vec<_> =
-        stats.by_api().filter(|(_, s)| s.requests > 0).map(|(api, s)| (api, s.requests)).collect();
-    assert_eq!(requests, [(ApiKey::Metadata, 1), (ApiKey::ApiVersions, 1)]);
-    let errors: Vec<_> = stats.errors().map(|(api, code, n)| (api, code.name(), n)).collect();
-    assert_eq!(errors, [(ApiKey::Metadata, "UnknownTopicOrPartition", 2)]);
+    let requests: Vec<_> = stats.requests.iter().map(|s| (s.name, s.requests, s.errors.clone())).collect();
+    assert_eq!(requests, [("Metadata", 1, vec![("UnknownTopicOrPartition", 2)]), ("ApiVersions", 1, vec![])]);
+    assert_eq!((stats.malformed, stats.pauses), (1, 0));
 }

@@ -1,5 +1,6 @@
 //! Sessions driven without sockets: a client that sends frames, and shards and a control core that the test plays.
 
+mod deletions;
 mod fetch;
 mod frames;
 mod hostile;
@@ -214,10 +215,15 @@ pub fn partition(index: u32) -> PartitionId {
 }
 
 pub fn appended(base_offset: u64) -> Answer {
+    appended_slowly(base_offset, 0)
+}
+
+/// The same from a shard that asks the producer to pause.
+pub fn appended_slowly(base_offset: u64, throttle_ms: u64) -> Answer {
     Answer::Appended(Ok(Appended {
         base_offset: Offset(base_offset),
         log_start: Offset(0),
-        throttle: Duration::ZERO,
+        throttle: Duration::from_millis(throttle_ms),
     }))
 }
 

@@ -79,7 +79,7 @@ impl Model {
             Op::Append { records, .. } => {
                 let base = log.len() as u64;
                 self.append(partition, records.len());
-                appended(base)
+                appended_slowly(base, [0, 0, 0, 1, 40, 3000][self.random.below(6)])
             }
             Op::Read { offset, bytes_max, first_batch_whole, watch_below_bytes, .. } => {
                 let end = log.len();

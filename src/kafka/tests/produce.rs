@@ -204,6 +204,62 @@ fn a_flood_of_requests_behind_a_waiting_one_closes_the_connection() {
 }
 
 #[test]
+fn the_longest_throttle_is_answered_and_the_connection_is_not_read_from_for_as_long() {
+    for version in 3..=13 {
+        let mut client = Client::new();
+        client.request(version, 1, &request(version, -1, &[0, 1, 3]));
+        for (op, ms) in client.take_ops().iter().zip([20, 300, 0]) {
+            client.answer(op.token, appended_slowly(0, ms));
+        }
+        let (_, response) = client.response::<ProduceRequest>(version);
+        assert_eq!((response.throttle_time_ms, codes(&response)), (300, vec![0, 0, 0]));
+        assert_eq!(client.in_flight(), usize::MAX, "full for the shard, which stops reading");
+
+        client.request(version, 2, &request(version, -1, &[0]));
+        client.request(12, 3, &MetadataRequest::default());
+        client.advance(Duration::from_millis(299));
+        assert!(client.ops.is_empty() && client.sent.is_empty(), "what was read already waits");
+        client.advance(Duration::from_millis(1));
+        let op = client.op();
+        assert_eq!(client.in_flight(), 2);
+        client.answer(op.token, appended(1));
+        assert_eq!((client.frames().len(), client.in_flight()), (2, 0));
+        assert_eq!(client.kafka.stats().pauses, 1);
+    }
+}
+
+#[test]
+fn a_throttle_is_bounded_and_counts_from_each_answer_on() {
+    let mut client = Client::new();
+    for correlation in 0..3 {
+        client.request(9, correlation, &request(9, 1, &[0]));
+    }
+    let ops = client.take_ops();
+    client.answer(ops[0].token, appended_slowly(0, 3_600_000));
+    let throttle = |frame: &Bytes| decoded::<ProduceRequest>(9, frame).1.throttle_time_ms;
+    assert_eq!(throttle(&client.frames()[0]), 1000, "a second at most");
+    client.advance(Duration::from_millis(900));
+    client.answer(ops[1].token, appended_slowly(1, 400));
+    client.answer(ops[2].token, appended_slowly(2, 10));
+    assert_eq!(client.frames().iter().map(throttle).collect::<Vec<_>>(), [400, 10], "answers do not wait");
+    client.advance(Duration::from_millis(399));
+    assert_eq!(client.in_flight(), usize::MAX, "the longest pause counts");
+    client.advance(Duration::from_millis(1));
+    assert_eq!((client.in_flight(), client.timers.len()), (0, 0));
+}
+
+#[test]
+fn a_producer_without_acks_is_slowed_down_too_and_may_leave_while_it_pauses() {
+    let mut client = Client::new();
+    client.request(9, 1, &request(9, 0, &[0]));
+    let op = client.op();
+    client.answer(op.token, appended_slowly(0, 50));
+    assert_eq!((client.sent.len(), client.in_flight(), client.timers.len()), (0, usize::MAX, 1));
+    client.hang_up();
+    assert_eq!((client.in_flight(), client.timers.len()), (0, 0));
+}
+
+#[test]
 fn waiting_requests_of_many_bytes_count_as_a_full_connection() {
     let mut client = Client::with(KafkaConfig { waiting_bytes_max: 10, ..KafkaConfig::default() });
     client.request(9, 1, &request(9, -1, &[0]));

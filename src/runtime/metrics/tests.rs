@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use highwater_shards::ids::{NodeId, Offset, PartitionId, PartitionIndex, TopicId};
+use highwater_shards::stats::{FrontStats, StorageStats};
 
 use super::*;
 use crate::control::metadata::image::{PartitionState, Topic};
@@ -39,6 +40,18 @@ fn latencies(nanos: &[u64]) -> Option<Histogram<u64>> {
     Some(recorded)
 }
 
+/// Requests that took so many microseconds, one of them with an error.
+fn requests(name: &'static str, micros: &[u64]) -> RequestStats {
+    let mut stats =
+        RequestStats { name, errors: vec![("NotLeaderOrFollower", 1)], ..RequestStats::default() };
+    for &n in micros {
+        stats.requests += 1;
+        stats.latency[(u64::BITS - n.leading_zeros()).min(31) as usize] += 1;
+        stats.latency_sum += Duration::from_micros(n);
+    }
+    stats
+}
+
 fn snapshot() -> Snapshot {
     let mut image = Image::default();
     image.put_topic(topic(1, "orders"));
@@ -48,6 +61,11 @@ fn snapshot() -> Snapshot {
         connections_closed: vec![("peer", 5), ("idle", 0)],
         driver: vec![("turns", 77)],
         records_appended: 1234,
+        storage: StorageStats { segments: 12, compaction_bytes_out: 34, ..StorageStats::default() },
+        front: FrontStats {
+            requests: vec![requests("Produce", &[5, 63, 64, 1023, 1 << 30])],
+            ..FrontStats::default()
+        },
         append_latency: latencies(&[30_000, 30_000, 700_000, 20_000_000_000]),
         flush_latency: latencies(&[]),
         partitions: vec![partition(1, 0), partition(2, 0), partition(99, 0)],
@@ -155,6 +173,21 @@ fn latencies_are_counted_up_through_their_buckets() {
     let sum = samples["highwater_append_seconds_sum{shard=\"0\"}"];
     assert!((sum - 20.000_76).abs() < 0.3, "{sum}");
     assert_eq!(samples["highwater_flush_seconds_bucket{shard=\"0\",le=\"+Inf\"}"], 0.0);
+}
+
+#[test]
+fn requests_are_counted_by_api() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::default()));
+    let name = "highwater_request_seconds";
+    let at = |le: &str| samples[&format!("{name}_bucket{{shard=\"0\",api=\"Produce\",le=\"{le}\"}}")];
+    assert_eq!((at("0.000064"), at("0.000256"), at("0.001024")), (2.0, 3.0, 4.0));
+    assert_eq!((at("16.777216"), at("+Inf")), (4.0, 5.0));
+    assert_eq!(samples[&format!("{name}_count{{shard=\"0\",api=\"Produce\"}}")], 5.0);
+    assert!((samples[&format!("{name}_sum{{shard=\"0\",api=\"Produce\"}}")] - 1_073.742_979).abs() < 1e-6);
+    let errors = "highwater_request_errors_total{shard=\"0\",api=\"Produce\",error=\"NotLeaderOrFollower\"}";
+    assert_eq!(samples[errors], 1.0);
+    assert_eq!(samples["highwater_segments{shard=\"0\"}"], 12.0);
+    assert_eq!(samples["highwater_compaction_written_bytes_total{shard=\"0\"}"], 34.0);
 }
 
 #[test]

@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, for_code
 
@@ -171,6 +171,10 @@ class Adapter:
         if error:
             raise for_code(error)(message)
         return {config[0]: config[1] for config in configs}
+
+    def delete_records(self, topic, partition, before):
+        there = TopicPartition(topic, partition)
+        return self.run(self.admin.delete_records({there: RecordsToDelete(before)}, timeout_ms=60_000))[there]
 
     def cluster(self):
         cluster = self.run(self.admin.describe_cluster())

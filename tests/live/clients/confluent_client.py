@@ -167,6 +167,11 @@ class Adapter:
         resource = ConfigResource("topic", name, incremental_configs=[entry])
         self.wait(self.admin.incremental_alter_configs([resource]))
 
+    def delete_records(self, topic, partition, before):
+        there = TopicPartition(topic, partition, before)
+        (future,) = self.admin.delete_records([there], operation_timeout=60).values()
+        return future.result(timeout=120).low_watermark
+
     def cluster(self):
         cluster = self.admin.describe_cluster().result(timeout=60)
         brokers = {node.id: f"{node.host}:{node.port}" for node in cluster.nodes}

@@ -142,6 +142,10 @@ class Adapter:
         answer = self.admin.alter_configs([ConfigResource("TOPIC", name, {key: value})])
         assert answer["topic"][name] == "OK", answer
 
+    def delete_records(self, topic, partition, before):
+        there = TopicPartition(topic, partition)
+        return self.admin.delete_records({there: before}, timeout_ms=60_000)[there]["low_watermark"]
+
     def cluster(self):
         cluster = self.admin.describe_cluster()
         brokers = {node["broker_id"]: f"{node['host']}:{node['port']}" for node in cluster["brokers"]}

@@ -1,7 +1,7 @@
 // KafkaJS: admin and producer. It has no consumer without a group, so what it wrote is read by other clients
 // (kafkajs_client.py, which starts this).
 //
-// Usage: node kafkajs_client.js BOOTSTRAP RUN. Prints one line per check, then DONE with what was written.
+// Usage: node kafkajs_client.js BOOTSTRAP RUN FIRST_TIMESTAMP. Prints one line per check, then DONE with what was written.
 
 const modules = process.env.LIVE_NODE_MODULES
 const { Kafka, CompressionTypes, CompressionCodecs, logLevel, ConfigResourceTypes } = require(`${modules}/kafkajs`)
@@ -9,7 +9,7 @@ const snappy = require(`${modules}/snappyjs`)
 const lz4 = require(`${modules}/lz4js`)
 const { ZstdCodec } = require(`${modules}/zstd-codec`)
 
-const [bootstrap, run] = process.argv.slice(2)
+const [bootstrap, run, first] = process.argv.slice(2)
 const kafka = new Kafka({ clientId: 'kafkajs', brokers: [bootstrap], logLevel: logLevel.NOTHING, retry: { retries: 3 } })
 
 // Codecs are plugged in. The framing that Kafka's own Java client writes for snappy is optional; every reader takes raw.
@@ -57,7 +57,7 @@ async function waitFor(look) {
   while (!(await look())) await new Promise((resolve) => setTimeout(resolve, 20))
 }
 
-const FIRST_TIMESTAMP = 1_700_000_000_000
+const FIRST_TIMESTAMP = Number(first)
 // The records of common.py, so that the reader knows what to expect.
 function messages(count, first = 0) {
   return Array.from({ length: count }, (_, index) => {

@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 
-from common import RUN, Checks, codecs, messages, same, stored_batches
+from common import FIRST_TIMESTAMP, RUN, Checks, codecs, messages, same, stored_batches
 from confluent_client import Adapter
 
 BOOTSTRAP = sys.argv[1]
 checks = Checks("kafkajs")
 script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kafkajs_client.js")
-done = subprocess.run(["node", script, BOOTSTRAP, RUN], stdout=subprocess.PIPE, text=True, timeout=500)
+command = ["node", script, BOOTSTRAP, RUN, str(FIRST_TIMESTAMP)]
+done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=500)
 
 written = None
 for line in done.stdout.splitlines():

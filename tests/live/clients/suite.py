@@ -177,6 +177,68 @@ def exercise(adapter, bootstrap):
             error = adapter.error_of(lambda: adapter.produce(name, [message_of(noise(30_000))]))
             assert "TOO_LARGE" in error or "SIZE_TOO" in error, error
 
+    with checks.check("settings of the log are kept, and nonsense is refused"):
+        given = {
+            "cleanup.policy": "compact,delete",
+            "delete.retention.ms": "120000",
+            "min.cleanable.dirty.ratio": "0.25",
+            "min.compaction.lag.ms": "60000",
+            "retention.bytes": "1000000",
+            "retention.ms": "86400000",
+            "segment.bytes": "1048576",
+            "segment.ms": "3600000",
+        }
+        configs = adapter.topic_configs(topic("log-settings", 1, given))
+        assert {key: configs[key] for key in given} == given, configs
+        for key, value in (("segment.bytes", "10"), ("min.cleanable.dirty.ratio", "2"), ("cleanup.policy", "shred")):
+            error = adapter.error_of(lambda: adapter.create_topic(f"{prefix}-refused", 1, {key: value}))
+            assert "INVALID_CONFIG" in error, f"{key}={value}: {error}"
+
+    with checks.check("delete records"):
+        name = topic("trimmed", 2)
+        sent = messages(200)
+        for first in range(0, 200, 50):
+            adapter.produce(name, sent[first : first + 50])
+        assert adapter.delete_records(name, 0, 70) == 70
+        assert adapter.offsets(name, 0) == (70, 200)
+        same(adapter.consume(name, 0, 130), sent[70:])
+        assert adapter.delete_records(name, 0, 30) == 70, "a lower offset changes nothing"
+        error = adapter.error_of(lambda: adapter.delete_records(name, 0, 201))
+        assert "OFFSET_OUT_OF_RANGE" in error, error
+        assert adapter.delete_records(name, 0, -1) == 200, "-1 is the high watermark"
+        assert adapter.offsets(name, 0) == (200, 200)
+        assert adapter.offset_for_time(name, 0, FIRST_TIMESTAMP) is None, "deleted records are not found"
+        late = messages(5, first=200)
+        adapter.produce(name, late)
+        same(adapter.consume(name, 0, 5), late)
+        assert adapter.offsets(name, 1) == (0, 0), "the other partition is left alone"
+
+    with checks.check("old records are deleted by age, and new ones are taken"):
+        # Its records are an hour old: each file can go as soon as it is looked at, the last one too.
+        name = topic("expired", 1, {"retention.ms": "1000", "segment.bytes": "4096", "segment.ms": "1000"})
+        for first in range(0, 100, 10):
+            adapter.produce(name, messages(10, first=first))
+        wait_for("the deletion of all records", lambda: adapter.offsets(name, 0) == (100, 100))
+        adapter.produce(name, messages(1))
+        assert adapter.offsets(name, 0)[1] == 101
+
+    with checks.check("a compacted topic takes keys only, keeps the last of each and deletes nothing on request"):
+        name = topic("compacted", 1, {"cleanup.policy": "compact", "segment.bytes": "4096", "min.cleanable.dirty.ratio": "0"})
+        last = [message for message in messages(34) if message.key and message.value]
+        for _ in range(20):
+            adapter.produce(name, last)
+        error = adapter.error_of(lambda: adapter.produce(name, [type(last[0])(None, b"no key", FIRST_TIMESTAMP)]))
+        # A client may be older than the name of this error.
+        assert "INVALID_RECORD" in error or "UNKNOWN" in error.upper(), error
+        error = adapter.error_of(lambda: adapter.delete_records(name, 0, 1))
+        assert "POLICY_VIOLATION" in error, error
+        count = 20 * len(last)
+        assert adapter.offsets(name, 0) == (0, count)
+        size = lambda: sum(batch.size for batch in stored(name))
+        before = 20 * sum(len(message.value) for message in last)
+        wait_for("the compaction", lambda: size() < before / 4)
+        same(adapter.consume(name, 0, len(last), start=count - len(last)), last)
+
     if "cluster" not in adapter.missing:
         with checks.check("describe the cluster"):
             brokers, controller, cluster_id = adapter.cluster()

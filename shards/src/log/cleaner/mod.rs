@@ -16,9 +16,9 @@
 //!   has one horizon, set once.
 //! - Control batches; and batches that are whole but whose records cannot be read here (see [`Done::kept_whole`]). As
 //!   these may hold values of any key, no horizon is set behind one.
-//! - Of a batch without records that stay the header, if it is the newest that a producer is remembered by, or the last
+//! - Of a batch none of whose records stay, the header, if it is the newest that a producer is remembered by, or the last
 //!   of a new segment, so that a log read from its start tells the state of producers and its end. Its timestamps
-//!   are -1, so that no search by time ends there.
+//!   are -1, so that no search by time ends there (Kafka keeps the largest).
 //!
 //! A batch keeps its base offset, last offset delta, leader epoch, producer, and sequence; one in which nothing changes
 //! is copied as it is. So offsets never change, and batches may have gaps between and within them.
@@ -27,6 +27,8 @@
 //! zeros there is half-made, and no part of any log. Who has to find out without a checkpoint which segments a log has
 //! takes, of those with good headers, the one of the larger generation where two overlap: a new segment's last batch
 //! is the last batch of those that it stands for, so it covers them wholly.
+//!
+//! Transactions are no matter here: the data plane accepts none, and records are not looked up in aborted ones.
 //!
 //! Source: Apache Kafka, log cleaner; KIP-534.
 

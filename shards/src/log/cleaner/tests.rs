@@ -399,6 +399,13 @@ fn random_batch(rng: &mut Rng, keys: u64, clock_ms: &mut i64, sequences: &mut [u
         // What no codec wrote: such a batch passes a broker unseen.
         return BatchBuilder::new().compressed(Compression::Zstd, *clock_ms, 3, b"garbage").build();
     }
+    if rng.below(40) == 0 {
+        // A record, and then none where the header promises another.
+        let key = format!("key {}", rng.below(keys)).into_bytes();
+        let good = BatchBuilder::new().record(*clock_ms, Some(&key), Some(b"v")).build();
+        let body = [&good[HEADER_BYTES..], b"garbage"].concat();
+        return BatchBuilder::new().compressed(Compression::None, *clock_ms, 2, &body).build();
+    }
     let mut batch = BatchBuilder::new();
     if rng.below(60) == 0 {
         batch = batch.attributes(Attributes(0x20));
@@ -436,7 +443,7 @@ fn grow(log: &mut Log, rng: &mut Rng, keys: u64, clock_ms: &mut i64, sequences: 
 #[test]
 fn jobs_leave_what_the_model_leaves() {
     let (mut dropped, mut horizons, mut expired, mut emptied, mut grouped) = (0, 0, 0, 0, 0);
-    for seed in 1..=300 {
+    for seed in 1..=100 {
         let rng = &mut Rng::new(seed);
         let mut log = Log::default();
         let (mut clock_ms, mut sequences) = (1_000_000, [0; 4]);
@@ -444,6 +451,10 @@ fn jobs_leave_what_the_model_leaves() {
         for _ in 0..1 + rng.below(6) {
             grow(&mut log, rng, keys, &mut clock_ms, &mut sequences);
             clock_ms += rng.below(1500) as i64;
+            if rng.below(4) == 0 {
+                // What a storage without its checkpoint knows.
+                log.cleaned = 0;
+            }
             let before = log.batches();
             let mut job = log.job(clock_ms);
             job.segment_bytes = 500 + rng.below(8000);
@@ -488,7 +499,7 @@ fn jobs_leave_what_the_model_leaves() {
         }
     }
     assert!(
-        dropped > 5000 && horizons > 500 && expired > 200 && emptied > 200 && grouped > 500,
+        dropped > 2000 && horizons > 200 && expired > 100 && emptied > 100 && grouped > 200,
         "{dropped} records dropped, {horizons} horizons set, {expired} passed, {emptied} headers, {grouped} grouped"
     );
 }
@@ -496,7 +507,7 @@ fn jobs_leave_what_the_model_leaves() {
 #[test]
 fn small_map_takes_several_jobs_and_loses_nothing() {
     let mut jobs = 0;
-    for seed in 1..=150 {
+    for seed in 1..=60 {
         let rng = &mut Rng::new(seed);
         let mut log = Log::default();
         let (mut clock_ms, mut sequences) = (1_000_000, [0; 4]);
@@ -515,13 +526,16 @@ fn small_map_takes_several_jobs_and_loses_nothing() {
             newest
         };
         let before = newest(&log);
+        // Three quarters of its slots.
+        let slots = 2 + rng.below(11) as usize;
+        let keys_max = (slots / 4 * 3).max(1);
         while log.cleaned < log.end() {
             let mut job = log.job(clock_ms);
-            // One to nine keys: some batches have more.
-            job.limits.map_bytes_max = 24 * (2 + rng.below(11) as usize);
+            job.limits.map_bytes_max = 24 * slots;
             let (outcome, _) = run(job, &mut log.disk, Mishap::None);
             let done = done(outcome);
             assert!(done.cleaned.0 > log.cleaned, "each job gets on");
+            let behind: Vec<_> = log.batches().into_iter().filter(|b| b.base >= done.cleaned.0).collect();
             let was: Vec<Rec> =
                 log.batches().iter().flat_map(|b| b.records.clone().unwrap_or_default()).collect();
             log.take(&done);
@@ -529,11 +543,18 @@ fn small_map_takes_several_jobs_and_loses_nothing() {
                 log.batches().iter().flat_map(|b| b.records.clone().unwrap_or_default()).collect();
             let mut was = was.iter();
             assert!(is.iter().all(|r| was.any(|w| w == r)), "in order, and the same");
+            assert!(log.batches().ends_with(&behind), "what no job has seen is copied as it is");
             jobs += 1;
         }
         assert_eq!(newest(&log), before);
+        if keys_max >= 6 {
+            // No batch has more keys, so the map was never too small for one.
+            let left = log.batches();
+            let keyed = left.iter().filter(|b| !b.is_control).flat_map(|b| b.records.iter().flatten());
+            assert_eq!(keyed.filter(|r| r.key.is_some()).count(), before.len(), "one record of each key");
+        }
     }
-    assert!(jobs > 1000, "{jobs}");
+    assert!(jobs > 400, "{jobs}");
 }
 
 fn some_log(seed: u64) -> Log {
@@ -547,7 +568,7 @@ fn some_log(seed: u64) -> Log {
 
 #[test]
 fn failure_at_any_operation_leaves_the_log_as_it_was() {
-    for seed in 1..=20 {
+    for seed in 1..=10 {
         let log = some_log(seed * 77);
         let job = log.job(2_000_000);
         let (outcome, ops) = run(job.clone(), &mut log.disk.clone(), Mishap::None);
@@ -574,7 +595,7 @@ fn failure_at_any_operation_leaves_the_log_as_it_was() {
 #[test]
 fn segment_with_a_header_is_whole_and_durable_at_every_crash() {
     let mut half_made = 0;
-    for seed in 1..=20 {
+    for seed in 1..=10 {
         let log = some_log(seed * 77);
         let job = log.job(2_000_000);
         let mut whole = log.disk.clone();
@@ -599,13 +620,18 @@ fn segment_with_a_header_is_whole_and_durable_at_every_crash() {
             for (file, bytes) in &log.disk.files {
                 assert_eq!(&disk.files[file], bytes);
             }
-            // The next life does the same job over what the crash left.
+            // The next life does the same job over what the crash left, which may be longer than what it writes.
+            for (file, bytes) in &mut disk.files {
+                if !log.disk.files.contains_key(file) {
+                    bytes.resize(bytes.len() + 5000, 0xff);
+                }
+            }
             let (outcome, _) = run(job.clone(), &mut disk, Mishap::None);
             assert_eq!(done(outcome), complete);
             assert_eq!(disk.files, whole.files);
         }
     }
-    assert!(half_made > 20, "{half_made}");
+    assert!(half_made > 10, "{half_made}");
 }
 
 #[test]

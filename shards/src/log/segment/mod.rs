@@ -3,6 +3,8 @@
 pub mod format;
 pub mod index;
 pub mod scan;
+#[cfg(test)]
+mod tests;
 
 use crate::ids::Offset;
 

@@ -26,8 +26,8 @@ pub(super) struct Checkpoints {
     state: State,
     /// Of the one under way, or of the last one; from 1.
     number: u64,
-    /// How much had passed through the journal when the last one began.
-    begun_at: u64,
+    /// What the journal held when the last one was there.
+    live_then: u64,
     /// The one under way began when nothing was left to come.
     is_last: bool,
     /// The clean one is there.
@@ -130,8 +130,10 @@ impl Storage {
     }
 
     fn begin_checkpoint(&mut self) {
-        let passed = self.memory.passed();
-        let is_due = passed - self.checkpoints.begun_at >= self.config.checkpoint_bytes;
+        let live = self.journal.as_ref().map_or(0, |journal| journal.live_bytes());
+        let bytes = self.config.checkpoint_bytes;
+        // Whole files are released: what is left of the last one may be nearly enough by itself.
+        let is_due = live >= bytes && live >= self.checkpoints.live_then.saturating_add(bytes / 4);
         let is_last = self.stop == Stop::Settling && !self.checkpoints.is_clean;
         let may = self.stop == Stop::No || is_last;
         if !may || !(is_due || is_last) || self.no_space_until.is_some() {
@@ -142,7 +144,6 @@ impl Storage {
             true => Lsn { chunk: u64::MAX, entry: u32::MAX },
             false => Lsn { chunk: self.flushed, entry: u32::MAX },
         };
-        self.checkpoints.begun_at = passed;
         self.checkpoints.is_last = is_last;
         self.checkpoints.number += 1;
         self.checkpoints.replaced.clear();
@@ -330,8 +331,20 @@ impl Storage {
             syncing.open.get_mut(&slot).expect("its syncs are not done").left -= 1;
         }
         let Err(error) = result else { return };
-        let Some(partition) = self.log(slot).map(|log| log.partition) else { return };
+        let Some(log) = self.log(slot) else { return };
+        let partition = log.partition;
+        let is_gone = match file {
+            // Without entries it has no index.
+            Some(FileName::Index(_)) => true,
+            Some(FileName::Segment(name)) => {
+                let segment = log.segments.iter().find(|segment| log.name(segment) == name);
+                segment.is_none_or(|segment| self.is_cut_again(slot, segment.end))
+            }
+            _ => log.dropped.is_some() || log.segments.is_empty(),
+        };
         match (file, error) {
+            // Removed meanwhile, by a note that the journal has.
+            (_, DiskError::Missing) if is_gone => {}
             (None, DiskError::NoSpace) => {
                 self.give_up_syncs();
                 if let Some(log) = self.log_mut(slot) {
@@ -363,7 +376,7 @@ impl Storage {
         let mut removable = std::mem::take(&mut self.checkpoints.removable);
         self.checkpoints.doomed.append(&mut removable);
         // The next one is due as soon as there is room.
-        self.checkpoints.begun_at = 0;
+        self.checkpoints.live_then = 0;
     }
 
     fn on_replaced(&mut self, result: Result<(), DiskError>) {
@@ -384,6 +397,7 @@ impl Storage {
         self.checkpoints.is_clean = self.checkpoints.is_last;
         let journal = self.journal.as_mut().expect("a running log has a journal");
         journal.release(resume);
+        self.checkpoints.live_then = journal.live_bytes();
         let first_chunk = match resume {
             Resume::From { sequence, .. } | Resume::Clean { sequence, .. } => sequence,
         };

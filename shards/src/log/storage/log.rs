@@ -199,7 +199,7 @@ impl Log {
 
     /// Takes a note. Returns the bytes of unmoved batches that are gone with it.
     pub fn note(&mut self, lsn: Lsn, note: Note) -> u64 {
-        assert!(lsn > self.last, "entries of a log ascend");
+        assert!(lsn >= self.last, "entries of a log ascend");
         self.last = lsn;
         self.notes.push_back(Noticed { lsn, note });
         let before = self.unmoved_bytes;

@@ -41,11 +41,6 @@ impl Memory {
         self.end += (ENTRY_HEADER_BYTES + len) as u64;
     }
 
-    /// Bytes of the journal that were ever passed.
-    pub fn passed(&self) -> u64 {
-        self.end
-    }
-
     pub fn bytes(&self) -> u64 {
         let Some(oldest) = self.held.front() else { return 0 };
         self.end - oldest.at + BOOKKEEPING_BYTES * self.held.len() as u64

@@ -81,6 +81,8 @@ pub struct Storage {
     untidy: VecDeque<Slot>,
     /// Whether the life before ended in order, so that folders are as they were left.
     is_clean_start: bool,
+    /// Logs whose files can only be judged once the journal was replayed.
+    parked: Vec<Slot>,
     /// Partitions whose folder is being removed, each with the log that waits for it.
     removing: BTreeMap<PartitionId, Removing>,
     /// Partitions that were dropped, until the journal knows nothing of it any more.
@@ -182,6 +184,7 @@ impl Storage {
             ripe: VecDeque::new(),
             untidy: VecDeque::new(),
             is_clean_start: false,
+            parked: Vec::new(),
             removing: BTreeMap::new(),
             tombs: BTreeMap::new(),
             undropped: VecDeque::new(),
@@ -464,6 +467,10 @@ impl Storage {
 
     fn is_running(&self) -> bool {
         matches!(self.phase, Phase::Running)
+    }
+
+    fn is_recovering(&self) -> bool {
+        matches!(self.phase, Phase::Recovering(_))
     }
 
     fn wall_ms(&self) -> i64 {

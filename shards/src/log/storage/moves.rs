@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::log::{GrowingIndex, IndexState, Log, Noticed, Tidy};
-use super::work::{Amend, Amendment, Limits, Seek, Then, Work, prepare_move};
+use super::work::{Amend, Amendment, Growth, Limits, Seek, Then, Work, prepare_move};
 use super::{Phase, Stop, Storage, UnderWay};
 use crate::log::disk::{DiskOp, FileName};
 use crate::log::segment::SegmentMeta;
@@ -39,7 +39,7 @@ impl Storage {
         [self.waiting.first(), self.busy.first()].into_iter().flatten().map(|&(lsn, _)| lsn).min()
     }
 
-    /// Whether segments may change: not while a log that is rebuilt from them may still turn out to be damaged.
+    /// Whether segments may change.
     pub(super) fn can_move(&self) -> bool {
         match &self.phase {
             Phase::Recovering(recovery) => recovery.may_move(),
@@ -218,7 +218,7 @@ impl Storage {
             }
             Note::Dropped => unreachable!("a dropped log is not worked on but to be removed"),
         };
-        let then = Then::Noted { lsn, segments, start, end, grows: None };
+        let then = Then::Noted { lsn, segments, start, end, grows: Growth::AsBefore };
         self.amend(slot, &removed, VecDeque::new(), then)
     }
 

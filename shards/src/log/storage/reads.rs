@@ -30,7 +30,16 @@ struct Pending {
 #[derive(Clone, Copy, Debug)]
 enum What {
     Read(Wanted),
-    Find { timestamp_ms: i64, below: Offset },
+    Find(Find),
+}
+
+/// A search for the first batch with a record at `timestamp_ms` or later.
+#[derive(Clone, Copy, Debug)]
+struct Find {
+    timestamp_ms: i64,
+    /// The batches that end at or before this are known not to be it.
+    from: Offset,
+    below: Offset,
 }
 
 impl Storage {
@@ -78,24 +87,19 @@ impl Storage {
         ticket: u64,
     ) -> FoundBatch {
         self.now = now;
-        self.begin_find(slot, timestamp_ms, below, ticket, 0)
+        self.begin_find(slot, Find { timestamp_ms, from: Offset::ZERO, below }, ticket, 0)
     }
 
-    fn begin_find(
-        &mut self,
-        slot: Slot,
-        timestamp_ms: i64,
-        below: Offset,
-        ticket: u64,
-        tries: u8,
-    ) -> FoundBatch {
+    fn begin_find(&mut self, slot: Slot, find: Find, ticket: u64, tries: u8) -> FoundBatch {
         let Some(log) = self.live(slot) else { return FoundBatch::Nothing };
-        let below = below.min(log.end);
+        let Find { timestamp_ms, .. } = find;
+        let below = find.below.min(log.end);
+        let from = find.from.max(log.start);
         let in_segments = below.min(log.tail_base());
         let is_there = log.segments.iter().any(|segment| {
-            segment.max_timestamp_ms >= timestamp_ms && segment.base < in_segments && segment.end > log.start
+            segment.max_timestamp_ms >= timestamp_ms && segment.base < in_segments && segment.end > from
         });
-        if !is_there {
+        if !is_there || from >= in_segments {
             return self.find_in_memory(slot, timestamp_ms, below);
         }
         let log = self.logs[slot.0 as usize].as_deref().expect("it was just found");
@@ -104,11 +108,11 @@ impl Storage {
             slot,
             partition: log.partition,
             timestamp_ms,
-            from: log.start,
+            from,
             below: in_segments,
             segments: &log.segments,
         });
-        let what = What::Find { timestamp_ms, below };
+        let what = What::Find(find);
         self.reads.pending.insert(ticket, Pending { slot, what, tries });
         FoundBatch::Later
     }
@@ -146,9 +150,7 @@ impl Storage {
             let pending = self.reads.pending.remove(&ticket).expect("each read ends once");
             match pending.what {
                 What::Read(wanted) => self.on_read_done(ticket, pending, wanted, result),
-                What::Find { timestamp_ms, below } => {
-                    self.on_find_done(ticket, pending, timestamp_ms, below, result);
-                }
+                What::Find(find) => self.on_find_done(ticket, pending, find, result),
             }
         }
     }
@@ -187,26 +189,26 @@ impl Storage {
         &mut self,
         ticket: u64,
         pending: Pending,
-        timestamp_ms: i64,
-        below: Offset,
+        find: Find,
         result: Result<Stretch, ReadFault>,
     ) {
         let Pending { slot, tries, .. } = pending;
-        let found: Result<Option<Bytes>, ReadFault> = match result {
-            Ok(Stretch { batches, .. }) if !batches.is_empty() => Ok(batches.into_iter().next()),
-            Ok(_) => match self.find_in_memory(slot, timestamp_ms, below) {
-                FoundBatch::Memory(bytes) => Ok(Some(bytes)),
-                _ => Ok(None),
-            },
-            Err(ReadFault::Gone) if tries < TRIES_MAX && self.live(slot).is_some() => {
-                match self.begin_find(slot, timestamp_ms, below, ticket, tries + 1) {
-                    FoundBatch::Later => return,
-                    FoundBatch::Memory(bytes) => Ok(Some(bytes)),
-                    FoundBatch::Nothing => Ok(None),
-                }
-            }
-            Err(fault) => Err(fault),
+        let again = match result {
+            Ok(Stretch { batches, .. }) if !batches.is_empty() => Err(Ok(batches.into_iter().next())),
+            // Up to there it is not; it goes on behind, where memory may begin.
+            Ok(Stretch { next, .. }) if next > find.from => Ok((Find { from: next, ..find }, tries)),
+            Ok(_) => Ok((Find { from: find.below, ..find }, tries)),
+            Err(ReadFault::Gone) if tries < TRIES_MAX && self.live(slot).is_some() => Ok((find, tries + 1)),
+            Err(fault) => Err(Err(fault)),
         };
-        self.events.push_back(StorageEvent::FoundBatch { ticket, result: found });
+        let result = match again {
+            Ok((find, tries)) => match self.begin_find(slot, find, ticket, tries) {
+                FoundBatch::Later => return,
+                FoundBatch::Memory(bytes) => Ok(Some(bytes)),
+                FoundBatch::Nothing => Ok(None),
+            },
+            Err(result) => result,
+        };
+        self.events.push_back(StorageEvent::FoundBatch { ticket, result });
     }
 }

@@ -198,12 +198,15 @@ impl Rebuilding {
 }
 
 impl Storage {
-    /// Asks for what comes next, if nothing is under way.
+    /// Asks for what comes next, unless something is under way or was found that is to be told first.
     pub(super) fn step_rebuild(&mut self) {
-        let Some(rebuild) = self.rebuild() else { return };
-        if !rebuild.is_listed || rebuild.is_waiting {
-            return;
+        while self.events.is_empty() && self.rebuild().is_some_and(|r| r.is_listed && !r.is_waiting) {
+            self.step_one();
         }
+    }
+
+    fn step_one(&mut self) {
+        let rebuild = self.rebuild().expect("the caller rebuilds");
         rebuild.is_waiting = true;
         if let Some(log) = &mut rebuild.log {
             match log.next_segment() {

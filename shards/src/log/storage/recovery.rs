@@ -1,13 +1,17 @@
 //! What an earlier life left: the checkpoint, then the journal's entries behind it. Floor 1.
 //!
 //! From the checkpoint each log is restored as its segments hold it; no segment is read. Of the journal's entries a log
-//! takes those behind what its segments hold, which must fit without a gap. Where the checkpoint is missing or damaged,
-//! logs are rebuilt from their segments (`rebuild.rs`), and take of the journal what reaches beyond their ends.
+//! takes those behind what its segments hold, which must fit without a gap.
+//!
+//! Where the checkpoint is missing or damaged, logs are rebuilt from their segments (`rebuild.rs`). What these hold may
+//! be older or newer than the journal's beginning, and of what no checkpoint covered some may be lost. But the journal
+//! has everything from its beginning on. So a log is cut where its first entry in the journal belongs, and takes all
+//! from there.
 //!
 //! A gap may be mended by what follows, when the log was truncated or dropped later on. So whether one is damage is
 //! judged at the journal's end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::vec;
 
 use bytes::Bytes;
@@ -31,6 +35,8 @@ pub(super) struct Recovery {
     start: Start,
     /// By slot: what of each log was noted up to where.
     noted: Vec<Lsn>,
+    /// Rebuilt logs of which the journal had a batch.
+    met: BTreeSet<Slot>,
     /// Logs with a gap that nothing mended so far.
     gaps: BTreeMap<Slot, Gap>,
     entries: u64,
@@ -51,12 +57,18 @@ enum Stage {
 struct Gap {
     end: Offset,
     found: Offset,
+    /// Where the log ended then, by the entries that did not fit.
+    seen: Offset,
 }
 
 impl Recovery {
-    /// Not while a log may still turn out to be damaged that was put together from its segments.
     pub fn may_move(&self) -> bool {
-        matches!(self.stage, Stage::Journal) && self.start != Start::Rebuilt
+        matches!(self.stage, Stage::Journal)
+    }
+
+    /// Whether logs were put together from their segments, and may still turn out to be damaged.
+    pub fn is_rebuilding(&self) -> bool {
+        self.start == Start::Rebuilt
     }
 }
 
@@ -84,6 +96,9 @@ impl Storage {
                 }
                 if is_done {
                     self.begin_journal(start);
+                } else if self.events.is_empty() {
+                    // They were all of partitions that are gone: there is nothing to be told.
+                    self.step_recovery();
                 }
             }
             Stage::Rebuilding(_) => self.step_rebuild(),
@@ -214,22 +229,47 @@ impl Storage {
     ) {
         self.flushed = self.flushed.max(lsn.chunk);
         let Some(slot) = self.replayed_log(partition, lsn) else { return };
+        self.meet(slot, base, lsn);
         let log = self.log(slot).expect("it was just found");
         let (end, next) = (log.end, base.plus(header.offsets()));
         let recovery = self.recovery().expect("entries are replayed in recovery");
         let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);
-        let is_rebuilt = recovery.start == Start::Rebuilt;
-        if recovery.gaps.contains_key(&slot) || (is_rebuilt && next <= end) {
+        if let Some(gap) = recovery.gaps.get_mut(&slot) {
+            gap.seen = next;
             return;
         }
         if base != end {
-            recovery.gaps.insert(slot, Gap { end, found: base });
+            recovery.gaps.insert(slot, Gap { end, found: base, seen: next });
             return;
         }
         recovery.entries += 1;
         let timestamp_ms = header.max_timestamp_ms;
         self.keep(slot, TailBatch { base, next, max_timestamp_ms: timestamp_ms, timestamp_ms, lsn, bytes });
         self.events.push_back(StorageEvent::ReplayedBatch { slot, header: *header, base, is_noted });
+    }
+
+    /// Cuts a rebuilt log where its first batch in the journal belongs.
+    fn meet(&mut self, slot: Slot, base: Offset, lsn: Lsn) {
+        let recovery = self.recovery().expect("entries are replayed in recovery");
+        if recovery.start != Start::Rebuilt || !recovery.met.insert(slot) {
+            return;
+        }
+        let log = self.log(slot).expect("the caller found it");
+        if log.end <= base {
+            return;
+        }
+        let before = match lsn.entry.checked_sub(1) {
+            Some(entry) => Lsn { entry, ..lsn },
+            None => Lsn { chunk: lsn.chunk - 1, entry: u32::MAX },
+        };
+        let before = before.max(log.last);
+        tracing::info!(
+            partition = %log.partition, end = %log.end, %base,
+            "the rebuilt log is cut where the journal goes on"
+        );
+        let note = Note::Truncated { end: base };
+        self.take_note(slot, before, note);
+        self.events.push_back(StorageEvent::ReplayedNote { slot, note, is_noted: false });
     }
 
     pub(super) fn replay_note(&mut self, partition: PartitionId, note: Note, lsn: Lsn) {
@@ -242,16 +282,21 @@ impl Storage {
         let end = self.log(slot).expect("it was just found").end;
         let recovery = self.recovery().expect("entries are replayed in recovery");
         let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);
-        if recovery.gaps.contains_key(&slot) {
+        if let Some(gap) = recovery.gaps.get_mut(&slot) {
             let is_mended = match note {
                 Note::Truncated { end: cut } => cut <= end,
-                Note::Started { start } => start > end,
+                // All that did not fit is gone with it.
+                Note::Started { start } => start >= gap.seen,
                 Note::Dropped => true,
             };
-            if !is_mended {
+            if is_mended {
+                recovery.gaps.remove(&slot);
+            } else if let Note::Truncated { end: cut } = note {
+                gap.seen = gap.seen.min(cut);
+                return;
+            } else if matches!(note, Note::Started { start } if start > end) {
                 return;
             }
-            recovery.gaps.remove(&slot);
         }
         recovery.entries += 1;
         self.take_note(slot, lsn, note);
@@ -269,6 +314,7 @@ impl Storage {
         self.is_clean_start = start == Start::Clean && report.chunks == 0;
         let start = if start == Start::Clean && !self.is_clean_start { Start::Checkpoint } else { start };
         self.refresh_flushed();
+        self.unpark();
         if !self.is_clean_start {
             self.untidy = self.slots().collect();
             let ghosts: Vec<PartitionId> =
@@ -306,7 +352,7 @@ impl Storage {
 
     /// Whether logs with a gap are to be taken as they are; each one is logged.
     fn judge(&mut self, gaps: &BTreeMap<Slot, Gap>) -> bool {
-        for (&slot, &Gap { end, found }) in gaps {
+        for (&slot, &Gap { end, found, .. }) in gaps {
             let Some(log) = self.live(slot) else { continue };
             let partition = log.partition;
             let damage = FatalReason::LogDamaged { partition, end, found };

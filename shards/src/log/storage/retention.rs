@@ -11,6 +11,7 @@ use super::{Noted, Stop, Storage, StorageEvent};
 use crate::ids::Offset;
 use crate::log::journal::Urgency;
 use crate::log::segment::SegmentMeta;
+use crate::log::segment::format::SEGMENT_HEADER_BYTES;
 use crate::log::{Note, Slot};
 use crate::time::Instant;
 
@@ -28,17 +29,19 @@ fn new_start(log: &Log, now_ms: i64, below: Offset) -> Offset {
     let is_old = |segment: &SegmentMeta| {
         config.retention_ms.is_some_and(|ms| newest_ms(segment).saturating_add(ms) <= now_ms)
     };
-    let mut left = log.segment_bytes;
+    // Without the headers of the files. What stands before each batch is counted with it.
+    let size = |segment: &SegmentMeta| segment.bytes.saturating_sub(SEGMENT_HEADER_BYTES as u64);
+    let mut left: u64 = log.segments.iter().map(size).sum();
     let mut start = log.start;
     for (at, segment) in log.segments.iter().enumerate() {
         let is_last = at + 1 == log.segments.len();
         let is_too_much =
-            !is_last && config.retention_bytes.is_some_and(|max| left.saturating_sub(segment.bytes) >= max);
+            !is_last && config.retention_bytes.is_some_and(|max| left.saturating_sub(size(segment)) >= max);
         let next = if is_last { log.moved.end } else { log.segments[at + 1].base };
         if !config.delete || next > below || !(is_old(segment) || is_too_much) {
             break;
         }
-        left -= segment.bytes;
+        left -= size(segment);
         start = start.max(next);
     }
     start

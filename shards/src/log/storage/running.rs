@@ -36,9 +36,9 @@ impl Storage {
 
     fn poll_journal_op(&mut self, now: Instant) -> Option<DiskOp> {
         let is_behind = !self.is_running() && self.unmoved_bytes > self.config.unmoved_bytes_max;
-        let can_move = self.can_move();
+        let is_moving = self.works > 0;
         let journal = self.journal.as_mut()?;
-        journal.pause_replay(is_behind && can_move);
+        journal.pause_replay(is_behind && is_moving);
         journal.poll_op(now)
     }
 

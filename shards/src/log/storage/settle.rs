@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::log::{GrowingIndex, IndexState, Tidy};
+use super::log::{GrowingIndex, IndexState, Noticed, Tidy};
 use super::moves::SEEK_BYTES;
-use super::work::{Amend, Amendment, Move, Seek, Then, Work};
-use super::{NO_SPACE_RETRY, Storage, UnderWay};
+use super::work::{Amend, Amendment, Growth, Move, Seek, Then, Work};
+use super::{NO_SPACE_RETRY, Phase, Storage, UnderWay};
+use crate::ids::{Offset, PartitionId};
 use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, SegmentName};
 use crate::log::segment::SegmentMeta;
 use crate::log::segment::format::{SEGMENT_HEADER_BYTES, Seed};
-use crate::log::segment::index::{INDEX_HEADER_BYTES, Index};
+use crate::log::segment::index::Index;
 use crate::log::segment::scan::{Check, Scanned, Scanner};
-use crate::log::{FatalReason, Slot};
+use crate::log::{FatalReason, Note, Slot};
 
 impl Storage {
     pub(super) fn on_work_event(&mut self, what: UnderWay, event: DiskEvent) {
@@ -107,6 +108,7 @@ impl Storage {
             }
             None => {}
         }
+        let before = log.segment_bytes;
         if work.is_new {
             log.segments.push(work.segment);
             log.segment_bytes += work.segment.bytes;
@@ -123,6 +125,7 @@ impl Storage {
         let from = log.unsynced_from.map_or(work.segment.base, |from| from.min(work.segment.base));
         log.unsynced_from = Some(from);
         let bytes = log.moved_upto(work.upto);
+        let grown = log.segment_bytes - before;
         let is_large = log.config.delete
             && log.config.retention_bytes.is_some_and(|max| log.segment_bytes > max)
             && work.is_new;
@@ -131,7 +134,7 @@ impl Storage {
         }
         self.unmoved_bytes -= bytes;
         self.counts.segments += u64::from(work.is_new);
-        self.counts.segment_bytes += work.bytes;
+        self.counts.segment_bytes += grown;
         self.note_expiry(slot);
         self.evict();
         self.reconsider(slot);
@@ -148,35 +151,43 @@ impl Storage {
         };
         let known = |name: &SegmentName| {
             let at = log.segments.binary_search_by_key(&name.base, |segment| segment.base).ok()?;
-            Some(log.segments[at]).filter(|segment| segment.generation == name.generation)
+            Some(at).filter(|&at| log.segments[at].generation == name.generation)
         };
         let mut todo = VecDeque::new();
+        let mut is_there = vec![false; log.segments.len()];
         for (file, bytes) in files {
             let (FileName::Segment(name) | FileName::Index(name)) = file else { continue };
-            match known(&name) {
-                None => {
-                    tracing::info!(%file, bytes, "removing a file that an earlier life left behind");
-                    todo.push_back(Amendment::Remove(file));
+            let Some(at) = known(&name) else {
+                // If the log turns out to be damaged, it is all that is left of it.
+                if matches!(&self.phase, Phase::Recovering(recovery) if recovery.is_rebuilding()) {
+                    return self.park(slot);
                 }
-                Some(segment) if matches!(file, FileName::Segment(_)) && bytes > segment.bytes => {
-                    tracing::info!(
-                        %file, bytes, kept = segment.bytes,
-                        "cutting off what an earlier life wrote and did not checkpoint"
-                    );
-                    todo.push_back(Amendment::Cut(file, segment.bytes));
-                }
-                // A note that is still to take effect here may have had it in the life before.
-                Some(segment)
-                    if matches!(file, FileName::Segment(_))
-                        && bytes < segment.bytes
-                        && log.notes.is_empty() =>
-                {
-                    let damage =
-                        FatalReason::SegmentDamaged { file, position: bytes, what: "it ends too early" };
-                    return self.fail(damage);
-                }
-                Some(_) => {}
+                tracing::info!(%file, bytes, "removing a file that an earlier life left behind");
+                todo.push_back(Amendment::Remove(file));
+                continue;
+            };
+            let kept = log.segments[at].bytes;
+            if matches!(file, FileName::Index(_)) {
+                continue;
             }
+            is_there[at] = bytes >= kept;
+            if bytes > kept {
+                tracing::info!(%file, bytes, kept, "cutting off what an earlier life did not checkpoint");
+                todo.push_back(Amendment::Cut(file, kept));
+            }
+        }
+        let lacking = is_there.iter().position(|is_there| !is_there).map(|at| log.segments[at]);
+        if let Some(segment) = lacking {
+            if !self.is_cut_again(slot, segment.end) {
+                if self.is_recovering() {
+                    return self.park(slot);
+                }
+                let file = FileName::Segment(log.name(&segment));
+                let what = "it is missing or ends too early";
+                return self.fail(FatalReason::SegmentDamaged { file, position: segment.bytes, what });
+            }
+            // Nothing is put behind what is not there.
+            self.log_mut(slot).expect("it was just found").is_growing = false;
         }
         if self.amend(slot, &[], todo, Then::Tidied) {
             self.reconsider(slot);
@@ -220,7 +231,7 @@ impl Storage {
         let position = index.position_for(seek.end);
         let Work::Seek(seek) = self.work_mut(slot) else { unreachable!("it was just seen") };
         seek.is_index_loaded = true;
-        seek.is_hinted = position > SEGMENT_HEADER_BYTES as u64;
+        seek.hint = index.entries().iter().find(|entry| entry.position == position).map(|e| e.offset);
         seek.position = position;
         seek.index = index;
         self.seek_on(slot);
@@ -245,50 +256,100 @@ impl Storage {
         let file = FileName::Segment(name);
         let window = match result {
             Ok(window) => window,
+            Err(DiskError::Missing) => Bytes::new(),
             Err(error) => return self.fail(FatalReason::SegmentFailed { file, error }),
         };
         let asked = SEEK_BYTES.max(seek.need) as u64;
         let is_cut_short = (window.len() as u64) < asked.min(segment.bytes - seek.position);
         let mut scanner =
             Scanner::new(Seed::of_segment(&name), Check::Headers, &window, seek.position, segment.bytes);
-        let (end, is_hinted) = (seek.end, seek.is_hinted);
-        let found = scanner.scan_to(end);
+        let (end, hint) = (seek.end, seek.hint);
+        let (mut reached, mut is_misled) = (seek.reached, false);
+        let found = loop {
+            match scanner.scan() {
+                Scanned::Frame(frame) if reached.is_none() && hint.is_some_and(|hint| hint != frame.base) => {
+                    is_misled = true;
+                    break Scanned::Frame(frame);
+                }
+                Scanned::Frame(frame) if frame.end() <= end => reached = Some(frame.end()),
+                other => break other,
+            }
+        };
         let position = scanner.position();
         match found {
+            _ if is_misled => self.seek_without_hint(slot),
             Scanned::Frame(frame) => self.cut_segment(slot, frame.position, segment, frame.base.min(end)),
-            Scanned::End => self.cut_segment(slot, segment.bytes, segment, segment.end.min(end)),
-            // An earlier life cut it here already.
-            Scanned::Incomplete { .. } if is_cut_short && position == seek_end(&window, seek) => {
-                self.cut_segment(slot, position, segment, end);
-            }
             Scanned::Incomplete { need } if !is_cut_short => {
                 let Work::Seek(seek) = self.work_mut(slot) else { unreachable!("it was just seen") };
-                seek.is_hinted &= position == seek.position;
+                seek.reached = reached;
                 seek.position = position;
                 seek.need = need;
                 self.seek_on(slot);
             }
-            _ if is_hinted => {
-                let Work::Seek(seek) = self.work_mut(slot) else { unreachable!("it was just seen") };
-                seek.is_hinted = false;
-                seek.position = SEGMENT_HEADER_BYTES as u64;
-                seek.index = Index::default();
-                self.seek_on(slot);
+            // An earlier life cut it here already; what it put behind is not whole.
+            _ if reached == Some(end) => self.cut_segment(slot, position, segment, end),
+            _ if hint.is_some() => self.seek_without_hint(slot),
+            // An earlier life cut deeper, by a note that is still to come here: that one finds its place.
+            _ if self.is_cut_again(slot, end) => self.cut_loosely(slot, position),
+            _ if self.is_recovering() => {
+                let _ = self.take_work(slot);
+                self.park(slot);
             }
-            Scanned::Incomplete { .. } | Scanned::Bad(_) => {
-                self.fail(FatalReason::SegmentDamaged { file, position, what: "no batch is there" });
-            }
+            _ => self.fail(FatalReason::SegmentDamaged { file, position, what: "no batch is there" }),
         }
     }
 
+    /// Whether a note that is still to take effect takes away what lies before `end`, or some of it: in the life before
+    /// it may have done so already.
+    pub(super) fn is_cut_again(&self, slot: Slot, end: Offset) -> bool {
+        let takes_away = |noticed: &Noticed| match noticed.note {
+            Note::Truncated { end: cut } => cut < end,
+            Note::Started { start } => start >= end,
+            Note::Dropped => true,
+        };
+        self.log(slot).is_some_and(|log| log.notes.iter().any(takes_away))
+    }
+
+    /// What is found in the log's files can only be judged once all of the journal was replayed.
+    fn park(&mut self, slot: Slot) {
+        self.log_mut(slot).expect("the caller found it").work = Some(Box::new(Work::Wait));
+        self.parked.push(slot);
+        self.rekey(slot);
+    }
+
+    /// The journal was replayed.
+    pub(super) fn unpark(&mut self) {
+        for slot in std::mem::take(&mut self.parked) {
+            self.resume_work(slot);
+        }
+    }
+
+    /// A log that waited goes on.
+    fn resume_work(&mut self, slot: Slot) {
+        let Some(log) = self.log_mut(slot) else { return };
+        if matches!(log.work.as_deref(), Some(Work::Wait)) {
+            log.work = None;
+            if !log.is_ripe {
+                log.is_ripe = true;
+                self.ripe.push_front((0, slot));
+            }
+            self.rekey(slot);
+        }
+    }
+
+    /// The index led astray: the segment is searched from its beginning.
+    fn seek_without_hint(&mut self, slot: Slot) {
+        let Work::Seek(seek) = self.work_mut(slot) else { unreachable!("the caller saw it") };
+        seek.hint = None;
+        seek.reached = None;
+        seek.need = 0;
+        seek.position = SEGMENT_HEADER_BYTES as u64;
+        seek.index = Index::default();
+        self.seek_on(slot);
+    }
+
     /// The place was found: the segment ends at `position` from now on, and those behind it go.
-    fn cut_segment(
-        &mut self,
-        slot: Slot,
-        position: u64,
-        segment: SegmentMeta,
-        segment_end: crate::ids::Offset,
-    ) {
+    fn cut_segment(&mut self, slot: Slot, position: u64, segment: SegmentMeta, segment_end: Offset) {
         let Work::Seek(seek) = self.take_work(slot) else { unreachable!("the caller saw it") };
         let Seek { lsn, end, at, mut index, .. } = *seek;
         let log = self.log(slot).expect("a log with work is kept");
@@ -307,8 +368,32 @@ impl Storage {
             Amendment::Cut(FileName::Index(name), index_bytes),
         ]);
         self.reader.cut(name, position);
-        let then = Then::Noted { lsn, segments, start, end, grows: Some(growing) };
+        let then = Then::Noted { lsn, segments, start, end, grows: Growth::Cut(growing) };
         self.amend(slot, &removed, todo, then);
+    }
+
+    /// The segment does not have the place any more: a note that is still to come took away more in an earlier life.
+    /// It will again, so nothing is put into this segment.
+    fn cut_loosely(&mut self, slot: Slot, position: u64) {
+        let Work::Seek(seek) = self.take_work(slot) else { unreachable!("the caller saw it") };
+        let Seek { lsn, end, at, .. } = *seek;
+        let log = self.logs[slot.0 as usize].as_deref().expect("a log with work is kept");
+        let mut segments = log.segments.clone();
+        let is_taken_whole = log.notes.iter().any(|noticed| match noticed.note {
+            Note::Started { start } => start >= end,
+            Note::Dropped => true,
+            Note::Truncated { .. } => false,
+        });
+        let removed: Vec<SegmentMeta> = segments.drain(at + usize::from(!is_taken_whole)..).collect();
+        if !is_taken_whole {
+            let name = log.name(&segments[at]);
+            segments[at].bytes = position;
+            segments[at].end = end;
+            self.reader.forget(name);
+        }
+        let start = log.moved.start.min(end);
+        let then = Then::Noted { lsn, segments, start, end, grows: Growth::Closed };
+        self.amend(slot, &removed, VecDeque::new(), then);
     }
 
     fn on_amended(&mut self, slot: Slot, file: FileName, result: Result<(), DiskError>) {
@@ -359,20 +444,24 @@ impl Storage {
                 log.moved.start = start;
                 log.moved.end = end;
                 log.cleaned = log.cleaned.min(end);
-                if let Some(index) = grows {
-                    let cut = *log.segments.last().expect("the segment that was cut is there");
-                    log.is_growing = cut.generation == 0;
-                    log.index = IndexState::Known(index);
-                    log.index_unsynced = true;
-                    let from = log.unsynced_from.map_or(cut.base, |from| from.min(cut.base));
-                    log.unsynced_from = Some(from);
+                match grows {
+                    Growth::AsBefore => {}
+                    Growth::Closed => log.is_growing = false,
+                    Growth::Cut(index) => {
+                        let cut = *log.segments.last().expect("the segment that was cut is there");
+                        log.is_growing = cut.generation == 0;
+                        log.index = IndexState::Known(index);
+                        log.index_unsynced = true;
+                        let from = log.unsynced_from.map_or(cut.base, |from| from.min(cut.base));
+                        log.unsynced_from = Some(from);
+                    }
                 }
                 if !log.is_growing {
                     log.index = IndexState::Unknown;
                 }
                 let after = (log.segments.len(), log.segment_bytes);
                 self.counts.segments -= (before.0 - after.0) as u64;
-                self.counts.segment_bytes = self.counts.segment_bytes - before.1 + after.1;
+                self.counts.segment_bytes = self.counts.segment_bytes + after.1 - before.1;
                 self.note_expiry(slot);
             }
         }
@@ -395,7 +484,7 @@ impl Storage {
     }
 
     /// A log that was opened for the same partition meanwhile can go on.
-    pub(super) fn folder_removed(&mut self, partition: crate::ids::PartitionId) {
+    pub(super) fn folder_removed(&mut self, partition: PartitionId) {
         let Some(removing) = self.removing.get_mut(&partition) else { return };
         removing.folders -= 1;
         if removing.folders > 0 {
@@ -403,23 +492,8 @@ impl Storage {
         }
         let waits = removing.waits;
         self.removing.remove(&partition);
-        if let Some(slot) = waits
-            && let Some(log) = self.log_mut(slot)
-            && matches!(log.work.as_deref(), Some(Work::Wait))
-        {
-            log.work = None;
-            if !log.is_ripe {
-                log.is_ripe = true;
-                self.ripe.push_front((0, slot));
-            }
-            self.rekey(slot);
+        if let Some(slot) = waits {
+            self.resume_work(slot);
         }
     }
 }
-
-/// Where the window ends in its segment.
-fn seek_end(window: &Bytes, seek: &Seek) -> u64 {
-    seek.position + window.len() as u64
-}
-
-const _: () = assert!(INDEX_HEADER_BYTES == SEGMENT_HEADER_BYTES);

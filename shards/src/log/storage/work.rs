@@ -57,7 +57,6 @@ pub(super) struct Move {
     pub segment: SegmentMeta,
     pub is_new: bool,
     pub index: GrowingIndex,
-    pub bytes: u64,
     /// Puts that the disk has.
     pub under_way: usize,
     pub failed: Option<DiskError>,
@@ -75,8 +74,10 @@ pub(super) struct Seek {
     /// The next window is read from here on.
     pub position: u64,
     pub need: usize,
-    /// Whether `position` came from the index and no frame was seen since.
-    pub is_hinted: bool,
+    /// The search began at a place that the index gave, for the batch with this base.
+    pub hint: Option<Offset>,
+    /// Where the last frame ends that was seen.
+    pub reached: Option<Offset>,
     pub is_index_loaded: bool,
 }
 
@@ -105,9 +106,19 @@ pub(super) enum Then {
         segments: Vec<SegmentMeta>,
         start: Offset,
         end: Offset,
-        /// The last segment was cut and may grow again.
-        grows: Option<GrowingIndex>,
+        grows: Growth,
     },
+}
+
+/// Whether the last segment may grow once a note took effect.
+#[derive(Debug)]
+pub(super) enum Growth {
+    /// If it is the one that did.
+    AsBefore,
+    /// It was cut.
+    Cut(GrowingIndex),
+    /// What it holds is not all in order; a later note takes that away.
+    Closed,
 }
 
 impl Amend {
@@ -255,7 +266,7 @@ pub(super) fn prepare_move(log: &Log, limits: Limits) -> Option<(Move, Puts)> {
     let data = Put { file: FileName::Segment(name), position, parts: gather.finish() };
     let under_way = 1 + indexes.len();
     let end = segment.end;
-    let work = Move { upto, end, segment, is_new, index, bytes, under_way, failed: None };
+    let work = Move { upto, end, segment, is_new, index, under_way, failed: None };
     Some((work, Puts { data, indexes }))
 }
 
@@ -296,7 +307,8 @@ impl Seek {
             index: Index::default(),
             position: SEGMENT_HEADER_BYTES as u64,
             need: 0,
-            is_hinted: false,
+            hint: None,
+            reached: None,
             is_index_loaded: false,
         }
     }

@@ -14,7 +14,7 @@ use io_uring::{opcode, types};
 use tracing::{error, info};
 
 use super::accept::Listeners;
-use super::files::{Files, Journal};
+use super::files::{Files, Journal, Partitions};
 use super::links::{LinkConfig, Links};
 use super::post::Post;
 use super::ring::{Completion, Kind, Ring, Tag, Wait};
@@ -44,6 +44,7 @@ pub(super) struct Parts<M: Machine> {
     pub link: LinkConfig,
     pub listeners: Vec<OwnedFd>,
     pub journal: Journal,
+    pub partitions: Partitions,
     pub post: Post<M::Front>,
     pub spinner: Spinner,
 }
@@ -74,7 +75,7 @@ impl<M: Machine> Driver<M> {
             machine,
             links: Links::new(parts.link, &mut ring),
             listeners: Listeners::new(parts.listeners),
-            files: Files::new(parts.journal),
+            files: Files::new(parts.journal, parts.partitions),
             post: parts.post,
             spinner: parts.spinner,
             completions: Vec::new(),
@@ -306,6 +307,15 @@ impl<M: Machine> Driver<M> {
             ("disk_reads", files.reads),
             ("disk_files_prepared", files.prepared),
             ("disk_continued", files.continued),
+            ("disk_files_recycled", files.recycled),
+            ("disk_files_removed", files.removed),
+            ("disk_puts", files.puts),
+            ("disk_put_bytes", files.put_bytes),
+            ("disk_file_syncs", files.file_syncs),
+            ("disk_folder_syncs", files.folder_syncs),
+            ("disk_write_backs", files.write_backs),
+            ("disk_checkpoints", files.replaced),
+            ("disk_files_evicted", self.files.evicted()),
         ]
     }
 }

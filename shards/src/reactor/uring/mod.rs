@@ -1,7 +1,7 @@
 //! The io_uring driver of a shard core: one loop over one ring, and no executor.
 //!
 //! `driver` is the loop; `ring` gets operations into the kernel and completions out; `accept`, `links` and `send` are
-//! the clients' sockets; `files` and `prepare` the journal's files; `post` the mail between cores; `spin` decides when
+//! the clients' sockets; `files` the journal's files and the segments; `post` the mail between cores; `spin` decides when
 //! to spin before sleeping; `buffers` is memory shared with the kernel. Sockets and files are not registered with the
 //! ring: a multishot operation looks its socket up once anyway, and reading a peer's name needs a descriptor.
 
@@ -11,7 +11,6 @@ mod driver;
 mod files;
 mod links;
 mod post;
-mod prepare;
 mod ring;
 mod send;
 mod spin;

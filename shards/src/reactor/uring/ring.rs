@@ -25,7 +25,7 @@ const COMPLETIONS: u32 = 8192;
 const KERNEL_MIN: (u32, u32) = (5, 15);
 
 /// Threads that the kernel may use for file operations of one ring that block.
-const WORKERS_MAX: u32 = 8;
+pub(super) const WORKERS_MAX: u32 = 64;
 
 /// What to use of the running kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

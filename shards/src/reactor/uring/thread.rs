@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use tracing::info;
 
 use super::driver::{Driver, Parts};
-use super::files::Journal;
+use super::files::{Journal, Partitions};
 use super::links::LinkConfig;
 use super::post::{Mailboxes, Post};
 use super::ring::{KernelUse, Ring};
@@ -24,6 +24,8 @@ pub(crate) struct Start<M: Machine> {
     pub shard: ShardId,
     pub core: Option<usize>,
     pub journal_dir: PathBuf,
+    pub partitions_dir: PathBuf,
+    pub open_files_max: usize,
     pub listeners: Vec<OwnedFd>,
     pub link: LinkConfig,
     pub spin: Spin,
@@ -41,7 +43,7 @@ pub(crate) struct Start<M: Machine> {
 
 pub(crate) fn run<M: Machine>(start: Start<M>) {
     let shard = start.shard;
-    let (ring, journal) = match set_up(&start) {
+    let (ring, journal, partitions) = match set_up(&start) {
         Ok(made) => made,
         Err(error) => {
             // Nobody listens only when the starter has gone, and then nobody starts.
@@ -59,6 +61,7 @@ pub(crate) fn run<M: Machine>(start: Start<M>) {
         link: start.link,
         listeners: start.listeners,
         journal,
+        partitions,
         post: Post::new(start.mail, rings),
         spinner: Spinner::new(start.spin, start.spare_core),
     };
@@ -70,9 +73,11 @@ pub(crate) fn run<M: Machine>(start: Start<M>) {
     }
 }
 
-fn set_up<M: Machine>(start: &Start<M>) -> Result<(Ring, Journal), StartError> {
+fn set_up<M: Machine>(start: &Start<M>) -> Result<(Ring, Journal, Partitions), StartError> {
     if let Some(core) = start.core {
         pin(start.shard, core)?;
     }
-    Ok((Ring::new(start.kernel_use)?, Journal::open(&start.journal_dir)?))
+    let ring = Ring::new(start.kernel_use)?;
+    let journal = Journal::open(&start.journal_dir)?;
+    Ok((ring, journal, Partitions::open(&start.partitions_dir, start.open_files_max)?))
 }

@@ -128,7 +128,7 @@ fn topics_that_break_a_rule_are_refused_with_its_kind() {
     assert_eq!(world.why(with_replicas(vec![NodeId(9)])), Why::InvalidAssignment);
     assert_eq!(world.why(with_replicas(vec![ME, ME])), Why::InvalidAssignment);
     assert_eq!(world.why(with_config("no.such", "1")), Why::InvalidConfig);
-    assert_eq!(world.why(with_config("cleanup.policy", "compact")), Why::InvalidConfig);
+    assert_eq!(world.why(with_config("cleanup.policy", "compacted")), Why::InvalidConfig);
     let twice = CreateTopic {
         config: vec![("retention.ms".into(), "1".into()), ("retention.ms".into(), "2".into())],
         ..new_topic(8, "x", 1)

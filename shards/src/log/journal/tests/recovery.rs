@@ -484,3 +484,29 @@ fn every_flipped_byte_is_noticed_or_means_nothing() {
         assert!(refused > 10_000 && same > 1000 && (cut > 0) != closed, "{refused} {same} {cut}");
     }
 }
+
+#[test]
+fn first_chunk_of_a_file_counts_only_with_the_header_it_was_written_with() {
+    // File 0 has one sector left behind seven chunks of two.
+    let (mut rig, _) = chunks(7, 5000);
+    rig.sync(5000);
+    rig.poll();
+    rig.complete_kind("write+");
+    rig.lose_in_flight();
+    // Life 1 began file 1: the header is there, the chunk is not.
+    rig.disk.raw(1)[SECTOR..].fill(0);
+    let header = rig.disk.raw(1)[..SECTOR].to_vec();
+    rig.flushed = 7;
+    rig.restart();
+    // Life 2 begins it again: the chunk is there, the header is not.
+    rig.sync(5000);
+    rig.poll();
+    rig.complete_kind("write+");
+    rig.complete_kind("write+");
+    rig.lose_in_flight();
+    assert_eq!((rig.at(7).file, rig.flushed), (FileNo(1), 8));
+    rig.disk.raw(1)[..SECTOR].copy_from_slice(&header);
+    rig.flushed = 7;
+    rig.restart();
+    assert_eq!((rig.replayed.len(), rig.report.unwrap().cut.unwrap().reason), (7, CutReason::FileHeader));
+}

@@ -184,14 +184,8 @@ impl Rig {
         resume
     }
 
-    /// A checkpoint from any place behind the last one on, or of a clean end if it is that moment.
+    /// A checkpoint from any place behind the last one on.
     pub fn save_somewhere(&mut self, random: &mut Random) {
-        if random.one_in(8)
-            && let Some((end, sequence)) = self.journal.end()
-        {
-            self.save_resume(Resume::Clean { end, sequence });
-            return;
-        }
         let from = self.saved.map_or(0, Saved::sequence);
         let from = self.log.partition_point(|l| l.lsn.chunk < from);
         let lsn = self.log.get(from + random.below(self.log.len() - from + 1)).map(|l| l.lsn);

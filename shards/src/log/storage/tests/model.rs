@@ -221,10 +221,15 @@ impl Disk {
             }
             DiskOp::Sync { op, file } => {
                 let skips = self.skips_segment_syncs && folder_of(file).is_some();
-                if let Some(f) = self.files.get_mut(&file).filter(|_| !skips) {
-                    f.synced(covers);
-                }
-                DiskEvent::Synced { op, result: Ok(()) }
+                let result = match self.files.get_mut(&file) {
+                    None => Err(DiskError::Missing),
+                    Some(_) if skips => Ok(()),
+                    Some(f) => {
+                        f.synced(covers);
+                        Ok(())
+                    }
+                };
+                DiskEvent::Synced { op, result }
             }
             DiskOp::SyncFolder { op, partition } => {
                 if !self.skips_folder_syncs {
@@ -291,7 +296,9 @@ impl Disk {
     pub fn fail(&mut self, index: usize, error: DiskError) -> DiskEvent {
         let (op, _) = self.in_flight.remove(index);
         match op {
-            DiskOp::Put { op, .. } | DiskOp::Write { op, .. } => DiskEvent::Written { op, result: Err(error) },
+            DiskOp::Put { op, .. } | DiskOp::Write { op, .. } => {
+                DiskEvent::Written { op, result: Err(error) }
+            }
             DiskOp::Sync { op, .. } | DiskOp::SyncFolder { op, .. } => {
                 DiskEvent::Synced { op, result: Err(error) }
             }

@@ -93,8 +93,9 @@ fn run(seed: u64, lives: usize, plant: impl Fn(&mut Rig)) {
 }
 
 fn seeds() -> std::ops::Range<u64> {
-    let seeds = std::env::var("HIGHWATER_STORAGE_SEEDS").ok().and_then(|n| n.parse().ok());
-    0..seeds.unwrap_or(60)
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    let from = number("HIGHWATER_STORAGE_FROM").unwrap_or(0);
+    from..from + number("HIGHWATER_STORAGE_SEEDS").unwrap_or(60)
 }
 
 #[test]

@@ -11,9 +11,7 @@ use crate::ids::{LeaderEpoch, Offset, PartitionId, PartitionIndex, ShardId, Topi
 use crate::log::checkpoint::LogState;
 use crate::log::disk::DiskOp;
 use crate::log::journal::{AppendRefused, JournalConfig, Urgency};
-use crate::log::storage::{
-    Found, Noted, Storage, StorageConfig, StorageEvent, StorageReport, Wanted,
-};
+use crate::log::storage::{Found, Noted, Storage, StorageConfig, StorageEvent, StorageReport, Wanted};
 use crate::log::{FatalReason, Note, Slot};
 use crate::mail::LogConfig;
 use crate::time::Instant;
@@ -186,7 +184,14 @@ impl Rig {
     fn on_event(&mut self, event: StorageEvent) {
         match event {
             StorageEvent::Restored { slot, .. } => self.storage.configure(slot, &self.log_config),
-            StorageEvent::Recovered(report) => self.report = Some(*report),
+            StorageEvent::Recovered(report) => {
+                self.report = Some(*report);
+                let upto = self.storage.flushed;
+                assert!(upto >= self.flushed, "what was flushed is there: {upto} of {}", self.flushed);
+                // Chunks behind it count from there again.
+                self.history.retain(|(chunk, ..)| *chunk <= upto);
+                self.flushed = upto;
+            }
             StorageEvent::Flushed { upto } => self.flushed = upto.0,
             StorageEvent::Started { slot, start } => {
                 let log = self.storage.log(slot).unwrap();
@@ -357,7 +362,7 @@ impl Rig {
                 Found::Later => {
                     while !self.reads.contains_key(&ticket) {
                         let more = self.complete_one();
-                        assert!(more || self.reads.contains_key(&ticket), "a read ends");
+                        assert!(more || self.reads.contains_key(&ticket), "a read ends: {:?}", self.fatal);
                         assert_eq!(self.fatal, None);
                     }
                     self.reads.remove(&ticket).unwrap()
@@ -403,23 +408,14 @@ impl Rig {
             })
             .filter(|(_, ends)| *ends != (Offset::ZERO, Offset::ZERO))
             .collect();
-        let mut tried = Vec::new();
-        for upto in (self.flushed..=self.last_chunk().max(self.flushed)).rev() {
-            let contents = self.contents(upto);
-            let expected: BTreeMap<PartitionId, (Offset, Offset)> = contents
-                .iter()
-                .map(|(&partition, content)| (partition, (content.start, content.end)))
-                .filter(|(_, ends)| *ends != (Offset::ZERO, Offset::ZERO))
-                .collect();
-            if expected == recovered {
-                self.history.retain(|(chunk, ..)| *chunk <= upto);
-                self.flushed = self.flushed.max(upto);
-                self.check_contents();
-                return;
-            }
-            tried.push((upto, expected));
-        }
-        panic!("recovered {recovered:?}, which is none of {tried:?}");
+        let expected: BTreeMap<PartitionId, (Offset, Offset)> = self
+            .contents(u64::MAX)
+            .iter()
+            .map(|(&partition, content)| (partition, (content.start, content.end)))
+            .filter(|(_, ends)| *ends != (Offset::ZERO, Offset::ZERO))
+            .collect();
+        assert_eq!(recovered, expected, "recovered up to {}", self.flushed);
+        self.check_contents();
     }
 
     pub fn ops_in_flight(&self, is: impl Fn(&DiskOp) -> bool) -> usize {

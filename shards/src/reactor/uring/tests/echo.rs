@@ -201,6 +201,7 @@ pub(super) struct Options {
     pub spin: Spin,
     pub unsent_max: usize,
     pub journal: Option<PathBuf>,
+    pub open_files_max: usize,
 }
 
 impl Default for Options {
@@ -212,6 +213,7 @@ impl Default for Options {
             spin: Spin::Auto,
             unsent_max: usize::MAX,
             journal: None,
+            open_files_max: 64,
         }
     }
 }
@@ -235,6 +237,8 @@ pub(super) fn run(options: &Options) -> Running {
                 shard: ShardId(k),
                 core: None,
                 journal_dir: root.join(k.to_string()),
+                partitions_dir: root.join("partitions"),
+                open_files_max: options.open_files_max,
                 listen: vec![
                     Listen::Shared("127.0.0.1:0".parse().unwrap()),
                     Listen::Own("127.0.0.1:0".parse().unwrap()),

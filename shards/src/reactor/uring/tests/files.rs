@@ -14,12 +14,12 @@ use crate::reactor::uring::buffers::AlignedBuf;
 
 const MIB: u64 = 1024 * 1024;
 
-fn journal_at(dir: &Path) -> Running {
+pub(super) fn journal_at(dir: &Path) -> Running {
     run(&Options { journal: Some(dir.to_owned()), ..Options::default() })
 }
 
 /// Asks for operations and waits for as many events.
-fn disk(running: &mut Running, ops: Vec<DiskOp>) -> Vec<DiskEvent> {
+pub(super) fn disk(running: &mut Running, ops: Vec<DiskOp>) -> Vec<DiskEvent> {
     let count = ops.len();
     for op in ops {
         running.link(0).send(FromControl::Reply { conn: ConnId(0), token: Token(0), reply: op }).unwrap();
@@ -29,7 +29,7 @@ fn disk(running: &mut Running, ops: Vec<DiskOp>) -> Vec<DiskEvent> {
 }
 
 /// Sectors of this byte, in parts that lie one after the other.
-fn sectors(n: usize, byte: u8) -> Vec<Bytes> {
+pub(super) fn sectors(n: usize, byte: u8) -> Vec<Bytes> {
     let whole = Bytes::from_owner(Filled::new(n * SECTOR, byte));
     let cut = whole.len() / 3;
     vec![whole.slice(..cut), whole.slice(cut..cut), whole.slice(cut..)]
@@ -51,11 +51,11 @@ impl AsRef<[u8]> for Filled {
     }
 }
 
-fn prepare(op: u64, file: u64, size: u64) -> DiskOp {
+pub(super) fn prepare(op: u64, file: u64, size: u64) -> DiskOp {
     DiskOp::Prepare { op: OpNo(op), file: FileNo(file), size }
 }
 
-fn read(running: &mut Running, file: u64, position: u64, len: u32) -> Bytes {
+pub(super) fn read(running: &mut Running, file: u64, position: u64, len: u32) -> Bytes {
     let ops = vec![DiskOp::Read { op: OpNo(9), file: FileName::Journal(FileNo(file)), position, len }];
     match disk(running, ops).remove(0) {
         DiskEvent::Read { op: OpNo(9), result } => result.unwrap(),
@@ -63,7 +63,7 @@ fn read(running: &mut Running, file: u64, position: u64, len: u32) -> Bytes {
     }
 }
 
-fn list(running: &mut Running) -> Vec<(FileNo, u64)> {
+pub(super) fn list(running: &mut Running) -> Vec<(FileNo, u64)> {
     match disk(running, vec![DiskOp::List { op: OpNo(8) }]).remove(0) {
         DiskEvent::Listed { op: OpNo(8), result } => result.unwrap(),
         other => panic!("{other:?}"),
@@ -120,7 +120,7 @@ fn a_missing_file_is_an_error_of_the_operation() {
             DiskOp::Sync { op: OpNo(3), file: FileName::Journal(file) },
         ],
     );
-    let missing = DiskError::Io(libc::ENOENT);
+    let missing = DiskError::Missing;
     assert!(
         matches!(&events[0], DiskEvent::Read { op: OpNo(1), result: Err(e) } if *e == missing),
         "{events:?}"

@@ -86,6 +86,8 @@ fn setup(k: u16, dir: &TempDir) -> ShardSetup<Echo> {
         shard: ShardId(k),
         core: None,
         journal_dir: dir.0.join(k.to_string()),
+        partitions_dir: dir.0.join("partitions"),
+        open_files_max: 16,
         listen: Vec::new(),
         link: LinkConfig::default(),
         spin: Spin::Auto,

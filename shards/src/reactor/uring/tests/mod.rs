@@ -7,3 +7,4 @@ mod echo;
 mod files;
 mod links;
 mod mail;
+mod segments;

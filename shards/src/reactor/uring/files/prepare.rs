@@ -13,9 +13,10 @@ use std::rc::{Rc, Weak};
 use io_uring::{opcode, squeue, types};
 use rustix::fs::OFlags;
 
-use super::buffers::AlignedBuf;
-use super::files::{FILE_MODE, Journal, checked};
-use super::ring::is_transient;
+use super::super::buffers::AlignedBuf;
+use super::super::ring::is_transient;
+use super::journal::Journal;
+use super::{FILE_MODE, checked};
 use crate::log::disk::{DiskError, FileNo, OpNo, SECTOR};
 
 /// What the names of files that are not ready end with, after a dot.
