@@ -29,7 +29,8 @@ impl World {
         if is(w.append) {
             // Several in one turn share a chunk.
             for _ in 0..*self.dice.act.pick(&[1, 1, 2, 6]) {
-                let i = if self.dice.act.chance(600) { i } else { self.dice.act.index(self.partitions.len()) };
+                let i =
+                    if self.dice.act.chance(600) { i } else { self.dice.act.index(self.partitions.len()) };
                 self.append(i)?;
             }
         } else if is(w.truncate) {
@@ -51,7 +52,8 @@ impl World {
             for p in &mut self.partitions {
                 let most = p.history.flushed_end();
                 if p.high_watermark < most {
-                    let lag = if self.dice.act.flip() { 0 } else { self.dice.act.below(most - p.high_watermark) };
+                    let lag =
+                        if self.dice.act.flip() { 0 } else { self.dice.act.below(most - p.high_watermark) };
                     p.high_watermark = most - lag;
                 }
             }
@@ -137,9 +139,14 @@ impl World {
         let records = (0..count)
             .map(|_| Draft {
                 timestamp_ms: at_ms + i64::try_from(r.below(3)).expect("small"),
-                key: (!r.chance(50)).then(|| u32::try_from(r.below(u64::from(self.config.keys))).expect("small")),
+                key: (!r.chance(50))
+                    .then(|| u32::try_from(r.below(u64::from(self.config.keys))).expect("small")),
                 value_len: (!r.chance(150)).then(|| {
-                    if is_large { value_max } else { u32::try_from(r.below(u64::from(value_max) + 1)).expect("small") }
+                    if is_large {
+                        value_max
+                    } else {
+                        u32::try_from(r.below(u64::from(value_max) + 1)).expect("small")
+                    }
                 }),
             })
             .collect();
@@ -164,6 +171,9 @@ impl World {
             }
             self.drain()?;
             self.pump(self.now + Duration::from_secs(2))?;
+            if !self.is_alive() {
+                break;
+            }
         }
         Ok(())
     }
@@ -215,7 +225,9 @@ impl World {
         }
         let header = parse_header(&sent).expect("the world makes good batches");
         let parsed = batches::parse(&stored).expect("the world makes good batches");
-        self.tell(|| format!("** append to {i}: {}..{}, {} bytes, {urgency:?}", parsed.base, parsed.end, parsed.len));
+        self.tell(|| {
+            format!("** append to {i}: {}..{}, {} bytes, {urgency:?}", parsed.base, parsed.end, parsed.len)
+        });
         let (now, wall_ms) = (self.now, self.wall_ms());
         let storage = self.storage.as_mut().expect("alive");
         let (base, epoch) = (Offset(recipe.base), LeaderEpoch(recipe.epoch));

@@ -135,14 +135,16 @@ impl Config {
         journal.file_bytes = file_bytes;
         journal.batch_bytes_max = usize::try_from(batch).expect("small");
         journal.chunk_bytes_max = *r.pick(&[4096, 8192, 16384]);
-        journal.flush_interval = *r.pick(&[Duration::from_micros(100), Duration::from_millis(2), Duration::from_millis(50)]);
+        journal.flush_interval =
+            *r.pick(&[Duration::from_micros(100), Duration::from_millis(2), Duration::from_millis(50)]);
         journal.writes_in_flight_max = *r.pick(&[1, 2, 4]);
         journal.backlog_bytes_max = *r.pick(&[16, 64, 256]) * 1024;
         journal.spare_files_max = *r.pick(&[0, 1, 3]);
         let mut config = StorageConfig::new(journal);
         config.tail_bytes_max = *r.pick(&[0, 4, 16, 64]) * KIB;
         config.unmoved_bytes_soft = *r.pick(&[8, 16, 64]) * KIB;
-        config.unmoved_bytes_max = config.unmoved_bytes_soft * *r.pick(&[2, 4]);
+        // Below the soft bound nothing is moved for being too much, so a batch must fit between the two.
+        config.unmoved_bytes_max = config.unmoved_bytes_soft * *r.pick(&[2, 4]) + batch;
         config.checkpoint_bytes = file_bytes * *r.pick(&[1, 2, 5]);
         config.journal_bytes_max = config.checkpoint_bytes * *r.pick(&[2, 4]) + file_bytes * 4;
         config.move_bytes = *r.pick(&[1, 2 * KIB, 8 * KIB]);

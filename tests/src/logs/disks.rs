@@ -35,15 +35,15 @@ pub fn event_in_words(event: &DiskEvent) -> String {
 
 /// What makes two operations differ.
 pub fn op_in_numbers(op: &DiskOp) -> u64 {
-    let hash = |parts: &[bytes::Bytes]| {
-        parts.iter().fold(0_u64, |h, p| h.rotate_left(7) ^ xxh3_64(p))
-    };
+    let hash = |parts: &[bytes::Bytes]| parts.iter().fold(0_u64, |h, p| h.rotate_left(7) ^ xxh3_64(p));
     match op {
         DiskOp::Write { op, position, parts, .. } | DiskOp::Put { op, position, parts, .. } => {
             op.0 ^ position.rotate_left(20) ^ hash(parts)
         }
         DiskOp::Replace { op, parts, .. } => op.0 ^ hash(parts),
-        DiskOp::Read { op, position, len, .. } => op.0 ^ position.rotate_left(20) ^ u64::from(*len).rotate_left(40),
+        DiskOp::Read { op, position, len, .. } => {
+            op.0 ^ position.rotate_left(20) ^ u64::from(*len).rotate_left(40)
+        }
         other => xxh3_64(op_in_words(other).as_bytes()),
     }
 }

@@ -266,9 +266,9 @@ impl History {
 
     /// What a crash keeps if it keeps everything up to `cut`; of a drop about which this says nothing, `with_drop` does.
     fn kept(&self, cut: u64, with_drop: bool) -> impl Iterator<Item = &Entry> {
-        self.pending.iter().take_while(move |e| {
-            e.marker_max.is_some_and(|m| m <= cut) || with_drop && e.marker <= cut
-        })
+        self.pending
+            .iter()
+            .take_while(move |e| e.marker_max.is_some_and(|m| m <= cut) || with_drop && e.marker <= cut)
     }
 
     /// What the log is after a crash that kept everything up to `cut`.

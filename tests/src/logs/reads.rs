@@ -14,10 +14,19 @@ use crate::checkers::{Verdict, Violation, broken};
 /// A read that waits for the disk.
 #[derive(Clone, Debug)]
 pub enum Reading {
-    Batches { partition: usize, asked: Asked },
-    Timestamp { partition: usize, timestamp_ms: i64, asked: Asked },
+    Batches {
+        partition: usize,
+        asked: Asked,
+    },
+    Timestamp {
+        partition: usize,
+        timestamp_ms: i64,
+        asked: Asked,
+    },
     /// Of the world itself, with the answer.
-    Whole { answer: Option<Result<Vec<Bytes>, ReadFault>> },
+    Whole {
+        answer: Option<Result<Vec<Bytes>, ReadFault>>,
+    },
 }
 
 impl World {
@@ -50,7 +59,8 @@ impl World {
         };
         let bytes_max = *r.pick(&[1, 400, 4000, 100_000]);
         let asked = Asked { from, below, bytes_max, first_whole: r.chance(700), changes: p.changes };
-        let wanted = Wanted { from: Offset(from), below: Offset(below), bytes_max, first_whole: asked.first_whole };
+        let wanted =
+            Wanted { from: Offset(from), below: Offset(below), bytes_max, first_whole: asked.first_whole };
         let ticket = self.ticket();
         self.counts.reads += 1;
         self.tell(|| format!("** read {ticket} of {i}: {asked:?}"));
@@ -98,7 +108,10 @@ impl World {
         let said = storage.largest_timestamp(slot, Offset(below));
         if largest > said && !self.partitions[i].rules.compacted {
             let id = self.partitions[i].id;
-            return Err(broken(content::NAME, format!("{id}: the largest timestamp below {below} is {largest:?}, not {said:?}")));
+            return Err(broken(
+                content::NAME,
+                format!("{id}: the largest timestamp below {below} is {largest:?}, not {said:?}"),
+            ));
         }
         match storage.find_timestamp(time, slot, timestamp_ms, Offset(below), ticket) {
             FoundBatch::Memory(found) => {
@@ -127,7 +140,8 @@ impl World {
     }
 
     pub fn on_found(&mut self, ticket: u64, result: Result<Option<Bytes>, ReadFault>) -> Verdict {
-        let Some(Reading::Timestamp { partition, timestamp_ms, asked }) = self.readings.remove(&ticket) else {
+        let Some(Reading::Timestamp { partition, timestamp_ms, asked }) = self.readings.remove(&ticket)
+        else {
             return Err(broken(content::NAME, format!("search {ticket} is answered")));
         };
         self.counts.found += 1;
@@ -157,7 +171,11 @@ impl World {
             }
             _ => false,
         };
-        if is_explained { Ok(()) } else { Err(broken(content::NAME, format!("{}: {asked:?}: {fault}", p.id))) }
+        if is_explained {
+            Ok(())
+        } else {
+            Err(broken(content::NAME, format!("{}: {asked:?}: {fault}", p.id)))
+        }
     }
 
     /// Reads once and waits for the answer; nothing if the log died meanwhile, or if the read failed where it may.
@@ -212,7 +230,10 @@ impl World {
                 let header = batches::parse(bytes)
                     .map_err(|what| broken(content::NAME, format!("a read at {next}: {what}")))?;
                 if header.end <= next {
-                    return Err(broken(content::NAME, format!("a read at {next} gave {}", content::describe(bytes))));
+                    return Err(broken(
+                        content::NAME,
+                        format!("a read at {next} gave {}", content::describe(bytes)),
+                    ));
                 }
                 next = header.end;
             }

@@ -165,7 +165,10 @@ pub fn check_rebuilt(p: &Partition) -> Verdict {
         let epoch = after.checked_sub(1).map(|i| p.heard.epochs[i].0);
         if epoch != Some(b.epoch) {
             let all = &p.heard.epochs;
-            return Err(broken(NAME, format!("{}: the batch at {} is of epoch {}: {all:?}", p.id, b.base, b.epoch)));
+            return Err(broken(
+                NAME,
+                format!("{}: the batch at {} is of epoch {}: {all:?}", p.id, b.base, b.epoch),
+            ));
         }
     }
     if p.heard.is_truncated {

@@ -244,12 +244,7 @@ impl World {
         if let Some(v) = &violation {
             self.tell(|| format!("VIOLATION {v}"));
         }
-        Outcome {
-            hash: self.hash,
-            counts: self.counts,
-            time: self.now.since(Instant::ZERO),
-            violation,
-        }
+        Outcome { hash: self.hash, counts: self.counts, time: self.now.since(Instant::ZERO), violation }
     }
 
     fn live(&mut self) -> Verdict {
@@ -288,21 +283,19 @@ impl World {
         self.start(self.config.lives)?;
         self.recover()?;
         for _ in 0..20 {
+            self.revive()?;
             self.act()?;
-            if !self.is_alive() {
-                self.start(self.config.lives)?;
-                self.recover()?;
-            }
         }
         self.heal();
+        self.config.wrong_reads = 0;
+        self.revive()?;
         self.idle()?;
-        if !self.is_alive() {
-            self.start(self.config.lives)?;
-            self.recover()?;
-        }
+        self.revive()?;
         self.take_one_each()?;
+        self.revive()?;
         if self.config.fills {
             self.fill()?;
+            self.revive()?;
         }
         if self.config.rots {
             return self.rot();
@@ -310,6 +303,15 @@ impl World {
         self.stop()?;
         let crash = self.draw_crash();
         self.die(crash);
+        self.start(self.config.lives)?;
+        self.recover()
+    }
+
+    /// Starts the log again if a fault of the disk ended it.
+    fn revive(&mut self) -> Verdict {
+        if self.is_alive() {
+            return Ok(());
+        }
         self.start(self.config.lives)?;
         self.recover()
     }
@@ -417,7 +419,8 @@ impl World {
         self.was_stopped = false;
         let storage = self.storage.as_ref().expect("alive");
         let before = self.cuts.as_deref();
-        let cuts = recovery::cuts(&self.partitions, storage, report.start, self.is_known, self.flushed, before)?;
+        let cuts =
+            recovery::cuts(&self.partitions, storage, report.start, self.is_known, self.flushed, before)?;
         self.cuts = Some(cuts);
         self.compare(report.start)
     }
@@ -427,7 +430,9 @@ impl World {
         let mut cuts = self.cuts.clone().expect("found before");
         let mut why = String::new();
         for i in 0..self.partitions.len() {
-            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else { continue };
+            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else {
+                continue;
+            };
             let starts: Vec<u64> =
                 cuts.iter().map(|&cut| self.partitions[i].history.outline(cut, false).start).collect();
             let least = starts.iter().copied().min().unwrap_or(0);
@@ -494,7 +499,9 @@ impl World {
     /// After a bit flipped: what is served was appended once, to this log, and came back whole.
     fn compare_rotten(&mut self) -> Verdict {
         for i in 0..self.partitions.len() {
-            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else { continue };
+            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else {
+                continue;
+            };
             let storage = self.storage.as_ref().expect("alive");
             let (start, end) = (storage.start(slot), storage.end(slot));
             let (Some(Offset(mut from)), Some(Offset(end))) = (start, end) else { continue };
@@ -876,8 +883,8 @@ impl World {
         let stats = storage.stats();
         let is_rebuilding = self.phase == Phase::Recovering && !self.is_checkpoint_read;
         // What a rebuilding took in is moved when it is over.
-        self.is_over_debt = is_rebuilding
-            || self.is_over_debt && stats.unmoved_bytes > self.storage_config.unmoved_bytes_max;
+        self.is_over_debt =
+            is_rebuilding || self.is_over_debt && stats.unmoved_bytes > self.storage_config.unmoved_bytes_max;
         if !self.is_over_debt {
             bounds::check(&self.storage_config, &stats, self.phase)?;
         }
@@ -895,14 +902,18 @@ impl World {
             }
             let (flushed, expected) = (storage.flushed_end(slot), p.history.flushed_end());
             if flushed != Some(Offset(expected)) {
-                return Err(broken(content::NAME, format!("{}: flushed up to {flushed:?}, not {expected}", p.id)));
+                return Err(broken(
+                    content::NAME,
+                    format!("{}: flushed up to {flushed:?}, not {expected}", p.id),
+                ));
             }
         }
         Ok(())
     }
 
     fn mix(&mut self, word: u64) {
-        self.hash = (self.hash.rotate_left(5) ^ word ^ self.now.as_nanos()).wrapping_mul(0x517c_c1b7_2722_0a95);
+        self.hash =
+            (self.hash.rotate_left(5) ^ word ^ self.now.as_nanos()).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 
     /// Something that the world did.
@@ -942,7 +953,11 @@ fn compare_one(
     let first = state.find(from);
     content::same(&state, first, read)?;
     let expected = state.batches.len() - first;
-    if read.len() < expected { Err(format!("{} batches of {expected} are there", read.len())) } else { Ok(()) }
+    if read.len() < expected {
+        Err(format!("{} batches of {expected} are there", read.len()))
+    } else {
+        Ok(())
+    }
 }
 
 fn check_rotten(p: &Partition, bytes: &Bytes) -> Verdict {
@@ -954,7 +969,10 @@ fn check_rotten(p: &Partition, bytes: &Bytes) -> Verdict {
         return Ok(());
     }
     let what = content::describe(bytes);
-    Err(broken(content::NAME, format!("{}: served after a bit flipped: {what}, which was never appended", p.id)))
+    Err(broken(
+        content::NAME,
+        format!("{}: served after a bit flipped: {what}, which was never appended", p.id),
+    ))
 }
 
 fn in_words(event: &StorageEvent) -> String {

@@ -27,16 +27,22 @@ pub fn check(config: &StorageConfig, stats: &StorageStats, phase: Phase) -> Verd
 pub fn check_journal(config: &StorageConfig, most: u64, bytes: u64) -> Verdict {
     let spare = config.journal.file_bytes * (config.journal.spare_files_max as u64 + 4);
     if bytes > most + spare {
-        return Err(broken(NAME, format!("the journal has {bytes} bytes; {most} and {spare} of spares may be")));
+        return Err(broken(
+            NAME,
+            format!("the journal has {bytes} bytes; {most} and {spare} of spares may be"),
+        ));
     }
     Ok(())
 }
 
 /// After a time without work; `live_bytes` are those of the journal that a start would read.
 pub fn check_idle(config: &StorageConfig, stats: &StorageStats, logs: u64, live_bytes: u64) -> Verdict {
-    let most = config.checkpoint_bytes + config.journal.file_bytes * 3;
+    let most = config.checkpoint_bytes + config.journal.file_bytes * 5;
     if live_bytes > most {
-        return Err(broken(NAME, format!("{live_bytes} bytes of journal are live with nothing to do; {most} may be")));
+        return Err(broken(
+            NAME,
+            format!("{live_bytes} bytes of journal are live with nothing to do; {most} may be"),
+        ));
     }
     if stats.unmoved_bytes > config.unmoved_bytes_soft.max(config.move_bytes * logs) + turn(config) {
         return Err(broken(NAME, format!("{} bytes are not moved with nothing to do", stats.unmoved_bytes)));

@@ -77,8 +77,12 @@ pub fn check(
                 Some(r) if *r == record => {}
                 Some(r) => {
                     let ms = (record.timestamp_ms, r.timestamp_ms);
-                    let lens = [&record, r].map(|r| (r.key.as_ref().map(Bytes::len), r.value.as_ref().map(Bytes::len)));
-                    return Err(format!("the record at {} is not what was appended: {ms:?}, {lens:?}", r.offset));
+                    let lens = [&record, r]
+                        .map(|r| (r.key.as_ref().map(Bytes::len), r.value.as_ref().map(Bytes::len)));
+                    return Err(format!(
+                        "the record at {} is not what was appended: {ms:?}, {lens:?}",
+                        r.offset
+                    ));
                 }
                 None => missing.push(record),
             }

@@ -29,7 +29,8 @@ pub fn check(p: &Partition, start: u64, wall_ms: i64) -> Verdict {
     }
     let mut kept: u64 = state.batches.iter().filter(|b| b.end > start).map(|b| size(b.bytes.len())).sum();
     for b in state.batches.iter().rev().filter(|b| b.end <= start) {
-        if !has_expired(&config, b.max_ms, wall_ms) && config.retention_bytes.is_none_or(|bytes| kept < bytes) {
+        if !has_expired(&config, b.max_ms, wall_ms) && config.retention_bytes.is_none_or(|bytes| kept < bytes)
+        {
             return fail(format!(
                 "the batch at {} of {} ms is gone at {wall_ms} ms, {kept} bytes behind it: {config:?}",
                 b.base, b.max_ms
