@@ -40,6 +40,8 @@ struct Find {
     /// The batches that end at or before this are known not to be it.
     from: Offset,
     below: Offset,
+    /// The segments are searched up to here, where memory began when they were asked.
+    searched: Offset,
 }
 
 impl Storage {
@@ -87,7 +89,12 @@ impl Storage {
         ticket: u64,
     ) -> FoundBatch {
         self.now = now;
-        self.begin_find(slot, Find { timestamp_ms, from: Offset::ZERO, below }, ticket, 0)
+        self.begin_find(
+            slot,
+            Find { timestamp_ms, from: Offset::ZERO, below, searched: Offset::ZERO },
+            ticket,
+            0,
+        )
     }
 
     fn begin_find(&mut self, slot: Slot, find: Find, ticket: u64, tries: u8) -> FoundBatch {
@@ -112,7 +119,7 @@ impl Storage {
             below: in_segments,
             segments: &log.segments,
         });
-        let what = What::Find(find);
+        let what = What::Find(Find { searched: in_segments, ..find });
         self.reads.pending.insert(ticket, Pending { slot, what, tries });
         FoundBatch::Later
     }
@@ -195,9 +202,8 @@ impl Storage {
         let Pending { slot, tries, .. } = pending;
         let again = match result {
             Ok(Stretch { batches, .. }) if !batches.is_empty() => Err(Ok(batches.into_iter().next())),
-            // Up to there it is not; it goes on behind, where memory may begin.
-            Ok(Stretch { next, .. }) if next > find.from => Ok((Find { from: next, ..find }, tries)),
-            Ok(_) => Ok((Find { from: find.below, ..find }, tries)),
+            // Up to there it is not. What lies behind may have left memory meanwhile.
+            Ok(_) => Ok((Find { from: find.searched, ..find }, tries)),
             Err(ReadFault::Gone) if tries < TRIES_MAX && self.live(slot).is_some() => Ok((find, tries + 1)),
             Err(fault) => Err(Err(fault)),
         };
