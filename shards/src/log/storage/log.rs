@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::work::Work;
+use super::work::{Amendment, Work};
 use crate::ids::{Offset, PartitionId};
 use crate::log::disk::SegmentName;
 use crate::log::segment::SegmentMeta;
@@ -50,6 +50,8 @@ pub(super) struct Log {
     /// Files came or went since the folder was synced.
     pub folder_unsynced: bool,
     pub tidy: Tidy,
+    /// A put failed, and may have left some of its bytes: to be taken away before anything else.
+    pub leftover: Option<Box<Amendment>>,
     /// What the disk does for this log; one thing at a time, since all of it is ordered.
     pub work: Option<Box<Work>>,
     /// Where it stands in the order of unmoved work: `first_unmoved` as it was noted there.
@@ -146,6 +148,7 @@ impl Log {
             index_unsynced: false,
             folder_unsynced: false,
             tidy: Tidy::Unknown,
+            leftover: None,
             work: None,
             key: None,
             is_ripe: false,

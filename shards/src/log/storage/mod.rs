@@ -63,7 +63,7 @@ pub struct Storage {
     /// By slot. One that was dropped stays until its folder is removed.
     logs: Vec<Option<Box<Log>>>,
     /// Without those that were dropped.
-    by_id: BTreeMap<PartitionId, Slot>,
+    by_id: Map<PartitionId, Slot>,
     /// There once the checkpoint was read.
     journal: Option<Box<Journal>>,
     memory: Memory,
@@ -174,7 +174,7 @@ impl Storage {
             phase: Phase::Recovering(Box::default()),
             now: Instant::ZERO,
             logs: Vec::new(),
-            by_id: BTreeMap::new(),
+            by_id: Map::default(),
             journal: None,
             memory: Memory::default(),
             unmoved_bytes: 0,

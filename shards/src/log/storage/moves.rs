@@ -126,6 +126,10 @@ impl Storage {
             self.ask(UnderWay::List(slot), |op| DiskOp::ListFolder { op, partition });
             return false;
         }
+        if let Some(leftover) = &log.leftover {
+            let todo = VecDeque::from([**leftover]);
+            return self.amend(slot, &[], todo, Then::Cleared);
+        }
         let batch = log.tail.get(log.tail_moved).map(|batch| batch.lsn);
         if let Some(&noticed) = log.notes.front()
             && batch.is_none_or(|batch| noticed.lsn < batch)

@@ -1,8 +1,10 @@
 //! Logs put together from their segments, when there is no checkpoint. Floor 1.
 //!
 //! Folder by folder, segment by segment, every frame is checked. A log ends where the first frame is missing or bad;
-//! segments that do not follow are left out, and removed once the journal was read. Where two segments overlap, the one
-//! of the later generation covers the other; one without a whole header was never finished.
+//! segments that do not follow are left out, and removed once the journal was read. A segment that was never compacted
+//! ends where the next such one begins: that was begun there, and what lies behind in the first was never counted on.
+//! Where two segments overlap otherwise, the one of the later generation covers the other; one without a whole header was
+//! never finished.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -51,6 +53,8 @@ struct Segment {
     file_bytes: u64,
     meta: SegmentMeta,
     order: Order,
+    /// Where the next segment begins.
+    limit: Option<Offset>,
     need: usize,
 }
 
@@ -100,7 +104,10 @@ impl Rebuilding {
                 max_timestamp_ms: NO_TIMESTAMP,
                 begun_ms: 0,
             };
-            self.segment = Some(Segment { name, file_bytes, meta, order: Order::new(&name), need: 0 });
+            let next = self.files.iter().find(|(next, _)| next.generation == 0 && next.base > name.base);
+            let limit = next.map(|(next, _)| next.base).filter(|_| name.generation == 0);
+            let order = Order::new(&name);
+            self.segment = Some(Segment { name, file_bytes, meta, order, limit, need: 0 });
             return Some((FileName::Segment(name), 0));
         }
         None
@@ -152,6 +159,9 @@ impl Rebuilding {
             Scanner::new(Seed::of_segment(&segment.name), Check::All, frames, at, segment.file_bytes);
         let bad = loop {
             match scanner.scan() {
+                Scanned::Frame(frame) if segment.limit.is_some_and(|limit| frame.base >= limit) => {
+                    break None;
+                }
                 Scanned::Frame(frame) => match segment.order.check(&frame) {
                     Ok(()) => {
                         self.take(&frame.header, frame.base, frame.epoch);

@@ -98,7 +98,11 @@ impl Storage {
         let name = log.name(&work.segment);
         match work.failed {
             Some(DiskError::NoSpace) => {
-                self.on_no_space(&FileName::Segment(name));
+                let file = FileName::Segment(name);
+                let kept = log.segments.last().filter(|_| !work.is_new).map(|last| last.bytes);
+                let leftover = kept.map_or(Amendment::Remove(file), |bytes| Amendment::Cut(file, bytes));
+                log.leftover = Some(Box::new(leftover));
+                self.on_no_space(&file);
                 self.reconsider(slot);
                 return;
             }
@@ -426,6 +430,7 @@ impl Storage {
         let log = self.log_mut(slot).expect("the caller found it");
         match then {
             Then::Tidied => log.tidy = Tidy::Tidied,
+            Then::Cleared => log.leftover = None,
             Then::IndexLoaded(index) => {
                 log.index = IndexState::Known(index);
                 // Of a life that was cut off, what the file held before may still come back.

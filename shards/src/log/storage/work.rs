@@ -99,6 +99,8 @@ pub(super) enum Amendment {
 #[derive(Debug)]
 pub(super) enum Then {
     Tidied,
+    /// What a failed put left is gone.
+    Cleared,
     IndexLoaded(GrowingIndex),
     /// A note took effect.
     Noted {
