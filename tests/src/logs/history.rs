@@ -80,6 +80,9 @@ impl Known {
     }
 }
 
+/// Each producer with its epoch and its last batches: first and last sequence, base.
+pub type Producers = BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)>;
+
 /// A log at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -145,8 +148,8 @@ impl State {
     }
 
     /// Each producer with the last five batches that it sent: epoch, then first and last sequence and base.
-    pub fn producers(&self) -> BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)> {
-        let mut all: BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)> = BTreeMap::new();
+    pub fn producers(&self) -> Producers {
+        let mut all: Producers = BTreeMap::new();
         for batch in &self.batches {
             if let Some(s) = batch.stamp {
                 let last = s.sequence + u32::try_from(batch.end - batch.base - 1).expect("small");

@@ -1,7 +1,7 @@
 //! The shard as its log sees it: what it notes for a checkpoint, and what it learns when the log is recovered.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use highwater_shards::batch::BatchHeader;
 use highwater_shards::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence};
@@ -10,7 +10,7 @@ use highwater_shards::log::storage::Noted;
 use highwater_shards::log::{Lsn, Note, Slot};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::history::Known;
+use super::history::{Known, Producers};
 use super::world::Partition;
 use crate::checkers::{Verdict, broken};
 
@@ -18,8 +18,6 @@ const NAME: &str = "noted";
 
 /// The producer whose last batch says how much of the history is noted: no real one.
 const COUNTER: u64 = 1 << 60;
-
-type Producers = BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)>;
 
 /// What the shard of this life has heard of a log, from the checkpoint and from what was replayed.
 #[derive(Clone, Debug, Default)]

@@ -882,12 +882,12 @@ impl World {
         let Some(storage) = &self.storage else { return Ok(()) };
         let stats = storage.stats();
         let is_rebuilding = self.phase == Phase::Recovering && !self.is_checkpoint_read;
-        // What a rebuilding took in is moved when it is over.
-        self.is_over_debt =
-            is_rebuilding || self.is_over_debt && stats.unmoved_bytes > self.storage_config.unmoved_bytes_max;
-        if !self.is_over_debt {
+        if !is_rebuilding && !self.is_over_debt {
             bounds::check(&self.storage_config, &stats, self.phase)?;
         }
+        // What recovery took in is moved when it is over.
+        self.is_over_debt = (self.is_over_debt || self.phase == Phase::Recovering)
+            && stats.unmoved_bytes > self.storage_config.unmoved_bytes_max;
         bounds::check_journal(&self.storage_config, self.journal_bytes_max, self.disk.usage().0)?;
         if self.phase != Phase::Running {
             return Ok(());
