@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::log::Log;
+use super::work::Work;
 use super::{Noted, Stop, Storage, UnderWay};
 use crate::ids::{Offset, PartitionId};
 use crate::log::checkpoint::{Encoder, LogState, Resume};
@@ -30,6 +31,8 @@ pub(super) struct Checkpoints {
     live_then: u64,
     /// The one under way began when nothing was left to come.
     is_last: bool,
+    /// Nothing is appended before there is one.
+    is_needed: bool,
     /// The clean one is there.
     is_clean: bool,
     /// Partitions that were dropped after they were encoded by the one under way: a new log of theirs is not encoded.
@@ -72,6 +75,8 @@ struct Syncing {
 struct Open {
     state: LogState,
     left: usize,
+    /// See [`Log::changes`].
+    changes: u32,
 }
 
 #[derive(Debug)]
@@ -88,6 +93,15 @@ impl Checkpoints {
             State::Moving { target } => Some(target),
             _ => None,
         }
+    }
+
+    /// The journal lost entries that the checkpoint counts on: their places must not be taken for theirs.
+    pub fn need(&mut self) {
+        self.is_needed = true;
+    }
+
+    pub fn is_needed(&self) -> bool {
+        self.is_needed
     }
 
     pub fn is_clean(&self) -> bool {
@@ -133,7 +147,8 @@ impl Storage {
         let live = self.journal.as_ref().map_or(0, |journal| journal.live_bytes());
         let bytes = self.config.checkpoint_bytes;
         // Whole files are released: what is left of the last one may be nearly enough by itself.
-        let is_due = live >= bytes && live >= self.checkpoints.live_then.saturating_add(bytes / 4);
+        let is_due = self.checkpoints.is_needed
+            || live >= bytes && live >= self.checkpoints.live_then.saturating_add(bytes / 4);
         let is_last = self.stop == Stop::Settling && !self.checkpoints.is_clean;
         let may = self.stop == Stop::No || is_last;
         if !may || !(is_due || is_last) || self.no_space_until.is_some() {
@@ -220,7 +235,11 @@ impl Storage {
     fn open_log(&mut self, syncing: &mut Syncing, slot: Slot) {
         let Some(log) = self.logs[slot.0 as usize].as_deref_mut() else { return };
         let is_replaced = self.checkpoints.replaced.contains(&log.partition);
-        if log.dropped.is_some() || is_replaced || log.is_blank() {
+        if log.is_hidden && log.dropped.is_none() {
+            // Gone, which the journal does not know: everything of it up to here is over.
+            self.tombs.insert(log.partition, log.last);
+        }
+        if log.dropped.is_some() || log.is_hidden || is_replaced || log.is_blank() {
             return;
         }
         log.checkpointed = self.checkpoints.number;
@@ -242,7 +261,8 @@ impl Storage {
             syncing.todo.push_back(UnderWay::SyncFolder(slot));
             left += 1;
         }
-        syncing.open.insert(slot, Open { state, left });
+        let changes = log.changes;
+        syncing.open.insert(slot, Open { state, left, changes });
     }
 
     fn ask_syncs(&mut self, syncing: &mut Syncing) {
@@ -263,13 +283,21 @@ impl Storage {
     }
 
     fn encode(&mut self, syncing: &mut Syncing, noted: &dyn Noted, slot: Slot, mut state: LogState) {
-        let log = self.log(slot).filter(|log| log.dropped.is_none());
-        match log {
+        match self.log(slot) {
+            Some(log) if log.is_hidden && log.dropped.is_none() => {
+                let (partition, last) = (log.partition, log.last);
+                self.tombs.insert(partition, last);
+                self.log_mut(slot).expect("it was just found").checkpointed = 0;
+                return;
+            }
             Some(log) => {
                 state.noted = log.last.max(state.moved);
-                noted.noted(slot, &mut state);
+                // Without a log the shard has nothing to note; that it is gone is durable first, then.
+                if log.dropped.is_none() {
+                    noted.noted(slot, &mut state);
+                }
             }
-            // Dropped meanwhile: the journal has the note, and all that is before it.
+            // It was dropped, and the journal has the note.
             None => state.noted = state.moved,
         }
         syncing.noted = syncing.noted.max(state.noted);
@@ -327,21 +355,27 @@ impl Storage {
             unreachable!("a sync belongs to a checkpoint");
         };
         syncing.under_way -= 1;
+        let mut changes = None;
         if !syncing.failed {
-            syncing.open.get_mut(&slot).expect("its syncs are not done").left -= 1;
+            let open = syncing.open.get_mut(&slot).expect("its syncs are not done");
+            open.left -= 1;
+            changes = Some(open.changes);
         }
         let Err(error) = result else { return };
         let Some(log) = self.log(slot) else { return };
         let partition = log.partition;
-        let is_gone = match file {
-            // Without entries it has no index.
-            Some(FileName::Index(_)) => true,
-            Some(FileName::Segment(name)) => {
-                let segment = log.segments.iter().find(|segment| log.name(segment) == name);
-                segment.is_none_or(|segment| self.is_cut_again(slot, segment.end))
-            }
-            _ => log.dropped.is_some() || log.segments.is_empty(),
-        };
+        let is_changing = matches!(log.work.as_deref(), Some(Work::Amend(_) | Work::RemoveFolder))
+            || changes.is_none_or(|changes| changes != log.changes);
+        let is_gone = is_changing
+            || match file {
+                // Without entries it has no index.
+                Some(FileName::Index(_)) => true,
+                Some(FileName::Segment(name)) => {
+                    let segment = log.segments.iter().find(|segment| log.name(segment) == name);
+                    segment.is_none_or(|segment| self.is_cut_again(slot, segment.end))
+                }
+                _ => log.dropped.is_some() || log.segments.is_empty(),
+            };
         match (file, error) {
             // Removed meanwhile, by a note that the journal has.
             (_, DiskError::Missing) if is_gone => {}
@@ -395,6 +429,7 @@ impl Storage {
         }
         self.counts.checkpoints += 1;
         self.checkpoints.is_clean = self.checkpoints.is_last;
+        self.checkpoints.is_needed = false;
         let journal = self.journal.as_mut().expect("a running log has a journal");
         journal.release(resume);
         self.checkpoints.live_then = journal.live_bytes();

@@ -64,6 +64,8 @@ pub(super) struct Log {
     pub dropped: Option<Lsn>,
     /// Dropped, which the journal could not be told yet.
     pub is_hidden: bool,
+    /// Counts the notes that took effect on its files.
+    pub changes: u32,
     /// The checkpoint that it was written into last, by number.
     pub checkpointed: u64,
 }
@@ -155,6 +157,7 @@ impl Log {
             expiry_ms: None,
             dropped: None,
             is_hidden: false,
+            changes: 0,
             checkpointed: 0,
         }
     }

@@ -69,6 +69,8 @@ pub struct Storage {
     memory: Memory,
     /// Of all logs.
     unmoved_bytes: u64,
+    /// An append was refused for them.
+    is_pressed: bool,
     /// Every chunk up to this is durable; in recovery, was replayed.
     flushed: u64,
     /// Logs that have something to be moved and nothing under way, by their first such entry.
@@ -121,6 +123,8 @@ enum Phase {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stop {
     No,
+    /// The journal is to be told of logs that were dropped while it took no note.
+    Dropping,
     /// The journal is being flushed.
     Flushing,
     /// The rest is being moved and checkpointed.
@@ -178,6 +182,7 @@ impl Storage {
             journal: None,
             memory: Memory::default(),
             unmoved_bytes: 0,
+            is_pressed: false,
             flushed: 0,
             waiting: BTreeSet::new(),
             busy: BTreeSet::new(),
@@ -281,9 +286,7 @@ impl Storage {
         let log = self.live(slot).ok_or(AppendRefused::NotReady)?;
         let partition = log.partition;
         // A log of the same partition that was dropped before is gone in the journal first.
-        if !self.write_drops() {
-            return Err(AppendRefused::Full);
-        }
+        self.write_drops()?;
         self.check_debt(len)?;
         let journal = self.journal.as_mut().ok_or(AppendRefused::NotReady)?;
         let placed = journal.append(now, partition, base, epoch, batch, urgency)?;
@@ -322,9 +325,9 @@ impl Storage {
     /// Refuses what would take the bytes that only the journal holds over their bounds.
     fn check_debt(&mut self, len: u64) -> Result<(), AppendRefused> {
         let journal = self.journal.as_ref().ok_or(AppendRefused::NotReady)?;
-        let is_over = (self.unmoved_bytes > 0 && self.unmoved_bytes + len > self.config.unmoved_bytes_max)
-            || journal.live_bytes() >= self.config.journal_bytes_max;
-        if !is_over {
+        let has_room = self.unmoved_bytes == 0 || self.unmoved_bytes + len <= self.config.unmoved_bytes_max;
+        self.is_pressed = !has_room;
+        if has_room && journal.live_bytes() < self.config.journal_bytes_max && !self.checkpoints.is_needed() {
             return Ok(());
         }
         if self.no_space_until.is_some() {
@@ -381,9 +384,7 @@ impl Storage {
 
     fn note(&mut self, now: Instant, slot: Slot, note: Note) -> Result<Marker, AppendRefused> {
         self.now = now;
-        if !self.write_drops() {
-            return Err(AppendRefused::Full);
-        }
+        self.write_drops()?;
         let log = self.live(slot).ok_or(AppendRefused::NotReady)?;
         let partition = log.partition;
         let journal = self.journal.as_mut().ok_or(AppendRefused::NotReady)?;

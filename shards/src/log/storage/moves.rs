@@ -71,7 +71,8 @@ impl Storage {
                 return Some(slot);
             }
         }
-        let is_pressed = self.unmoved_bytes > self.config.unmoved_bytes_soft
+        let is_pressed = self.is_pressed
+            || self.unmoved_bytes > self.config.unmoved_bytes_soft
             || self.memory.bytes() > self.config.tail_bytes_max
             || self.stop == Stop::Settling;
         let target = self.checkpoints.target();

@@ -315,8 +315,13 @@ impl Storage {
         let start = if start == Start::Clean && !self.is_clean_start { Start::Checkpoint } else { start };
         self.refresh_flushed();
         self.unpark();
+        if report.cut.is_some_and(|cut| cut.damaged) {
+            self.forget_lost_places();
+        }
         if !self.is_clean_start {
             self.untidy = self.slots().collect();
+        }
+        {
             let ghosts: Vec<PartitionId> =
                 self.tombs.keys().copied().filter(|&partition| self.slot(partition).is_none()).collect();
             for partition in ghosts {
@@ -340,6 +345,19 @@ impl Storage {
             journal: report,
         };
         self.events.push_back(StorageEvent::Recovered(Box::new(report)));
+    }
+
+    /// The journal lost its end, as configured, and numbers its entries from there again.
+    fn forget_lost_places(&mut self) {
+        let last = self.journal.as_ref().expect("it was just recovered").last_lsn();
+        for log in self.logs.iter_mut().flatten() {
+            log.moved.lsn = log.moved.lsn.min(last);
+            log.last = log.last.min(last);
+        }
+        for lsn in self.tombs.values_mut() {
+            *lsn = (*lsn).min(last);
+        }
+        self.checkpoints.need();
     }
 
     fn refresh_flushed(&mut self) {

@@ -97,6 +97,10 @@ impl Storage {
     /// `false`: something is there that should go and cannot yet.
     fn retire(&mut self, slot: Slot, now_ms: i64, below: Offset) -> bool {
         let Some(log) = self.live(slot) else { return true };
+        // What its segments will be is known once the notes took effect; then it is looked at again.
+        if !log.notes.is_empty() {
+            return true;
+        }
         let start = new_start(log, now_ms, below);
         if start <= log.start {
             // Either it is gone but for the files, or the high watermark is in the way.

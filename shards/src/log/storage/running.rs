@@ -2,7 +2,7 @@
 
 use super::{Noted, Phase, Stop, Storage, StorageEvent, UnderWay};
 use crate::log::disk::{DiskEvent, DiskOp};
-use crate::log::journal::JournalEvent;
+use crate::log::journal::{AppendRefused, JournalEvent};
 use crate::time::Instant;
 
 impl Storage {
@@ -70,6 +70,15 @@ impl Storage {
         }
         self.pump();
         self.drain_reader();
+        // What it has no room for is told by the checkpoint.
+        if self.stop == Stop::Dropping
+            && self.is_running()
+            && self.write_drops() != Err(AppendRefused::Overloaded)
+        {
+            self.stop = Stop::Flushing;
+            self.journal.as_mut().expect("the log runs").stop();
+            self.pump();
+        }
     }
 
     /// Takes the journal's events.
@@ -100,13 +109,13 @@ impl Storage {
     }
 
     fn on_room(&mut self) {
-        self.write_drops();
+        let _ = self.write_drops();
         self.refused_as_full = false;
         self.events.push_back(StorageEvent::Room);
     }
 
-    /// Tells the journal of the logs that were dropped while it had no room. Whether it knows of all.
-    pub(super) fn write_drops(&mut self) -> bool {
+    /// Tells the journal of the logs that were dropped while it had no room. Refused as long as it does not know of all.
+    pub(super) fn write_drops(&mut self) -> Result<(), AppendRefused> {
         while let Some(&slot) = self.undropped.front() {
             let Some(log) = self.log_mut(slot) else {
                 self.undropped.pop_front();
@@ -121,10 +130,10 @@ impl Storage {
                     self.undropped.pop_front();
                     self.take_note(slot, noted.lsn, note);
                 }
-                Err(_) => return false,
+                Err(refused) => return Err(refused),
             }
         }
-        true
+        Ok(())
     }
 
     /// Dispatches what became of an operation of this log's own.
@@ -159,9 +168,7 @@ impl Storage {
                 self.events.push_back(StorageEvent::Stopped);
             }
             Phase::Running if self.stop == Stop::No => {
-                self.write_drops();
-                self.stop = Stop::Flushing;
-                self.journal.as_mut().expect("the log runs").stop();
+                self.stop = Stop::Dropping;
                 self.go_on();
             }
             Phase::Running | Phase::Stopped | Phase::Failed => {}

@@ -102,6 +102,7 @@ impl Storage {
                 let kept = log.segments.last().filter(|_| !work.is_new).map(|last| last.bytes);
                 let leftover = kept.map_or(Amendment::Remove(file), |bytes| Amendment::Cut(file, bytes));
                 log.leftover = Some(Box::new(leftover));
+                log.folder_unsynced |= work.is_new;
                 self.on_no_space(&file);
                 self.reconsider(slot);
                 return;
@@ -193,6 +194,8 @@ impl Storage {
             // Nothing is put behind what is not there.
             self.log_mut(slot).expect("it was just found").is_growing = false;
         }
+        // Whoever rebuilds the log without a checkpoint must not find again what is removed here.
+        self.log_mut(slot).expect("it was just found").folder_unsynced |= !todo.is_empty();
         if self.amend(slot, &[], todo, Then::Tidied) {
             self.reconsider(slot);
         }
@@ -427,6 +430,9 @@ impl Storage {
     /// What was to be true once files were amended is.
     pub(super) fn amended(&mut self, slot: Slot, then: Then) {
         let is_clean = self.is_clean_start;
+        if let Then::Noted { segments, .. } = &then {
+            self.tell_reader(slot, segments);
+        }
         let log = self.log_mut(slot).expect("the caller found it");
         match then {
             Then::Tidied => log.tidy = Tidy::Tidied,
@@ -439,6 +445,7 @@ impl Storage {
             Then::Noted { lsn, segments, start, end, grows } => {
                 let noticed = log.notes.pop_front().expect("the note waits until it takes effect");
                 assert_eq!(noticed.lsn, lsn, "notes take effect in order");
+                log.changes = log.changes.wrapping_add(1);
                 let before = (log.segments.len(), log.segment_bytes);
                 let last = log.segments.last().map(|segment| segment.base);
                 log.folder_unsynced |= log.segments.len() != segments.len();
@@ -468,6 +475,21 @@ impl Storage {
                 self.counts.segments -= (before.0 - after.0) as u64;
                 self.counts.segment_bytes = self.counts.segment_bytes + after.1 - before.1;
                 self.note_expiry(slot);
+                // The sizes and ages that count for retention are other ones now.
+                self.oversized.push_back(slot);
+            }
+        }
+    }
+
+    /// Lets the reader forget what it may have read of files while they were being removed or cut.
+    fn tell_reader(&mut self, slot: Slot, segments: &[SegmentMeta]) {
+        let log = self.logs[slot.0 as usize].as_deref().expect("the caller found it");
+        for old in &log.segments {
+            let new = segments.iter().find(|new| new.base == old.base && new.generation == old.generation);
+            match new {
+                None => self.reader.forget(log.name(old)),
+                Some(new) if new.bytes < old.bytes => self.reader.cut(log.name(old), new.bytes),
+                Some(_) => {}
             }
         }
     }
