@@ -72,6 +72,8 @@ pub struct Config {
     pub wrong_reads: u32,
     /// A bit of a file flips before the last start.
     pub rots: bool,
+    /// Before the end, small batches are appended one by one until the journal has been filled over and over.
+    pub fills: bool,
 }
 
 impl Config {
@@ -116,6 +118,7 @@ impl Config {
             lost_checkpoints: few(&mut r, 300),
             wrong_reads: few(&mut r, 60),
             rots: r.chance(150),
+            fills: r.chance(100),
         }
     }
 
@@ -140,7 +143,8 @@ impl Config {
         let mut config = StorageConfig::new(journal);
         config.tail_bytes_max = *r.pick(&[0, 4, 16, 64]) * KIB;
         config.unmoved_bytes_soft = *r.pick(&[8, 16, 64]) * KIB;
-        config.unmoved_bytes_max = config.unmoved_bytes_soft * *r.pick(&[2, 4]);
+        // Below the soft bound nothing is moved for being too much, so a batch must fit between the two.
+        config.unmoved_bytes_max = config.unmoved_bytes_soft * *r.pick(&[2, 4]) + batch;
         config.checkpoint_bytes = file_bytes * *r.pick(&[1, 2, 5]);
         config.journal_bytes_max = config.checkpoint_bytes * *r.pick(&[2, 4]) + file_bytes * 4;
         config.move_bytes = *r.pick(&[1, 2 * KIB, 8 * KIB]);

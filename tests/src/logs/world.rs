@@ -124,6 +124,8 @@ pub struct World {
     cuts: Option<Vec<u64>>,
     /// What the logs note of their history goes back to their beginning.
     is_known: bool,
+    /// What a log's history is counted from is not its beginning any more.
+    was_rebuilt: bool,
     report: Option<StorageReport>,
     was_stopped: bool,
     lost_checkpoint: Option<Lost>,
@@ -132,6 +134,9 @@ pub struct World {
     disk_reads: BTreeSet<OpNo>,
     loads: BTreeSet<OpNo>,
     segment_reads: u64,
+    /// Logs are restored from a checkpoint in this life.
+    is_checkpoint_read: bool,
+    is_over_debt: bool,
     journal_bytes_max: u64,
     /// A fault of the disk in this life explains that the log gives up.
     pub may_be_fatal: bool,
@@ -142,6 +147,8 @@ pub struct World {
     pub slow_until: Option<Instant>,
     /// A file rotted: only what is served is checked.
     rotten: bool,
+    /// Batches are as small as they can be.
+    pub is_tiny: bool,
     pub readings: BTreeMap<u64, Reading>,
     pub tickets: u64,
     pub dice: Dice,
@@ -193,6 +200,7 @@ impl World {
             last_marker: 0,
             cuts: None,
             is_known: true,
+            was_rebuilt: false,
             report: None,
             was_stopped: false,
             lost_checkpoint: None,
@@ -200,6 +208,8 @@ impl World {
             disk_reads: BTreeSet::new(),
             loads: BTreeSet::new(),
             segment_reads: 0,
+            is_checkpoint_read: false,
+            is_over_debt: false,
             journal_bytes_max: 0,
             may_be_fatal: false,
             may_fail_reads: false,
@@ -207,6 +217,7 @@ impl World {
             full_until: None,
             slow_until: None,
             rotten: false,
+            is_tiny: false,
             readings: BTreeMap::new(),
             tickets: 0,
             dice: Dice {
@@ -272,17 +283,19 @@ impl World {
         self.start(self.config.lives)?;
         self.recover()?;
         for _ in 0..20 {
+            self.revive()?;
             self.act()?;
-            if !self.is_alive() {
-                self.start(self.config.lives)?;
-                self.recover()?;
-            }
         }
         self.heal();
+        self.config.wrong_reads = 0;
+        self.revive()?;
         self.idle()?;
-        if !self.is_alive() {
-            self.start(self.config.lives)?;
-            self.recover()?;
+        self.revive()?;
+        self.take_one_each()?;
+        self.revive()?;
+        if self.config.fills {
+            self.fill()?;
+            self.revive()?;
         }
         if self.config.rots {
             return self.rot();
@@ -290,6 +303,15 @@ impl World {
         self.stop()?;
         let crash = self.draw_crash();
         self.die(crash);
+        self.start(self.config.lives)?;
+        self.recover()
+    }
+
+    /// Starts the log again if a fault of the disk ended it.
+    fn revive(&mut self) -> Verdict {
+        if self.is_alive() {
+            return Ok(());
+        }
         self.start(self.config.lives)?;
         self.recover()
     }
@@ -311,12 +333,8 @@ impl World {
             return Err(broken(LIVENESS, format!("a read is not answered: {reading:?}")));
         }
         let storage = self.storage.as_ref().expect("alive");
-        bounds::check_idle(
-            &self.storage_config,
-            &storage.stats(),
-            self.config.partitions,
-            self.disk.usage().0,
-        )?;
+        let live_bytes = storage.journal_stats().live_bytes;
+        bounds::check_idle(&self.storage_config, &storage.stats(), self.config.partitions, live_bytes)?;
         if storage.over_backlog() {
             return Err(broken(LIVENESS, "it is over its backlog with nothing to do"));
         }
@@ -338,7 +356,9 @@ impl World {
     fn start(&mut self, life: u32) -> Verdict {
         self.counts.lives += 1;
         self.storage_config = self.config.storage(life);
-        self.journal_bytes_max = self.journal_bytes_max.max(self.storage_config.journal_bytes_max);
+        // A power loss may bring back files that were removed.
+        let bound = self.storage_config.journal_bytes_max.max(self.disk.usage().0);
+        self.journal_bytes_max = self.journal_bytes_max.max(bound);
         if self.dice.crash.chance(self.config.lost_checkpoints) {
             let how = if self.dice.crash.flip() { Lost::Missing } else { Lost::Damaged };
             self.lost_checkpoint.get_or_insert(how);
@@ -350,6 +370,8 @@ impl World {
         self.slots_used.clear();
         self.report = None;
         self.segment_reads = 0;
+        self.is_checkpoint_read = false;
+        self.is_over_debt = false;
         self.phase = Phase::Recovering;
         self.storage = Some(Storage::new(self.storage_config.clone()));
         self.drain()
@@ -374,7 +396,11 @@ impl World {
             Start::Rebuilt => self.counts.rebuilds += 1,
         }
         self.phase = Phase::Comparing;
-        self.is_known &= report.start != Start::Rebuilt;
+        self.is_known &= match report.start {
+            Start::New => !self.was_rebuilt,
+            Start::Clean | Start::Checkpoint => true,
+            Start::Rebuilt => false,
+        };
         if self.rotten {
             return self.compare_rotten();
         }
@@ -431,7 +457,8 @@ impl World {
                 return Err(broken(recovery::NAME, why));
             }
         }
-        let cut = *cuts.last().expect("checked");
+        // Where several would do, the first: none of the later entries has left a trace.
+        let cut = *cuts.first().expect("checked");
         self.settle(cut, start)
     }
 
@@ -450,7 +477,7 @@ impl World {
                 p.is_start_behind = found < state.start;
                 state.begin_at(found);
             } else {
-                state = State::default();
+                state = State { drops: state.drops, ..State::default() };
             }
             p.changes += 1;
             p.high_watermark = p.high_watermark.min(state.end);
@@ -460,6 +487,7 @@ impl World {
         self.is_known = true;
         self.phase = Phase::Running;
         if start == Start::Rebuilt {
+            self.was_rebuilt = true;
             self.partitions.iter().try_for_each(check_rebuilt)?;
         }
         for i in 0..self.partitions.len() {
@@ -525,11 +553,12 @@ impl World {
             }
         }
         if self.is_alive() {
-            for p in &mut self.partitions {
-                p.history.flushed(u64::MAX);
-            }
-            self.flushed = self.last_marker;
-            self.was_stopped = true;
+            // A drop that a full journal could not take is lost with the stop.
+            let upto = if self.was_full { self.last_marker } else { u64::MAX };
+            self.partitions.iter_mut().for_each(|p| p.history.flushed(upto));
+            self.flushed = self.flushed.max(self.last_marker);
+            // With no room on the disk a stop leaves to the journal what is not moved.
+            self.was_stopped = !self.was_full;
         }
         Ok(())
     }
@@ -637,6 +666,7 @@ impl World {
                     Some(Lost::Missing) => None,
                     Some(Lost::Damaged) => Some(self.flip(&bytes)),
                 };
+                self.is_checkpoint_read = self.lost_checkpoint.is_none() && !self.rotten;
                 DiskEvent::Loaded { op, result: Ok(result) }
             }
             DiskEvent::Read { op, result: Ok(bytes) } if self.disk_reads.remove(&op) => {
@@ -753,14 +783,14 @@ impl World {
                 p.heard.restored(i, &state, fresh, &self.digests.borrow())
             }
             StorageEvent::ReplayedBatch { slot, header, base, is_noted } => {
-                let i = self.of_slot(slot)?;
+                let Some(i) = self.of_replayed(slot)? else { return Ok(()) };
                 let p = &mut self.partitions[i];
                 p.slot = Some(slot);
                 p.heard.replayed_batch(&header, base, is_noted);
                 Ok(())
             }
             StorageEvent::ReplayedNote { slot, note, is_noted } => {
-                let i = self.of_slot(slot)?;
+                let Some(i) = self.of_replayed(slot)? else { return Ok(()) };
                 let p = &mut self.partitions[i];
                 p.slot = Some(slot);
                 p.heard.replayed_note(note, is_noted);
@@ -810,6 +840,15 @@ impl World {
         }
     }
 
+    /// Nothing for a log that an entry behind this one dropped.
+    fn of_replayed(&self, slot: Slot) -> Result<Option<usize>, Violation> {
+        if let Some(i) = self.partitions.iter().position(|p| p.slot == Some(slot)) {
+            return Ok(Some(i));
+        }
+        let partition = self.storage.as_ref().and_then(|s| s.partition(slot));
+        partition.map(|partition| self.index(partition)).transpose()
+    }
+
     fn on_flushed(&mut self, upto: u64) -> Verdict {
         if upto < self.flushed {
             return Err(broken(recovery::NAME, format!("flushed up to {upto} after {}", self.flushed)));
@@ -842,7 +881,13 @@ impl World {
     fn check(&mut self) -> Verdict {
         let Some(storage) = &self.storage else { return Ok(()) };
         let stats = storage.stats();
-        bounds::check(&self.storage_config, &stats)?;
+        let is_rebuilding = self.phase == Phase::Recovering && !self.is_checkpoint_read;
+        if !is_rebuilding && !self.is_over_debt {
+            bounds::check(&self.storage_config, &stats, self.phase)?;
+        }
+        // What recovery took in is moved when it is over.
+        self.is_over_debt = (self.is_over_debt || self.phase == Phase::Recovering)
+            && stats.unmoved_bytes > self.storage_config.unmoved_bytes_max;
         bounds::check_journal(&self.storage_config, self.journal_bytes_max, self.disk.usage().0)?;
         if self.phase != Phase::Running {
             return Ok(());

@@ -75,7 +75,15 @@ pub fn check(
         for record in batches::records(&b.bytes, &header)? {
             match left.next_if(|r| r.offset == record.offset) {
                 Some(r) if *r == record => {}
-                Some(r) => return Err(format!("the record at {} is not what was appended: {r:?}", r.offset)),
+                Some(r) => {
+                    let ms = (record.timestamp_ms, r.timestamp_ms);
+                    let lens = [&record, r]
+                        .map(|r| (r.key.as_ref().map(Bytes::len), r.value.as_ref().map(Bytes::len)));
+                    return Err(format!(
+                        "the record at {} is not what was appended: {ms:?}, {lens:?}",
+                        r.offset
+                    ));
+                }
                 None => missing.push(record),
             }
         }
