@@ -320,11 +320,15 @@ impl Storage {
         let is_ripe = log.is_worth_a_move(move_bytes) && !log.is_ripe;
         log.is_ripe |= is_ripe;
         let is_new = log.key.is_none();
+        let is_first = log.segments.is_empty() && log.expiry_ms.is_none() && log.config.delete;
         if is_ripe {
             self.ripe.push_back((lsn.chunk, slot));
         }
         if is_new {
             self.rekey(slot);
+        }
+        if is_first {
+            self.note_expiry(slot);
         }
         self.memory.push(slot, lsn, len);
         self.unmoved_bytes += len as u64;

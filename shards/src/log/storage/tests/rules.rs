@@ -1,8 +1,10 @@
 //! One rule each.
 
-use super::rig::Rig;
+use super::rig::{Rig, partition, small_config};
+use crate::ids::Offset;
 use crate::log::journal::Urgency;
 use crate::log::storage::Start;
+use crate::mail::LogConfig;
 
 #[test]
 fn batches_are_moved_checkpointed_and_read_back() {
@@ -33,4 +35,25 @@ fn clean_stop_is_followed_by_a_start_that_reads_no_segment() {
     assert_eq!(rig.report.unwrap().start, Start::Clean);
     assert_eq!(rig.disk.segment_reads, reads);
     rig.check_contents();
+}
+
+#[test]
+fn records_that_never_fill_a_move_are_deleted_when_they_are_old() {
+    let mut rig = Rig::with(small_config(), 3);
+    rig.log_config = LogConfig { delete: true, retention_ms: Some(5_000), ..LogConfig::default() };
+    rig.recover();
+    let wall_ms = rig.config.wall_ms_at_zero;
+    rig.append_at(0, 100, Urgency::Sync, wall_ms).unwrap();
+    rig.rest();
+    let slot = rig.storage.slot(partition(0)).unwrap();
+    let end = rig.storage.end(slot).unwrap();
+    rig.wait(4_000);
+    rig.rest();
+    assert_eq!(rig.storage.start(slot), Some(Offset::ZERO), "it is not old yet");
+    for _ in 0..4 {
+        rig.wait(5_000);
+        rig.rest();
+    }
+    assert_eq!(rig.storage.start(slot), Some(end));
+    assert_eq!(rig.started, [(slot, end)]);
 }
