@@ -334,9 +334,9 @@ impl Storage {
         }
         {
             let ghosts: Vec<PartitionId> =
-                self.tombs.keys().copied().filter(|&partition| self.slot(partition).is_none()).collect();
+                self.tombs.keys().copied().filter(|partition| self.is_ghost(partition)).collect();
             for partition in ghosts {
-                self.removing.entry(partition).or_default().folders += 1;
+                self.removing.entry(partition).or_default().logs.push_back(None);
                 let what = UnderWay::RemoveGhost(partition);
                 self.ask(what, |op| DiskOp::RemoveFolder { op, partition });
             }
@@ -356,6 +356,11 @@ impl Storage {
             journal: report,
         };
         self.events.push_back(StorageEvent::Recovered(Box::new(report)));
+    }
+
+    /// Whether the partition is gone since an earlier life, which may have left its folder.
+    fn is_ghost(&self, partition: &PartitionId) -> bool {
+        self.slot(*partition).is_none() && !self.removing.contains_key(partition)
     }
 
     /// The journal lost its end, as configured, and numbers its entries from there again.
