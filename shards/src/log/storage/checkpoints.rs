@@ -33,6 +33,8 @@ pub(super) struct Checkpoints {
     number: u64,
     /// What the journal held when the last one was there.
     live_then: u64,
+    /// What was flushed when the last one began.
+    flushed_then: u64,
     /// The one under way began when nothing was left to come.
     is_last: bool,
     /// Nothing is appended before there is one.
@@ -172,8 +174,10 @@ impl Storage {
         let live = self.journal.as_ref().map_or(0, |journal| journal.live_bytes());
         let bytes = self.config.checkpoint_bytes;
         // Whole files are released: what is left of the last one may be nearly enough by itself.
+        let is_near_end = live >= self.config.journal_bytes_max / 2;
         let is_due = self.checkpoints.is_needed
             || (live >= bytes && live >= self.checkpoints.live_then.saturating_add(bytes / 4))
+            || (is_near_end && self.flushed > self.checkpoints.flushed_then)
             || self.checkpoints.doom_due().is_some_and(|at| at <= self.now);
         let is_settling = self.stop == Stop::Settling && !self.checkpoints.is_clean;
         let may = (self.stop == Stop::No && is_due) || (is_settling && !self.is_cleaning_up());
@@ -188,6 +192,7 @@ impl Storage {
             false => Lsn { chunk: self.flushed, entry: u32::MAX },
         };
         self.checkpoints.is_last = is_last;
+        self.checkpoints.flushed_then = self.flushed;
         self.checkpoints.number += 1;
         self.checkpoints.replaced.clear();
         self.checkpoints.state = State::Moving { target };

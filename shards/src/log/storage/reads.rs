@@ -15,7 +15,7 @@ use crate::log::segment::SegmentMeta;
 use crate::time::Instant;
 
 /// Times that a read is begun again because a file went away under it.
-const TRIES_MAX: u8 = 3;
+const TRIES_MAX: u8 = 32;
 
 /// What waits for the reader, by ticket.
 #[derive(Debug, Default)]

@@ -247,18 +247,17 @@ impl Storage {
     ) {
         self.flushed = self.flushed.max(lsn.chunk);
         let Some(slot) = self.replayed_log(partition, lsn) else { return };
-        self.meet(slot, base, lsn);
+        let is_first = self.meet(slot, base, lsn);
         let log = self.log(slot).expect("it was just found");
         let (end, next) = (log.end, base.plus(header.offsets()));
-        let is_unknown = log.is_blank() && log.start == Offset::ZERO;
+        let is_unknown = is_first && log.segments.is_empty() && log.end == Offset::ZERO;
         let recovery = self.recovery().expect("entries are replayed in recovery");
         let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);
         if base < end {
             recovery.hole(slot, Hole { end: base, next: end });
             return;
         }
-        let is_rebuilt = recovery.start == Start::Rebuilt;
-        if base > end && !(is_rebuilt && is_unknown) {
+        if base > end && !is_unknown {
             recovery.hole(slot, Hole { end, next: base });
         }
         self.log_mut(slot).expect("it was just found").end = base;
@@ -267,7 +266,7 @@ impl Storage {
         let timestamp_ms = header.max_timestamp_ms;
         self.keep(slot, TailBatch { base, next, max_timestamp_ms: timestamp_ms, timestamp_ms, lsn, bytes });
         self.events.push_back(StorageEvent::ReplayedBatch { slot, header: *header, base, is_noted });
-        if base > end && is_rebuilt && is_unknown {
+        if base > end && is_unknown {
             // Of a log without segments nothing is known from before: it starts here.
             let log = self.log_mut(slot).expect("it was just found");
             (log.start, log.moved.start, log.moved.end) = (base, base, base);
@@ -276,15 +275,15 @@ impl Storage {
         }
     }
 
-    /// Cuts a rebuilt log where its first batch in the journal belongs.
-    fn meet(&mut self, slot: Slot, base: Offset, lsn: Lsn) {
+    /// Cuts a rebuilt log where its first batch in the journal belongs. Whether it was rebuilt, and this is the first.
+    fn meet(&mut self, slot: Slot, base: Offset, lsn: Lsn) -> bool {
         let recovery = self.recovery().expect("entries are replayed in recovery");
         if recovery.start != Start::Rebuilt || !recovery.met.insert(slot) {
-            return;
+            return false;
         }
         let log = self.log(slot).expect("the caller found it");
         if log.end <= base {
-            return;
+            return true;
         }
         let before = match lsn.entry.checked_sub(1) {
             Some(entry) => Lsn { entry, ..lsn },
@@ -299,6 +298,7 @@ impl Storage {
         self.take_note(slot, before, note);
         self.recovery().expect("entries are replayed in recovery").mend(slot, note);
         self.events.push_back(StorageEvent::ReplayedNote { slot, note, is_noted: false });
+        true
     }
 
     pub(super) fn replay_note(&mut self, partition: PartitionId, note: Note, lsn: Lsn) {
