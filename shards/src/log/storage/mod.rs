@@ -132,10 +132,10 @@ enum Stop {
 }
 
 /// A folder that is to be removed.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Default, Debug)]
 struct Removing {
-    /// Dropped logs of the partition that are not removed yet.
-    folders: u32,
+    /// Dropped logs of the partition, oldest first, which is removed first; `None`: one of an earlier life.
+    logs: VecDeque<Option<Slot>>,
     /// The log that took their place.
     waits: Option<Slot>,
 }
@@ -411,7 +411,7 @@ impl Storage {
                 self.by_id.remove(&partition);
             }
             self.tombs.insert(partition, lsn);
-            self.removing.entry(partition).or_default().folders += 1;
+            self.removing.entry(partition).or_default().logs.push_back(Some(slot));
             self.reader.forget_log(partition);
             self.checkpoints.on_dropped(partition, was_checkpointed);
             self.forget_expiry(slot);

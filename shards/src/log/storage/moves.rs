@@ -111,7 +111,11 @@ impl Storage {
         let Some(log) = self.log(slot) else { return false };
         let partition = log.partition;
         if let Some(dropped) = log.dropped {
-            if dropped.chunk <= flushed {
+            let removing = self.removing.get(&partition).expect("a dropped log is to be removed");
+            if removing.logs.front() != Some(&Some(slot)) {
+                // One that was dropped before it may still be worked on.
+                self.log_mut(slot).expect("it was just found").work = Some(Box::new(Work::Wait));
+            } else if dropped.chunk <= flushed {
                 self.set_work(slot, Work::RemoveFolder);
                 self.ask(UnderWay::RemoveFolder(slot), |op| DiskOp::RemoveFolder { op, partition });
             }

@@ -5,10 +5,13 @@
 
 use bytes::Bytes;
 
+use super::log::Log;
+use super::work::{Amend, Then, Work};
 use super::{Found, FoundBatch, ReadFault, Storage, StorageEvent, Wanted};
 use crate::ids::{Map, Offset};
 use crate::log::Slot;
 use crate::log::reader::{Done, SegmentRead, Stretch, TimestampRead};
+use crate::log::segment::SegmentMeta;
 use crate::time::Instant;
 
 /// Times that a read is begun again because a file went away under it.
@@ -44,6 +47,14 @@ struct Find {
     searched: Offset,
 }
 
+/// The segments as they will be, if they are just being cut: what is behind is no longer to be seen.
+fn readable(log: &Log) -> &[SegmentMeta] {
+    match log.work.as_deref() {
+        Some(Work::Amend(Amend { then: Then::Noted { segments, .. }, .. })) => segments,
+        _ => &log.segments,
+    }
+}
+
 impl Storage {
     /// The batches from the one that holds `wanted.from` on, perhaps fewer than could be had. `ticket` comes back with
     /// [`StorageEvent::Read`] if the disk must be asked; no two that wait are the same.
@@ -72,7 +83,7 @@ impl Storage {
             below: below.min(tail_base),
             bytes_max: wanted.bytes_max,
             first_whole: wanted.first_whole,
-            segments: &log.segments,
+            segments: readable(log),
         });
         self.reads.pending.insert(ticket, Pending { slot, what: What::Read(wanted), tries });
         Found::Later
@@ -117,7 +128,7 @@ impl Storage {
             timestamp_ms,
             from,
             below: in_segments,
-            segments: &log.segments,
+            segments: readable(log),
         });
         let what = What::Find(Find { searched: in_segments, ..find });
         self.reads.pending.insert(ticket, Pending { slot, what, tries });

@@ -1,7 +1,7 @@
 //! Logs put together from their segments, when there is no checkpoint. Floor 1.
 //!
-//! Folder by folder, segment by segment, every frame is checked. A log ends where the first frame is missing or bad;
-//! segments that do not follow are left out, and removed once the journal was read. A segment that was never compacted
+//! Folder by folder, segment by segment, every frame is checked. A segment ends where the first frame is missing or bad;
+//! whether what is missing between two was needed is seen once the journal was read. A segment that was never compacted
 //! ends where the next such one begins: that was begun there, and what lies behind in the first was never counted on.
 //! Where two segments overlap otherwise, the one of the later generation covers the other; one without a whole header was
 //! never finished.
@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use super::moves::SEEK_BYTES;
+use super::recovery::Hole;
 use super::{Storage, UnderWay};
 use crate::batch::BatchHeader;
 use crate::ids::{LeaderEpoch, Offset, PartitionId, ProducerId};
@@ -44,6 +45,7 @@ struct Rebuilding {
     /// Segments with their sizes, by base, of each the later generation first.
     files: VecDeque<(SegmentName, u64)>,
     segment: Option<Segment>,
+    holes: Vec<Hole>,
 }
 
 /// The segment that is being read.
@@ -80,20 +82,13 @@ impl Rebuilding {
             epochs: Vec::new(),
             producers: Vec::new(),
         };
-        Self { state, producers: BTreeMap::new(), files: segments.into(), segment: None }
+        Self { state, producers: BTreeMap::new(), files: segments.into(), segment: None, holes: Vec::new() }
     }
 
     /// Goes to the next segment that can follow. `None`: there is none.
     fn next_segment(&mut self) -> Option<(FileName, u64)> {
         while let Some((name, file_bytes)) = self.files.pop_front() {
-            let last = self.state.segments.last();
-            let is_compacted = name.generation > 0 || last.is_some_and(|last| last.generation > 0);
-            let follows = match last {
-                None => true,
-                Some(last) if is_compacted => name.base >= last.end,
-                Some(last) => name.base == last.end,
-            };
-            if !follows {
+            if self.state.segments.last().is_some_and(|last| name.base < last.end) {
                 continue;
             }
             let meta = SegmentMeta {
@@ -192,18 +187,24 @@ impl Rebuilding {
             tracing::warn!(%partition, %file, position, %offset, %bad, "the segment ends here");
         }
         if segment.meta.end > segment.meta.base {
+            if let Some(last) = self.state.segments.last() {
+                let is_compacted = segment.name.generation > 0 || last.generation > 0;
+                if !is_compacted && last.end < segment.meta.base {
+                    self.holes.push(Hole { end: last.end, next: segment.meta.base });
+                }
+            }
             self.state.segments.push(segment.meta);
         }
         Ok(None)
     }
 
-    fn finish(mut self) -> Option<LogState> {
+    fn finish(mut self) -> Option<(LogState, Vec<Hole>)> {
         let first = self.state.segments.first()?;
         self.state.start = first.base;
         self.state.high_watermark = first.base;
         self.state.end = self.state.segments.last()?.end;
         self.state.producers = self.producers.into_values().collect();
-        Some(self.state)
+        Some((self.state, self.holes))
     }
 }
 
@@ -224,9 +225,9 @@ impl Storage {
                 None => {
                     let log = rebuild.log.take().expect("it was just seen");
                     rebuild.is_waiting = false;
-                    if let Some(state) = log.finish() {
+                    if let Some((state, holes)) = log.finish() {
                         self.is_rebuilt();
-                        self.restore(state);
+                        self.restore(state, holes);
                     }
                 }
             }

@@ -8,8 +8,8 @@
 //! has everything from its beginning on. So a log is cut where its first entry in the journal belongs, and takes all
 //! from there.
 //!
-//! A gap may be mended by what follows, when the log was truncated or dropped later on. So whether one is damage is
-//! judged at the journal's end.
+//! What a log misses may be gone by what follows, when it was truncated, deleted or dropped later on. So whether that is
+//! damage is judged at the journal's end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec;
@@ -37,8 +37,8 @@ pub(super) struct Recovery {
     noted: Vec<Lsn>,
     /// Rebuilt logs of which the journal had a batch.
     met: BTreeSet<Slot>,
-    /// Logs with a gap that nothing mended so far.
-    gaps: BTreeMap<Slot, Gap>,
+    /// Where logs miss batches, ascending.
+    holes: BTreeMap<Slot, Vec<Hole>>,
     entries: u64,
 }
 
@@ -52,16 +52,31 @@ enum Stage {
     Journal,
 }
 
-/// An entry that did not fit its log.
+/// What a log should hold from `end` to `next` is not there.
 #[derive(Clone, Copy, Debug)]
-struct Gap {
-    end: Offset,
-    found: Offset,
-    /// Where the log ended then, by the entries that did not fit.
-    seen: Offset,
+pub(super) struct Hole {
+    pub end: Offset,
+    pub next: Offset,
 }
 
 impl Recovery {
+    pub fn hole(&mut self, slot: Slot, hole: Hole) {
+        self.holes.entry(slot).or_default().push(hole);
+    }
+
+    /// A log lost its end: what was missing there is missing no more.
+    fn mend(&mut self, slot: Slot, note: Note) {
+        let Some(holes) = self.holes.get_mut(&slot) else { return };
+        match note {
+            Note::Truncated { end } => {
+                holes.retain(|hole| hole.end < end);
+                holes.iter_mut().for_each(|hole| hole.next = hole.next.min(end));
+            }
+            Note::Dropped => holes.clear(),
+            Note::Started { .. } => {}
+        }
+    }
+
     pub fn may_move(&self) -> bool {
         matches!(self.stage, Stage::Journal)
     }
@@ -92,7 +107,7 @@ impl Storage {
                 let some: Vec<LogState> = logs.by_ref().take(LOGS_PER_TURN).collect();
                 let is_done = some.len() < LOGS_PER_TURN;
                 for state in some {
-                    self.restore(state);
+                    self.restore(state, Vec::new());
                 }
                 if is_done {
                     self.begin_journal(start);
@@ -171,7 +186,7 @@ impl Storage {
     }
 
     /// Makes a log as its segments hold it.
-    pub(super) fn restore(&mut self, mut state: LogState) {
+    pub(super) fn restore(&mut self, mut state: LogState, holes: Vec<Hole>) {
         if is_tomb(&state) {
             self.tombs.insert(state.partition, state.moved);
             return;
@@ -200,6 +215,9 @@ impl Storage {
         let recovery = self.recovery().expect("logs are restored in recovery");
         recovery.noted.resize(slot.0 as usize + 1, Lsn::ZERO);
         recovery.noted[slot.0 as usize] = state.noted;
+        if !holes.is_empty() {
+            recovery.holes.insert(slot, holes);
+        }
         self.events.push_back(StorageEvent::Restored { slot, state: Box::new(state) });
     }
 
@@ -232,20 +250,30 @@ impl Storage {
         self.meet(slot, base, lsn);
         let log = self.log(slot).expect("it was just found");
         let (end, next) = (log.end, base.plus(header.offsets()));
+        let is_unknown = log.is_blank() && log.start == Offset::ZERO;
         let recovery = self.recovery().expect("entries are replayed in recovery");
         let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);
-        if let Some(gap) = recovery.gaps.get_mut(&slot) {
-            gap.seen = next;
+        if base < end {
+            recovery.hole(slot, Hole { end: base, next: end });
             return;
         }
-        if base != end {
-            recovery.gaps.insert(slot, Gap { end, found: base, seen: next });
-            return;
+        let is_rebuilt = recovery.start == Start::Rebuilt;
+        if base > end && !(is_rebuilt && is_unknown) {
+            recovery.hole(slot, Hole { end, next: base });
         }
+        self.log_mut(slot).expect("it was just found").end = base;
+        let recovery = self.recovery().expect("entries are replayed in recovery");
         recovery.entries += 1;
         let timestamp_ms = header.max_timestamp_ms;
         self.keep(slot, TailBatch { base, next, max_timestamp_ms: timestamp_ms, timestamp_ms, lsn, bytes });
         self.events.push_back(StorageEvent::ReplayedBatch { slot, header: *header, base, is_noted });
+        if base > end && is_rebuilt && is_unknown {
+            // Of a log without segments nothing is known from before: it starts here.
+            let log = self.log_mut(slot).expect("it was just found");
+            (log.start, log.moved.start, log.moved.end) = (base, base, base);
+            let note = Note::Started { start: base };
+            self.events.push_back(StorageEvent::ReplayedNote { slot, note, is_noted });
+        }
     }
 
     /// Cuts a rebuilt log where its first batch in the journal belongs.
@@ -269,6 +297,7 @@ impl Storage {
         );
         let note = Note::Truncated { end: base };
         self.take_note(slot, before, note);
+        self.recovery().expect("entries are replayed in recovery").mend(slot, note);
         self.events.push_back(StorageEvent::ReplayedNote { slot, note, is_noted: false });
     }
 
@@ -279,25 +308,9 @@ impl Storage {
             return;
         }
         let Some(slot) = self.replayed_log(partition, lsn) else { return };
-        let end = self.log(slot).expect("it was just found").end;
         let recovery = self.recovery().expect("entries are replayed in recovery");
         let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);
-        if let Some(gap) = recovery.gaps.get_mut(&slot) {
-            let is_mended = match note {
-                Note::Truncated { end: cut } => cut <= end,
-                // All that did not fit is gone with it.
-                Note::Started { start } => start >= gap.seen,
-                Note::Dropped => true,
-            };
-            if is_mended {
-                recovery.gaps.remove(&slot);
-            } else if let Note::Truncated { end: cut } = note {
-                gap.seen = gap.seen.min(cut);
-                return;
-            } else if matches!(note, Note::Started { start } if start > end) {
-                return;
-            }
-        }
+        recovery.mend(slot, note);
         recovery.entries += 1;
         self.take_note(slot, lsn, note);
         self.events.push_back(StorageEvent::ReplayedNote { slot, note, is_noted });
@@ -307,10 +320,8 @@ impl Storage {
         let Phase::Recovering(recovery) = std::mem::replace(&mut self.phase, Phase::Running) else {
             unreachable!("the journal is recovered once");
         };
-        let Recovery { start, gaps, entries, .. } = *recovery;
-        if !self.judge(&gaps) {
-            return;
-        }
+        let Recovery { start, holes, entries, .. } = *recovery;
+        let Some(damaged) = self.judge(&holes) else { return };
         self.is_clean_start = start == Start::Clean && report.chunks == 0;
         let start = if start == Start::Clean && !self.is_clean_start { Start::Checkpoint } else { start };
         self.refresh_flushed();
@@ -323,28 +334,33 @@ impl Storage {
         }
         {
             let ghosts: Vec<PartitionId> =
-                self.tombs.keys().copied().filter(|&partition| self.slot(partition).is_none()).collect();
+                self.tombs.keys().copied().filter(|partition| self.is_ghost(partition)).collect();
             for partition in ghosts {
-                self.removing.entry(partition).or_default().folders += 1;
+                self.removing.entry(partition).or_default().logs.push_back(None);
                 let what = UnderWay::RemoveGhost(partition);
                 self.ask(what, |op| DiskOp::RemoveFolder { op, partition });
             }
         }
-        for &slot in gaps.keys() {
-            // So that the next start does not stumble over it again.
-            let Some(log) = self.live(slot) else { continue };
-            let note = Note::Truncated { end: log.end };
-            let _ = self.note(self.now, slot, note);
+        for &(slot, end) in &damaged {
+            let note = Note::Truncated { end };
+            if self.note(self.now, slot, note).is_ok() {
+                self.events.push_back(StorageEvent::ReplayedNote { slot, note, is_noted: false });
+            }
         }
         let report = StorageReport {
             start,
             logs: self.by_id.len() as u64,
             segments: self.counts.segments,
             entries,
-            damaged_logs: gaps.len() as u64,
+            damaged_logs: damaged.len() as u64,
             journal: report,
         };
         self.events.push_back(StorageEvent::Recovered(Box::new(report)));
+    }
+
+    /// Whether the partition is gone since an earlier life, which may have left its folder.
+    fn is_ghost(&self, partition: &PartitionId) -> bool {
+        self.slot(*partition).is_none() && !self.removing.contains_key(partition)
     }
 
     /// The journal lost its end, as configured, and numbers its entries from there again.
@@ -368,23 +384,27 @@ impl Storage {
         self.flushed = self.flushed.max(sealed);
     }
 
-    /// Whether logs with a gap are to be taken as they are; each one is logged.
-    fn judge(&mut self, gaps: &BTreeMap<Slot, Gap>) -> bool {
-        for (&slot, &Gap { end, found, .. }) in gaps {
+    /// Where logs are to be cut because of what they miss; each one is logged. `None`: that is refused.
+    fn judge(&mut self, holes: &BTreeMap<Slot, Vec<Hole>>) -> Option<Vec<(Slot, Offset)>> {
+        let mut damaged = Vec::new();
+        for (&slot, holes) in holes {
             let Some(log) = self.live(slot) else { continue };
-            let partition = log.partition;
-            let damage = FatalReason::LogDamaged { partition, end, found };
+            // What is missing before the log's start was deleted.
+            let Some(&hole) = holes.iter().find(|hole| hole.next > log.start) else { continue };
+            let damage =
+                FatalReason::LogDamaged { partition: log.partition, end: hole.end, found: hole.next };
             match self.config.journal.on_damage {
                 OnDamage::Refuse => {
                     self.fail(damage);
-                    return false;
+                    return None;
                 }
                 OnDamage::Truncate => {
                     tracing::error!(%damage, "going on without the lost records, as configured");
+                    damaged.push((slot, hole.end));
                 }
             }
         }
-        true
+        Some(damaged)
     }
 }
 

@@ -513,13 +513,12 @@ impl Storage {
     /// A log that was opened for the same partition meanwhile can go on.
     pub(super) fn folder_removed(&mut self, partition: PartitionId) {
         let Some(removing) = self.removing.get_mut(&partition) else { return };
-        removing.folders -= 1;
-        if removing.folders > 0 {
-            return;
-        }
-        let waits = removing.waits;
-        self.removing.remove(&partition);
-        if let Some(slot) = waits {
+        removing.logs.pop_front();
+        let next = match removing.logs.front() {
+            Some(&next) => next,
+            None => self.removing.remove(&partition).and_then(|removing| removing.waits),
+        };
+        if let Some(slot) = next {
             self.resume_work(slot);
         }
     }

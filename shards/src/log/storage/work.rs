@@ -210,6 +210,7 @@ pub(super) fn prepare_move(log: &Log, limits: Limits) -> Option<(Move, Puts)> {
     let frame_bytes = |batch: &Bytes| (FRAME_HEADER_BYTES + batch.len()) as u64;
     let growing = log.segments.last().copied().filter(|last| {
         log.is_growing
+            && last.end == first.base
             && last.bytes + frame_bytes(&first.bytes) <= u64::from(log.config.segment_bytes)
             && limits.wall_ms.saturating_sub(last.begun_ms) < log.config.segment_ms
     });
@@ -239,6 +240,7 @@ pub(super) fn prepare_move(log: &Log, limits: Limits) -> Option<(Move, Puts)> {
     for batch in batches {
         let frame = frame_bytes(&batch.bytes);
         let fits = gather.has_room()
+            && batch.base == segment.end
             && bytes + frame <= PUT_BYTES_MAX
             && segment.bytes + frame <= u64::from(log.config.segment_bytes);
         if count > 0 && !fits {
