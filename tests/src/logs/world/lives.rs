@@ -158,7 +158,7 @@ impl World {
         }
         self.phase = Phase::Comparing;
         self.is_known &= match report.start {
-            Start::New => !self.was_rebuilt,
+            Start::New => !self.was_rebuilt && self.lost_checkpoint.is_none(),
             Start::Clean | Start::Checkpoint => true,
             Start::Rebuilt => false,
         };
