@@ -58,6 +58,8 @@ pub struct Partition {
     pub removed: Vec<(u64, Rc<Batch>)>,
     /// The log starts before where it is to start, since it was rebuilt.
     pub is_start_behind: bool,
+    /// It did so at some recovery, and none since has found it where it is to be.
+    pub may_start_behind: bool,
     /// Of each producer: epoch and next sequence number.
     pub producers: BTreeMap<u64, (u16, u32)>,
     /// Where a sequential reader goes on.
@@ -183,6 +185,7 @@ impl World {
                 changes: 0,
                 removed: Vec::new(),
                 is_start_behind: false,
+                may_start_behind: false,
                 producers: BTreeMap::new(),
                 cursor: 0,
                 ever: Vec::new(),

@@ -236,6 +236,7 @@ impl World {
             if let Some(slot) = p.slot {
                 let found = storage.start(slot).expect("a log has a start").0;
                 p.is_start_behind = found < state.start;
+                p.may_start_behind = p.is_start_behind;
                 state.begin_at(found);
             } else {
                 state = State { drops: state.drops, ..State::default() };
