@@ -400,7 +400,9 @@ impl Storage {
         }
         let start = log.moved.start.min(end);
         let then = Then::Noted { lsn, segments, start, end, grows: Growth::Closed };
-        self.amend(slot, &removed, VecDeque::new(), then);
+        if self.amend(slot, &removed, VecDeque::new(), then) {
+            self.reconsider(slot);
+        }
     }
 
     fn on_amended(&mut self, slot: Slot, file: FileName, result: Result<(), DiskError>) {
