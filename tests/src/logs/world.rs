@@ -141,6 +141,8 @@ pub struct World {
     /// Logs are restored from a checkpoint in this life.
     is_checkpoint_read: bool,
     is_over_debt: bool,
+    /// Counted in this life.
+    compactions: u64,
     journal_bytes_max: u64,
     /// A fault of the disk in this life explains that the log gives up.
     pub may_be_fatal: bool,
@@ -215,6 +217,7 @@ impl World {
             segment_reads: 0,
             is_checkpoint_read: false,
             is_over_debt: false,
+            compactions: 0,
             journal_bytes_max: 0,
             may_be_fatal: false,
             may_fail_reads: false,
@@ -578,6 +581,8 @@ impl World {
     fn check(&mut self) -> Verdict {
         let Some(storage) = &self.storage else { return Ok(()) };
         let stats = storage.stats();
+        self.counts.compactions += stats.compactions - self.compactions;
+        self.compactions = stats.compactions;
         let is_rebuilding = self.phase == Phase::Recovering && !self.is_checkpoint_read;
         if !is_rebuilding && !self.is_over_debt {
             bounds::check(&self.storage_config, &stats, self.phase)?;

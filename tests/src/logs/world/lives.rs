@@ -133,6 +133,7 @@ impl World {
         self.segment_reads = 0;
         self.is_checkpoint_read = false;
         self.is_over_debt = false;
+        self.compactions = 0;
         self.phase = Phase::Recovering;
         self.storage = Some(Storage::new(self.storage_config.clone()));
         self.drain()
