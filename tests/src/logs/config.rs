@@ -109,7 +109,7 @@ impl Config {
             },
             batch_bytes_max: *r.pick(&[3000, 3000, 9000]),
             keys: *r.pick(&[1, 3, 20]),
-            value_max: *r.pick(&[10, 60, 400, 2000]),
+            value_max: *r.pick(&[10, 60, 400, 2000, 8000]),
             compacted: *r.pick(&[0, 0, 300, 1000]),
             pause: us(*r.pick(&[1, 50, 400, 3000])),
             jump: Duration::from_millis(*r.pick(&[10, 1000, 60_000, 3_600_000])),
@@ -166,7 +166,8 @@ impl Config {
             let most = i64::try_from(self.jump.as_millis()).expect("a jump is short");
             i64::try_from(r.below(most.cast_unsigned().max(1) * 2)).expect("short") + 1
         };
-        let segment_bytes = u32::try_from(*r.pick(&[700_u64, 1500, 4000, 4000, 16_000])).expect("small");
+        let segment_bytes =
+            u32::try_from(*r.pick(&[700_u64, 1500, 4000, 4000, 16_000, 400_000])).expect("small");
         LogConfig {
             segment_bytes,
             segment_ms: if r.flip() { ms(r) } else { i64::MAX / 4 },
