@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::PartitionId;
-use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
+use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, SECTOR};
 
 /// Small and seeded (SplitMix64).
 #[derive(Clone, Debug)]
@@ -292,21 +292,6 @@ impl Disk {
         }
     }
 
-    /// Ends one operation badly.
-    pub fn fail(&mut self, index: usize, error: DiskError) -> DiskEvent {
-        let (op, _) = self.in_flight.remove(index);
-        match op {
-            DiskOp::Put { op, .. } | DiskOp::Write { op, .. } => {
-                DiskEvent::Written { op, result: Err(error) }
-            }
-            DiskOp::Sync { op, .. } | DiskOp::SyncFolder { op, .. } => {
-                DiskEvent::Synced { op, result: Err(error) }
-            }
-            DiskOp::Replace { op, .. } | DiskOp::Cut { op, .. } => DiskEvent::Done { op, result: Err(error) },
-            other => panic!("{other:?} is not made to fail"),
-        }
-    }
-
     /// What was under way reaches the disk or not. Then power is lost, or only the process ends.
     pub fn crash(&mut self, random: &mut Random, with_power: bool) {
         while !self.in_flight.is_empty() {
@@ -335,33 +320,5 @@ impl Disk {
             f.is_named = true;
             self.files.insert(file, f);
         }
-    }
-
-    pub fn journal_files(&self) -> Vec<FileNo> {
-        let journals = self.files.keys().filter_map(|name| match name {
-            FileName::Journal(no) => Some(*no),
-            _ => None,
-        });
-        journals.collect()
-    }
-}
-
-pub fn op_no(op: &DiskOp) -> OpNo {
-    match op {
-        DiskOp::List { op }
-        | DiskOp::Prepare { op, .. }
-        | DiskOp::Recycle { op, .. }
-        | DiskOp::Write { op, .. }
-        | DiskOp::Put { op, .. }
-        | DiskOp::Sync { op, .. }
-        | DiskOp::SyncFolder { op, .. }
-        | DiskOp::Read { op, .. }
-        | DiskOp::Replace { op, .. }
-        | DiskOp::Load { op, .. }
-        | DiskOp::Cut { op, .. }
-        | DiskOp::Remove { op, .. }
-        | DiskOp::RemoveFolder { op, .. }
-        | DiskOp::ListFolder { op, .. }
-        | DiskOp::ListFolders { op } => *op,
     }
 }

@@ -9,7 +9,6 @@ use super::model::{Disk, Random};
 use crate::batch::{self, BatchBuilder};
 use crate::ids::{LeaderEpoch, Offset, PartitionId, PartitionIndex, ShardId, TopicId};
 use crate::log::checkpoint::LogState;
-use crate::log::disk::DiskOp;
 use crate::log::journal::{AppendRefused, JournalConfig, Urgency};
 use crate::log::storage::{Found, Noted, Storage, StorageConfig, StorageEvent, StorageReport, Wanted};
 use crate::log::{FatalReason, Note, Slot};
@@ -416,9 +415,5 @@ impl Rig {
             .collect();
         assert_eq!(recovered, expected, "recovered up to {}", self.flushed);
         self.check_contents();
-    }
-
-    pub fn ops_in_flight(&self, is: impl Fn(&DiskOp) -> bool) -> usize {
-        self.disk.in_flight.iter().filter(|(op, _)| is(op)).count()
     }
 }
