@@ -94,6 +94,12 @@ pub fn check(
     if missing.is_empty() { Ok(()) } else { may_be_gone(p, &missing, wall_ms) }
 }
 
+/// Whether compaction may have taken all records of a batch.
+pub fn may_be_empty(p: &Partition, batch: &Bytes, wall_ms: i64) -> bool {
+    let records = batches::parse(batch).and_then(|header| batches::records(batch, &header));
+    p.rules.compacted && records.is_ok_and(|records| may_be_gone(p, &records, wall_ms).is_ok())
+}
+
 /// A record may be gone if a newer one of its key could be seen by compaction, or as the old deletion of a key.
 fn may_be_gone(p: &Partition, missing: &[Record], wall_ms: i64) -> Result<(), String> {
     let mut newest: BTreeMap<Bytes, u64> = BTreeMap::new();
