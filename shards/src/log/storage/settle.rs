@@ -318,8 +318,8 @@ impl Storage {
         self.log(slot).is_some_and(|log| log.notes.iter().any(takes_away))
     }
 
-    /// What is found in the log's files can only be judged once all of the journal was replayed.
-    fn park(&mut self, slot: Slot) {
+    /// The log goes on once all of the journal was replayed.
+    pub(super) fn park(&mut self, slot: Slot) {
         self.log_mut(slot).expect("the caller found it").work = Some(Box::new(Work::Wait));
         self.parked.push(slot);
         self.rekey(slot);
