@@ -477,7 +477,8 @@ impl Storage {
         let first_chunk = match resume {
             Resume::From { sequence, .. } | Resume::Clean { sequence, .. } => sequence,
         };
-        self.tombs.retain(|_, lsn| lsn.chunk >= first_chunk);
+        let removing = &self.removing;
+        self.tombs.retain(|partition, lsn| lsn.chunk >= first_chunk || removing.contains_key(partition));
         for name in std::mem::take(&mut self.checkpoints.removable) {
             self.reader.forget(name);
             for file in [FileName::Segment(name), FileName::Index(name)] {

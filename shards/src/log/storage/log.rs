@@ -193,6 +193,12 @@ impl Log {
         [batch, note].into_iter().flatten().min()
     }
 
+    /// Whether a note is the first entry that the segments do not know.
+    pub fn starts_with_note(&self) -> bool {
+        let batch = self.tail.get(self.tail_moved).map(|batch| batch.lsn);
+        self.notes.front().is_some_and(|note| batch.is_none_or(|batch| note.lsn < batch))
+    }
+
     /// Where what is in memory begins; the segments are read below it only, since what they hold from there on may
     /// have been truncated.
     pub fn tail_base(&self) -> Offset {

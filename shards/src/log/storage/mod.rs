@@ -154,8 +154,11 @@ enum UnderWay {
     Read(Slot),
     Amend(Slot, FileName),
     RemoveFolder(Slot),
+    /// That it is gone is made to last.
+    SyncGone(Slot),
     /// A folder that no log has.
     RemoveGhost(PartitionId),
+    SyncGhost(PartitionId),
     /// A file that no log has.
     RemoveOld(SegmentName),
     SyncFile(Slot, FileName),

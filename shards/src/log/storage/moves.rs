@@ -110,6 +110,12 @@ impl Storage {
         let limits = Limits { flushed, wall_ms: self.wall_ms() };
         let Some(log) = self.log(slot) else { return false };
         let partition = log.partition;
+        // What is replayed may not be durable before recovery ends. Batches that are moved and then lost do no harm, since
+        // no checkpoint says that they are there; what is cut off or removed cannot be had back.
+        if self.is_recovering() && (log.dropped.is_some() || log.starts_with_note()) {
+            self.park(slot);
+            return false;
+        }
         if let Some(dropped) = log.dropped {
             let removing = self.removing.get(&partition).expect("a dropped log is to be removed");
             if removing.logs.front() != Some(&Some(slot)) {
@@ -137,7 +143,7 @@ impl Storage {
         }
         let batch = log.tail.get(log.tail_moved).map(|batch| batch.lsn);
         if let Some(&noticed) = log.notes.front()
-            && batch.is_none_or(|batch| noticed.lsn < batch)
+            && log.starts_with_note()
         {
             return noticed.lsn.chunk <= flushed && self.begin_note(slot, noticed);
         }

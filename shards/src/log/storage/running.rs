@@ -153,8 +153,9 @@ impl Storage {
             }
             UnderWay::RemoveGhost(partition) => {
                 self.log_failure(&event, "a folder that no log has was not removed");
-                self.folder_removed(partition);
+                self.ask(UnderWay::SyncGhost(partition), |op| DiskOp::SyncFolder { op, partition });
             }
+            UnderWay::SyncGhost(partition) => self.folder_removed(partition),
             UnderWay::RemoveOld(name) => {
                 self.log_failure(&event, "a file that no log has was not removed");
                 self.on_old_removed(name);

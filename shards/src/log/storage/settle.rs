@@ -29,6 +29,7 @@ impl Storage {
             (UnderWay::RemoveFolder(slot), DiskEvent::Done { result, .. }) => {
                 self.on_folder_removed(slot, result);
             }
+            (UnderWay::SyncGone(slot), DiskEvent::Synced { .. }) => self.on_gone(slot),
             (what, event) => unreachable!("{event:?} answers no operation of {what:?}"),
         }
     }
@@ -320,8 +321,8 @@ impl Storage {
         self.log(slot).is_some_and(|log| log.notes.iter().any(takes_away))
     }
 
-    /// What is found in the log's files can only be judged once all of the journal was replayed.
-    fn park(&mut self, slot: Slot) {
+    /// The log goes on once all of the journal was replayed.
+    pub(super) fn park(&mut self, slot: Slot) {
         self.wait(slot);
         self.parked.push(slot);
     }
@@ -509,10 +510,16 @@ impl Storage {
     }
 
     fn on_folder_removed(&mut self, slot: Slot, result: Result<(), DiskError>) {
-        let _ = self.take_work(slot);
+        let partition = self.log(slot).expect("a log with work is kept").partition;
         if let Err(error) = result {
-            tracing::warn!(%error, "the folder of a deleted partition was not removed; it is left where it is");
+            tracing::warn!(%partition, %error, "the folder of a deleted partition was not removed; it is left");
         }
+        self.ask(UnderWay::SyncGone(slot), |op| DiskOp::SyncFolder { op, partition });
+    }
+
+    /// The folder is gone and stays so, unless that failed: then a start without a checkpoint may find it again.
+    fn on_gone(&mut self, slot: Slot) {
+        let _ = self.take_work(slot);
         if let Some(key) = self.log_mut(slot).and_then(|log| log.key.take()) {
             self.waiting.remove(&(key, slot));
             self.busy.remove(&(key, slot));
