@@ -3,8 +3,6 @@
 //! What is in memory is read there; the segments are read below it only. So what a truncation has cut off is never
 //! seen, even while its bytes are still in a file.
 
-use bytes::Bytes;
-
 use super::log::Log;
 use super::work::{Amend, Then, Work};
 use super::{Found, FoundBatch, ReadFault, Storage, StorageEvent, Wanted};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{Bytes, BytesMut};
 
 use crate::ids::PartitionId;
-use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
+use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, SECTOR};
 
 /// Small and seeded (SplitMix64).
 #[derive(Clone, Debug)]
@@ -335,33 +335,5 @@ impl Disk {
             f.is_named = true;
             self.files.insert(file, f);
         }
-    }
-
-    pub fn journal_files(&self) -> Vec<FileNo> {
-        let journals = self.files.keys().filter_map(|name| match name {
-            FileName::Journal(no) => Some(*no),
-            _ => None,
-        });
-        journals.collect()
-    }
-}
-
-pub fn op_no(op: &DiskOp) -> OpNo {
-    match op {
-        DiskOp::List { op }
-        | DiskOp::Prepare { op, .. }
-        | DiskOp::Recycle { op, .. }
-        | DiskOp::Write { op, .. }
-        | DiskOp::Put { op, .. }
-        | DiskOp::Sync { op, .. }
-        | DiskOp::SyncFolder { op, .. }
-        | DiskOp::Read { op, .. }
-        | DiskOp::Replace { op, .. }
-        | DiskOp::Load { op, .. }
-        | DiskOp::Cut { op, .. }
-        | DiskOp::Remove { op, .. }
-        | DiskOp::RemoveFolder { op, .. }
-        | DiskOp::ListFolder { op, .. }
-        | DiskOp::ListFolders { op } => *op,
     }
 }
