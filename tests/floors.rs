@@ -46,13 +46,9 @@ const PACKAGES: [Package; 2] = [
             ("shard", Pure(2)),
             ("reactor", Driver),
         ],
-        // A shard is generic over its front. A partition keeps, beside each batch, where the journal holds it: it
-        // names positions and files, which are vocabulary, and calls nothing of the log.
-        siblings: &[
-            ("shard", &["front"]),
-            ("partition", &["log", "journal", "LogPosition"]),
-            ("partition", &["log", "disk", "FileNo"]),
-        ],
+        // A shard is generic over its front. A partition says what a checkpoint keeps of it: it names that vocabulary,
+        // and calls nothing of the log.
+        siblings: &[("shard", &["front"]), ("partition", &["log", "checkpoint"])],
     },
     Package {
         sources: "src",
@@ -459,7 +455,7 @@ fn the_scanner_sees_every_form_of_a_forbidden_import() {
         "const S: &str = \"crate::reactor \\\" std::fs\"; const R: &str = r#\"crate::shard\"#; const B: &[u8] = b\"tokio::x\";",
         "fn f<'a>(x: &'a str) -> Vec<Option<&'a str>> { x.split(':').map(Some).collect::<Vec<_>>() }",
         "use tokio_like::x; use crate::batch;",
-        "use crate::log::{disk::FileNo, journal::LogPosition}; fn f() -> crate::log::disk::FileNo { FileNo(1) }",
+        "use crate::log::{checkpoint::LogState, checkpoint::ProducerState}; fn f() -> crate::log::checkpoint::LogState { todo() }",
         "fn f() { match x { A::B { c } => d::<e>(), _ => {} } } mod tests { use super::*; use super::super::leader; }",
     ];
     for source in allowed {

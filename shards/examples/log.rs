@@ -120,7 +120,7 @@ impl Bench {
             waiting_bytes: 0,
             flushed_bytes: 0,
             refused: 0,
-            latency: Histogram::new(3).expect("three digits are allowed"),
+            latency: Histogram::new_with_bounds(1, 600_000_000, 3).expect("bounds as they may be"),
             read: BTreeMap::new(),
             read_bytes: 0,
             from_memory: 0,

@@ -33,6 +33,7 @@ mod tests;
 use bytes::{BufMut, BytesMut};
 
 pub use builder::BatchBuilder;
+use codec::CodecError;
 pub use rebuild::{Rebuilt, put_rebuilt};
 pub use record::{Record, Records};
 
@@ -49,6 +50,9 @@ pub const OUTSIDE_CRC_BYTES: usize = 21;
 pub const PATCHED_PREFIX_BYTES: usize = 16;
 /// Batches that one produced record set may hold. Real clients send one.
 pub const RECORD_SET_BATCHES_MAX: usize = 1024;
+/// Bytes of compressed records, unpacked, that a compacted topic takes in one record set, and that compaction looks at
+/// in one batch.
+pub const UNPACKED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 const MAGIC_AT: usize = 16;
 const CRC_AT: usize = 17;
@@ -270,7 +274,7 @@ pub fn check_crc(bytes: &[u8]) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     pub batch_bytes_max: u32,
-    /// Every record must have a key, as in a compacted topic. Records of a compressed batch are not looked at.
+    /// Every record must have a key, as in a compacted topic. Compressed batches are unpacked to see it.
     pub keys_required: bool,
 }
 
@@ -320,7 +324,8 @@ impl<'a> Batches<'a> {
 }
 
 /// Checks a produced record set as a whole: every batch is whole, of format 2 with a right CRC, within the limits,
-/// with legal attributes, and its records are numbered 0 to n-1 (looked at unless they are compressed).
+/// with legal attributes, and its records are numbered 0 to n-1. Compressed records are looked at only where keys are
+/// required; all of a set together may then have [`UNPACKED_BYTES_MAX`].
 ///
 /// Control and transactional batches are refused. A batch of an idempotent producer must come alone and with base
 /// offset 0.
@@ -328,14 +333,15 @@ pub fn validate_produced(records: &[u8], limits: Limits) -> Result<Batches<'_>, 
     if records.is_empty() {
         return Err(BatchError::Invalid("no batch"));
     }
-    let first = validate_one(records, limits)?;
+    let mut unpacked_bytes_max = UNPACKED_BYTES_MAX;
+    let first = validate_one(records, limits, &mut unpacked_bytes_max)?;
     let mut left = &records[first.len as usize..];
     let mut batches = Batches { records, first, rest: Vec::new() };
     while !left.is_empty() {
         if batches.len() == RECORD_SET_BATCHES_MAX {
             return Err(BatchError::Invalid("too many batches in one record set"));
         }
-        let header = validate_one(left, limits)?;
+        let header = validate_one(left, limits, &mut unpacked_bytes_max)?;
         if header.producer.is_some() || batches.first.producer.is_some() {
             return Err(BatchError::Invalid("a batch of an idempotent producer must come alone"));
         }
@@ -345,8 +351,12 @@ pub fn validate_produced(records: &[u8], limits: Limits) -> Result<Batches<'_>, 
     Ok(batches)
 }
 
-/// Checks the batch that `bytes` start with.
-fn validate_one(bytes: &[u8], limits: Limits) -> Result<BatchHeader, BatchError> {
+/// Checks the batch that `bytes` start with; what is unpacked for it is taken from `unpacked_bytes_max`.
+fn validate_one(
+    bytes: &[u8],
+    limits: Limits,
+    unpacked_bytes_max: &mut usize,
+) -> Result<BatchHeader, BatchError> {
     let header = parse_header(bytes)?;
     let batch = bytes.get(..header.len as usize).ok_or(BatchError::Corrupt)?;
     if header.len > limits.batch_bytes_max {
@@ -382,8 +392,22 @@ fn validate_one(bytes: &[u8], limits: Limits) -> Result<BatchHeader, BatchError>
     if header.producer.is_some() && header.base_offset != 0 {
         return invalid("base offset of a produced batch is not 0");
     }
+    let records = &batch[HEADER_BYTES..];
     if compression == Compression::None {
-        record::check_all(&batch[HEADER_BYTES..], header.records, limits.keys_required)?;
+        record::check_all(records, header.records, limits.keys_required)?;
+    } else if limits.keys_required {
+        let mut unpacked = Vec::new();
+        match codec::decompress(compression, records, *unpacked_bytes_max, &mut unpacked) {
+            Ok(()) => {}
+            Err(CodecError::TooLarge { .. }) => {
+                return invalid("unpacked, the records are larger than a compacted topic takes");
+            }
+            Err(CodecError::Malformed | CodecError::Pack) => {
+                return invalid("the records are not what their codec writes");
+            }
+        }
+        *unpacked_bytes_max -= unpacked.len();
+        record::check_all(&unpacked, header.records, true)?;
     }
     Ok(header)
 }

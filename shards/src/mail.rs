@@ -85,7 +85,8 @@ pub enum Locate {
     Earliest,
     /// The high watermark: what a consumer that starts "at the end" will read first.
     Latest,
-    /// The record with the largest timestamp.
+    /// The record with the largest timestamp. Nothing, as with Kafka, while that record is not committed or when it was
+    /// deleted and others of its segment were not.
     LargestTimestamp,
     /// The first record with this timestamp, in ms since the epoch, or a later one.
     Timestamp(i64),

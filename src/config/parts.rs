@@ -45,6 +45,7 @@ impl Storage {
             unmoved_bytes_max: tail_bytes.max(2 * u64::from(self.batch_bytes_max())),
             checkpoint_bytes: self.checkpoint_bytes_of_shard(shards),
             journal_bytes_max: self.journal_bytes_max_of_shard(shards),
+            compaction_bytes_per_second: self.compaction_bytes_per_second_of_shard(shards),
             ..StorageConfig::new(self.journal(shard, new_journal))
         }
     }
@@ -229,8 +230,6 @@ mod tests {
             ("storage.journal_bytes_max", "storage.journal_file_bytes", "storage.checkpoint_bytes");
         assert!(refused(&[(max, "255MiB"), (checkpoint, "1MiB")]), "less than four files");
         assert!(!refused(&[(max, "256MiB"), (checkpoint, "64MiB")]));
-        assert!(refused(&[(max, "256MiB"), (checkpoint, "64MiB"), ("cores.shard_count", "2")]));
-        assert!(refused(&[(max, "256MiB"), (checkpoint, "64MiB"), ("cores.shards", "[1,2]")]));
         assert!(refused(&[(file, "1GiB")]), "the bound must grow with the files");
         assert!(refused(&[(checkpoint, "513MiB")]), "producers are slowed down before a checkpoint ends");
         assert!(!refused(&[(checkpoint, "512MiB")]));

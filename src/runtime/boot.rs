@@ -1,6 +1,8 @@
 //! Starts a node: data directory, store, shards, control core, in this order; a failure at any step leaves nothing
 //! running. Driver; runs on the thread that starts the node.
 
+#![expect(clippy::disallowed_methods, reason = "driver: reads the wall clock")]
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -56,7 +56,7 @@ pub(super) fn reshard(
     image: &Image,
     shards: u16,
 ) -> Result<(), NodeError> {
-    let root = &config.storage.data_dir;
+    let root = data_dir.path();
     let failed = |error: io::Error| NodeError::Reshard(error.to_string());
     remove(&root.join(MAKING)).map_err(failed)?;
     if root.join(MADE).exists() {

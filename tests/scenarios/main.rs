@@ -2,5 +2,6 @@
 
 mod crashes;
 mod disks;
+mod logs;
 mod planted_bugs;
 mod seeds;

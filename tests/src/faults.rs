@@ -144,7 +144,16 @@ impl Script {
     /// loss takes what is not durable, and what was is never damaged.
     pub fn expects(&self, reason: &FatalReason) -> bool {
         use FatalReason as R;
-        self.fatal_expected && matches!(reason, R::FlushFailed { .. } | R::RecoveryFailed { .. })
+        self.fatal_expected
+            && matches!(
+                reason,
+                R::FlushFailed { .. }
+                    | R::RecoveryFailed { .. }
+                    | R::SegmentFailed { .. }
+                    | R::FolderFailed { .. }
+                    | R::CheckpointFailed { .. }
+                    | R::CheckpointUnread { .. }
+            )
     }
 
     pub fn full(&mut self, full: bool) {

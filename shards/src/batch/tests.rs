@@ -195,8 +195,54 @@ fn where_keys_are_required_one_record_without_refuses_all_batches() {
     assert_eq!(validate(&without), Ok(1), "elsewhere keys are not asked for");
     let broken = changed(without.to_vec(), |b| *b.last_mut().unwrap() = 1);
     assert!(matches!(refused(&broken), Some(BatchError::Invalid(_))), "a broken batch is called that");
-    let compressed = BatchBuilder::new().compressed(Compression::Zstd, 1, 2, b"whatever").build();
-    assert_eq!(refused(&compressed), None, "its records are not looked at");
+}
+
+const CODECS: [Compression; 4] =
+    [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
+
+#[test]
+fn compressed_records_need_keys_too_where_keys_are_required() {
+    let keyed = Limits { keys_required: true, ..LIMITS };
+    let refused = |bytes: &[u8]| validate_produced(bytes, keyed).err();
+    for codec in CODECS {
+        let built = |without: Option<i64>| {
+            let mut builder = BatchBuilder::new();
+            for n in 0..5 {
+                builder = builder.record(n, (without != Some(n)).then_some(&b"key"[..]), Some(b"v"));
+            }
+            builder.packed(codec).build()
+        };
+        assert_eq!(refused(&built(None)), None, "{codec:?}");
+        let without = built(Some(3));
+        assert_eq!(refused(&without), Some(BatchError::KeyMissing), "{codec:?}");
+        assert_eq!(refused(&[built(None), without.clone()].concat()), Some(BatchError::KeyMissing));
+        assert_eq!(validate(&without), Ok(1), "elsewhere its records are not looked at");
+        let garbage = BatchBuilder::new().compressed(codec, 1, 2, b"whatever").build();
+        assert!(matches!(refused(&garbage), Some(BatchError::Invalid(_))), "{codec:?}");
+        assert_eq!(validate(&garbage), Ok(1), "{codec:?}");
+        // Fewer records than the header says.
+        let mut body = Vec::new();
+        codec::compress(codec, &plain(2)[HEADER_BYTES..], &mut body).unwrap();
+        let fewer = BatchBuilder::new().compressed(codec, 1, 3, &body).build();
+        assert!(matches!(refused(&fewer), Some(BatchError::Invalid(_))), "{codec:?}");
+    }
+}
+
+#[test]
+fn records_that_unpack_beyond_the_bound_are_refused_before_they_are_whole() {
+    let keyed = Limits { batch_bytes_max: u32::MAX, keys_required: true };
+    let refused = |bytes: &[u8]| validate_produced(bytes, keyed).err();
+    for codec in CODECS {
+        let of = |len: usize| {
+            BatchBuilder::new().record(1, Some(b"key"), Some(&vec![0; len])).packed(codec).build()
+        };
+        assert!(matches!(refused(&of(UNPACKED_BYTES_MAX)), Some(BatchError::Invalid(_))), "{codec:?}");
+        // The bound is that of all batches of a set.
+        let half = of(UNPACKED_BYTES_MAX / 2 - 100);
+        assert_eq!(refused(&[half.clone(), half.clone()].concat()), None, "{codec:?}");
+        let three = [half.clone(), half.clone(), half].concat();
+        assert!(matches!(refused(&three), Some(BatchError::Invalid(_))), "{codec:?}");
+    }
 }
 
 #[test]

@@ -219,8 +219,11 @@ impl<F: Front> Shard<F> {
         }
     }
 
-    fn drain_storage(&mut self) {
+    /// Whether there was an event.
+    fn drain_storage(&mut self) -> bool {
+        let mut is_any = false;
         while let Some(event) = self.storage.poll_event() {
+            is_any = true;
             match event {
                 StorageEvent::Restored { slot, state } => self.restore(slot, &state),
                 StorageEvent::ReplayedBatch { slot, header, base, is_noted } => {
@@ -249,6 +252,7 @@ impl<F: Front> Shard<F> {
                 StorageEvent::Fatal(reason) => self.outputs.push_back(Output::Fatal(reason)),
             }
         }
+        is_any
     }
 
     /// Gives an answer to whoever asked, here or on another shard.
@@ -376,10 +380,10 @@ impl<F: Front> Machine for Shard<F> {
                 }
                 return Some(Output::Disk(op));
             }
-            // The end of recovery and the like, which no event of the disk announces.
-            self.drain_storage();
+            // The end of recovery and the like, which no event of the disk announces. It may make the log go on.
+            let is_any = self.drain_storage();
             self.deliver();
-            if self.outputs.is_empty() {
+            if !is_any && self.outputs.is_empty() {
                 return None;
             }
         }

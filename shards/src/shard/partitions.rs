@@ -53,7 +53,9 @@ impl Partitions {
     }
 
     fn remove(&mut self, slot: Slot) {
-        self.slots[slot.0 as usize] = None;
+        if let Some(place) = self.slots.get_mut(slot.0 as usize) {
+            *place = None;
+        }
     }
 
     fn iter(&self) -> impl Iterator<Item = &Partition> {
@@ -138,8 +140,10 @@ impl<F: Front> Shard<F> {
     }
 
     pub(super) fn replay(&mut self, slot: Slot, header: &BatchHeader, base: Offset, is_noted: bool) {
-        let id = self.storage.partition(slot).expect("what is replayed belongs to a log");
-        self.partitions.get_or_new(slot, id).replay(self.now, header, base, is_noted);
+        // A log that is not there any more was dropped by a later entry.
+        if let Some(id) = self.storage.partition(slot) {
+            self.partitions.get_or_new(slot, id).replay(self.now, header, base, is_noted);
+        }
     }
 
     pub(super) fn replay_note(&mut self, slot: Slot, note: Note, is_noted: bool) {

@@ -121,10 +121,12 @@ impl World {
         let wall_ms = self.wall_ms();
         let r = &mut self.dice.batch;
         let p = &mut self.partitions[i];
-        let count = *r.pick(&[1, 1, 2, 5]);
-        let is_large = r.chance(30);
+        let count = if self.is_tiny { 1 } else { *r.pick(&[1, 1, 2, 5]) };
+        let is_large = !self.is_tiny && r.chance(30);
         let least = 61 + 40 * count;
-        let value_max = if is_large {
+        let value_max = if self.is_tiny {
+            8
+        } else if is_large {
             (self.config.batch_bytes_max - least) / count
         } else {
             self.config.value_max.min((self.config.batch_bytes_max - least) / count)
@@ -157,6 +159,54 @@ impl World {
             Stamp { producer, epoch: next.0, sequence: next.1 }
         });
         Recipe { base: p.history.now.end, epoch: p.epoch, stamp, records }
+    }
+
+    /// With nothing wrong and nothing to do, every log takes a batch.
+    pub fn take_one_each(&mut self) -> Verdict {
+        for i in 0..self.partitions.len() {
+            let before = self.counts.refused;
+            self.append(i)?;
+            if self.counts.refused > before {
+                return Err(broken(LIVENESS, "a batch is refused with nothing to do"));
+            }
+            self.drain()?;
+            self.pump(self.now + Duration::from_secs(2))?;
+            if !self.is_alive() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Small batches, each in a chunk of its own, more than the journal may hold: none is refused for long.
+    pub fn fill(&mut self) -> Verdict {
+        let chunks = self.storage_config.journal_bytes_max / 4096 * 2;
+        let mut waits = 0;
+        self.mark("fill the journal");
+        self.is_tiny = true;
+        for _ in 0..chunks {
+            loop {
+                let before = self.counts.refused;
+                let i = self.dice.act.index(self.partitions.len());
+                self.append(i)?;
+                self.drain()?;
+                let is_refused = self.counts.refused > before;
+                let wait = if is_refused { Duration::from_millis(100) } else { Duration::from_millis(1) };
+                self.pump(self.now + wait)?;
+                if !self.is_alive() {
+                    return Ok(());
+                }
+                if !is_refused {
+                    waits = 0;
+                    break;
+                }
+                waits += 1;
+                if waits > 600 {
+                    return Err(broken(LIVENESS, "batches are refused for a minute with nothing wrong"));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn append(&mut self, i: usize) -> Verdict {
@@ -244,6 +294,10 @@ impl World {
         if end < least {
             // The high watermark lies within a batch, or the start does.
             end = state.batches.iter().map(|b| b.end).find(|e| *e >= least).unwrap_or(state.end);
+        }
+        if let Some(first) = state.batches.front().filter(|b| b.base < end && end < b.end) {
+            // The log starts within this batch.
+            end = first.end;
         }
         let is_moved = end < p.history.flushed_end();
         self.tell(|| format!("** truncate {i} to {end}"));

@@ -72,6 +72,8 @@ pub struct Config {
     pub wrong_reads: u32,
     /// A bit of a file flips before the last start.
     pub rots: bool,
+    /// Before the end, small batches are appended one by one until the journal has been filled over and over.
+    pub fills: bool,
 }
 
 impl Config {
@@ -107,7 +109,7 @@ impl Config {
             },
             batch_bytes_max: *r.pick(&[3000, 3000, 9000]),
             keys: *r.pick(&[1, 3, 20]),
-            value_max: *r.pick(&[10, 60, 400, 2000]),
+            value_max: *r.pick(&[10, 60, 400, 2000, 8000]),
             compacted: *r.pick(&[0, 0, 300, 1000]),
             pause: us(*r.pick(&[1, 50, 400, 3000])),
             jump: Duration::from_millis(*r.pick(&[10, 1000, 60_000, 3_600_000])),
@@ -116,6 +118,7 @@ impl Config {
             lost_checkpoints: few(&mut r, 300),
             wrong_reads: few(&mut r, 60),
             rots: r.chance(150),
+            fills: r.chance(100),
         }
     }
 
@@ -140,7 +143,8 @@ impl Config {
         let mut config = StorageConfig::new(journal);
         config.tail_bytes_max = *r.pick(&[0, 4, 16, 64]) * KIB;
         config.unmoved_bytes_soft = *r.pick(&[8, 16, 64]) * KIB;
-        config.unmoved_bytes_max = config.unmoved_bytes_soft * *r.pick(&[2, 4]);
+        // Below the soft bound nothing is moved for being too much, so a batch must fit between the two.
+        config.unmoved_bytes_max = config.unmoved_bytes_soft * *r.pick(&[2, 4]) + batch;
         config.checkpoint_bytes = file_bytes * *r.pick(&[1, 2, 5]);
         config.journal_bytes_max = config.checkpoint_bytes * *r.pick(&[2, 4]) + file_bytes * 4;
         config.move_bytes = *r.pick(&[1, 2 * KIB, 8 * KIB]);
@@ -162,7 +166,8 @@ impl Config {
             let most = i64::try_from(self.jump.as_millis()).expect("a jump is short");
             i64::try_from(r.below(most.cast_unsigned().max(1) * 2)).expect("short") + 1
         };
-        let segment_bytes = u32::try_from(*r.pick(&[700_u64, 1500, 4000, 4000, 16_000])).expect("small");
+        let segment_bytes =
+            u32::try_from(*r.pick(&[700_u64, 1500, 4000, 4000, 16_000, 400_000])).expect("small");
         LogConfig {
             segment_bytes,
             segment_ms: if r.flip() { ms(r) } else { i64::MAX / 4 },

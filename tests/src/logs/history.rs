@@ -61,7 +61,12 @@ impl Known {
     }
 
     pub fn truncated(&mut self, end: u64) {
-        self.mix([2, end, 0, 0, 0, 0]);
+        if end == 0 {
+            // As good as a new log, of which no checkpoint need speak.
+            *self = Self::default();
+        } else {
+            self.mix([2, end, 0, 0, 0, 0]);
+        }
     }
 
     fn mix(&mut self, words: [u64; 6]) {
@@ -75,6 +80,9 @@ impl Known {
     }
 }
 
+/// Each producer with its epoch and its last batches: first and last sequence, base.
+pub type Producers = BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)>;
+
 /// A log at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -86,6 +94,8 @@ pub struct State {
     /// Those that hold an offset from `start` on.
     pub batches: VecDeque<Rc<Batch>>,
     pub known: Known,
+    /// How often the partition's log was dropped before.
+    pub drops: u32,
     /// Each epoch with the offset at which it began.
     pub epochs: Vec<(u32, u64)>,
 }
@@ -115,7 +125,7 @@ impl State {
                 self.exists = true;
                 self.begin_at(*start);
             }
-            What::Dropped => *self = Self::default(),
+            What::Dropped => *self = Self { drops: self.drops + 1, ..Self::default() },
         }
     }
 
@@ -138,8 +148,8 @@ impl State {
     }
 
     /// Each producer with the last five batches that it sent: epoch, then first and last sequence and base.
-    pub fn producers(&self) -> BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)> {
-        let mut all: BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)> = BTreeMap::new();
+    pub fn producers(&self) -> Producers {
+        let mut all: Producers = BTreeMap::new();
         for batch in &self.batches {
             if let Some(s) = batch.stamp {
                 let last = s.sequence + u32::try_from(batch.end - batch.base - 1).expect("small");
@@ -164,6 +174,7 @@ pub struct Outline {
     pub start: u64,
     pub end: u64,
     pub known: Known,
+    pub drops: u32,
 }
 
 /// A start that retention announced. Its place in the journal lies before the entry that came next.
@@ -171,6 +182,8 @@ pub struct Outline {
 struct Retained {
     start: u64,
     marker: Option<u64>,
+    /// Of which log of the partition.
+    drops: u32,
 }
 
 #[derive(Debug, Default)]
@@ -194,7 +207,6 @@ impl History {
     /// The log was dropped, somewhere behind the entry `after` of any log, and before the next one.
     pub fn drop_after(&mut self, after: u64) {
         self.now.apply(&What::Dropped);
-        self.retained.clear();
         self.pending.push_back(Entry { marker: after, marker_max: None, what: What::Dropped });
     }
 
@@ -202,7 +214,7 @@ impl History {
     pub fn retained(&mut self, start: u64) {
         self.now.exists = true;
         self.now.begin_at(start);
-        self.retained.push_back(Retained { start, marker: None });
+        self.retained.push_back(Retained { start, marker: None, drops: self.now.drops });
     }
 
     /// An entry of some log was accepted: what retention or a drop did before is durable no later than it.
@@ -229,8 +241,10 @@ impl History {
         }
         while self.retained.front().is_some_and(|r| r.marker.is_some_and(|m| m <= marker)) {
             let r = self.retained.pop_front().expect("one is there");
-            self.settled.exists = true;
-            self.settled.begin_at(r.start);
+            if r.drops == self.settled.drops {
+                self.settled.exists = true;
+                self.settled.begin_at(r.start);
+            }
         }
     }
 
@@ -263,7 +277,7 @@ impl History {
     /// What the log is after a crash that kept everything up to `cut`.
     pub fn outline(&self, cut: u64, with_drop: bool) -> Outline {
         let s = &self.settled;
-        let mut o = Outline { exists: s.exists, start: s.start, end: s.end, known: s.known };
+        let mut o = Outline { exists: s.exists, start: s.start, end: s.end, known: s.known, drops: s.drops };
         for entry in self.kept(cut, with_drop) {
             o.exists = true;
             match &entry.what {
@@ -277,16 +291,17 @@ impl History {
                 }
                 What::Started { start } => o.start = o.start.max(*start),
                 What::Dropped => {
-                    o = Outline { exists: false, start: 0, end: 0, known: Known::default() };
+                    let drops = o.drops + 1;
+                    o = Outline { exists: false, start: 0, end: 0, known: Known::default(), drops };
                 }
             }
         }
         o
     }
 
-    /// The starts that retention announced and that a crash may take or keep.
-    pub fn open_starts(&self) -> impl Iterator<Item = u64> {
-        self.retained.iter().map(|r| r.start)
+    /// The starts that retention announced and that a crash may take or keep, of one of the partition's logs.
+    pub fn open_starts(&self, drops: u32) -> impl Iterator<Item = u64> {
+        self.retained.iter().filter(move |r| r.drops == drops).map(|r| r.start)
     }
 
     pub fn state_at(&self, cut: u64, with_drop: bool) -> State {

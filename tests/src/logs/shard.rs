@@ -1,7 +1,7 @@
 //! The shard as its log sees it: what it notes for a checkpoint, and what it learns when the log is recovered.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use highwater_shards::batch::BatchHeader;
 use highwater_shards::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence};
@@ -10,7 +10,7 @@ use highwater_shards::log::storage::Noted;
 use highwater_shards::log::{Lsn, Note, Slot};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::history::Known;
+use super::history::{Known, Producers};
 use super::world::Partition;
 use crate::checkers::{Verdict, broken};
 
@@ -19,13 +19,12 @@ const NAME: &str = "noted";
 /// The producer whose last batch says how much of the history is noted: no real one.
 const COUNTER: u64 = 1 << 60;
 
-type Producers = BTreeMap<u64, (u16, Vec<(u32, u32, u64)>)>;
-
 /// What the shard of this life has heard of a log, from the checkpoint and from what was replayed.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
     pub is_restored: bool,
     pub is_replayed: bool,
+    pub is_truncated: bool,
     pub known: Known,
     pub epochs: Vec<(u32, u64)>,
     pub producers: Producers,
@@ -142,6 +141,7 @@ impl Heard {
         match note {
             Note::Dropped => *self = Self::default(),
             Note::Truncated { end } if !is_noted => {
+                self.is_truncated = true;
                 self.known.truncated(end.0);
                 self.epochs.retain(|e| e.1 < end.0);
                 for (_, batches) in self.producers.values_mut() {
@@ -168,6 +168,10 @@ pub fn check_rebuilt(p: &Partition) -> Verdict {
                 format!("{}: the batch at {} is of epoch {}: {all:?}", p.id, b.base, b.epoch),
             ));
         }
+    }
+    if p.heard.is_truncated {
+        // Of a producer the last few batches are known, and all of them may have been truncated.
+        return Ok(());
     }
     for (id, (epoch, batches)) in p.history.now.producers() {
         let heard = p.heard.producers.get(&id);

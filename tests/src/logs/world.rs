@@ -1,5 +1,7 @@
 //! Drives one log over its lives: virtual time, the disk, the crashes, and what the log says.
 
+mod lives;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -9,21 +11,21 @@ use bytes::{Bytes, BytesMut};
 use highwater_shards::ids::{Offset, PartitionId, PartitionIndex, TopicId};
 use highwater_shards::log::Slot;
 use highwater_shards::log::disk::{DiskEvent, DiskOp, FileName, OpNo};
-use highwater_shards::log::storage::{Start, Storage, StorageConfig, StorageEvent, StorageReport};
+use highwater_shards::log::storage::{Storage, StorageConfig, StorageEvent, StorageReport};
 use highwater_shards::mail::LogConfig;
 use highwater_shards::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Outcome;
 use super::checkers::compaction::Rules;
-use super::checkers::{bounds, compaction, content, recovery, retention};
+use super::checkers::{bounds, content, recovery, retention};
 use super::config::{Config, WALL_MS};
 use super::counts::Counts;
 use super::disks;
-use super::history::{Batch, History, State};
+use super::history::{Batch, History};
 use super::reads::Reading;
 use super::saboteur::{Fate, Sabotage, fate};
-use super::shard::{Digests, Heard, View, check_rebuilt};
+use super::shard::{Digests, Heard, View};
 use crate::checkers::{Verdict, Violation, broken};
 use crate::disk::{Crash, DiskFaults, SimDisk};
 use crate::rng::Rng;
@@ -56,6 +58,8 @@ pub struct Partition {
     pub removed: Vec<(u64, Rc<Batch>)>,
     /// The log starts before where it is to start, since it was rebuilt.
     pub is_start_behind: bool,
+    /// It did so at some recovery, and none since has found it where it is to be.
+    pub may_start_behind: bool,
     /// Of each producer: epoch and next sequence number.
     pub producers: BTreeMap<u64, (u16, u32)>,
     /// Where a sequential reader goes on.
@@ -124,6 +128,8 @@ pub struct World {
     cuts: Option<Vec<u64>>,
     /// What the logs note of their history goes back to their beginning.
     is_known: bool,
+    /// What a log's history is counted from is not its beginning any more.
+    was_rebuilt: bool,
     report: Option<StorageReport>,
     was_stopped: bool,
     lost_checkpoint: Option<Lost>,
@@ -132,6 +138,11 @@ pub struct World {
     disk_reads: BTreeSet<OpNo>,
     loads: BTreeSet<OpNo>,
     segment_reads: u64,
+    /// Logs are restored from a checkpoint in this life.
+    is_checkpoint_read: bool,
+    is_over_debt: bool,
+    /// Counted in this life.
+    compactions: u64,
     journal_bytes_max: u64,
     /// A fault of the disk in this life explains that the log gives up.
     pub may_be_fatal: bool,
@@ -142,6 +153,8 @@ pub struct World {
     pub slow_until: Option<Instant>,
     /// A file rotted: only what is served is checked.
     rotten: bool,
+    /// Batches are as small as they can be.
+    pub is_tiny: bool,
     pub readings: BTreeMap<u64, Reading>,
     pub tickets: u64,
     pub dice: Dice,
@@ -174,6 +187,7 @@ impl World {
                 changes: 0,
                 removed: Vec::new(),
                 is_start_behind: false,
+                may_start_behind: false,
                 producers: BTreeMap::new(),
                 cursor: 0,
                 ever: Vec::new(),
@@ -193,6 +207,7 @@ impl World {
             last_marker: 0,
             cuts: None,
             is_known: true,
+            was_rebuilt: false,
             report: None,
             was_stopped: false,
             lost_checkpoint: None,
@@ -200,6 +215,9 @@ impl World {
             disk_reads: BTreeSet::new(),
             loads: BTreeSet::new(),
             segment_reads: 0,
+            is_checkpoint_read: false,
+            is_over_debt: false,
+            compactions: 0,
             journal_bytes_max: 0,
             may_be_fatal: false,
             may_fail_reads: false,
@@ -207,6 +225,7 @@ impl World {
             full_until: None,
             slow_until: None,
             rotten: false,
+            is_tiny: false,
             readings: BTreeMap::new(),
             tickets: 0,
             dice: Dice {
@@ -236,302 +255,12 @@ impl World {
         Outcome { hash: self.hash, counts: self.counts, time: self.now.since(Instant::ZERO), violation }
     }
 
-    fn live(&mut self) -> Verdict {
-        for life in 0..self.config.lives {
-            // Short lives end during recovery, long ones by a stop or with their last action.
-            let steps = match self.dice.crash.below(6) {
-                0 => 1 + self.dice.crash.below(60),
-                1 | 2 => 1 + self.dice.crash.below(600),
-                _ => 1 + self.dice.crash.below(4000),
-            };
-            let crash = self.draw_crash();
-            self.crash_at = Some((self.counts.steps + steps, crash));
-            self.start(life)?;
-            self.recover()?;
-            for _ in 0..self.config.actions {
-                if !self.is_alive() {
-                    break;
-                }
-                self.act()?;
-            }
-            if self.is_alive() && self.dice.crash.chance(self.config.stops) {
-                self.heal();
-                self.stop()?;
-            }
-            if self.is_alive() {
-                let crash = self.draw_crash();
-                self.die(crash);
-            }
-        }
-        self.finish()
-    }
-
-    /// No more faults: everything is done in bounded time, a stop ends, and a start from it finds everything.
-    fn finish(&mut self) -> Verdict {
-        self.crash_at = None;
-        self.start(self.config.lives)?;
-        self.recover()?;
-        for _ in 0..20 {
-            self.act()?;
-            if !self.is_alive() {
-                self.start(self.config.lives)?;
-                self.recover()?;
-            }
-        }
-        self.heal();
-        self.idle()?;
-        if !self.is_alive() {
-            self.start(self.config.lives)?;
-            self.recover()?;
-        }
-        if self.config.rots {
-            return self.rot();
-        }
-        self.stop()?;
-        let crash = self.draw_crash();
-        self.die(crash);
-        self.start(self.config.lives)?;
-        self.recover()
-    }
-
-    /// Time without work: everything is flushed, moved and released that need not wait for more.
-    fn idle(&mut self) -> Verdict {
-        for p in &mut self.partitions {
-            p.high_watermark = p.high_watermark.max(p.history.flushed_end());
-        }
-        self.pump(self.now + Duration::from_secs(20))?;
-        if !self.is_alive() {
-            return Ok(());
-        }
-        let pending = self.partitions.iter().flat_map(|p| p.history.markers()).max();
-        if pending.is_some_and(|m| m > self.flushed) {
-            return Err(broken(LIVENESS, format!("{pending:?} is not flushed, only {}", self.flushed)));
-        }
-        if let Some(reading) = self.readings.values().next() {
-            return Err(broken(LIVENESS, format!("a read is not answered: {reading:?}")));
-        }
-        let storage = self.storage.as_ref().expect("alive");
-        bounds::check_idle(
-            &self.storage_config,
-            &storage.stats(),
-            self.config.partitions,
-            self.disk.usage().0,
-        )?;
-        if storage.over_backlog() {
-            return Err(broken(LIVENESS, "it is over its backlog with nothing to do"));
-        }
-        Ok(())
-    }
-
     pub fn is_alive(&self) -> bool {
         self.storage.is_some()
     }
 
     pub fn wall_ms(&self) -> i64 {
         WALL_MS + i64::try_from(self.now.as_nanos() / 1_000_000).expect("a run is short")
-    }
-
-    fn draw_crash(&mut self) -> Crash {
-        if self.dice.crash.chance(self.config.power) { Crash::Power } else { Crash::Kill }
-    }
-
-    fn start(&mut self, life: u32) -> Verdict {
-        self.counts.lives += 1;
-        self.storage_config = self.config.storage(life);
-        self.journal_bytes_max = self.journal_bytes_max.max(self.storage_config.journal_bytes_max);
-        if self.dice.crash.chance(self.config.lost_checkpoints) {
-            let how = if self.dice.crash.flip() { Lost::Missing } else { Lost::Damaged };
-            self.lost_checkpoint.get_or_insert(how);
-        }
-        self.mark(&format!("life {life} begins, checkpoint lost: {:?}", self.lost_checkpoint));
-        for p in &mut self.partitions {
-            p.heard = Heard::default();
-        }
-        self.slots_used.clear();
-        self.report = None;
-        self.segment_reads = 0;
-        self.phase = Phase::Recovering;
-        self.storage = Some(Storage::new(self.storage_config.clone()));
-        self.drain()
-    }
-
-    /// Waits for the end of recovery and compares what it left.
-    fn recover(&mut self) -> Verdict {
-        let began = self.now;
-        while self.is_alive() && self.report.is_none() {
-            if self.now.since(began) > PATIENCE || !self.pump_once(began + PATIENCE)? {
-                return Err(broken(LIVENESS, "recovery does not end"));
-            }
-        }
-        let Some(report) = self.report.filter(|_| self.is_alive()) else {
-            self.counts.crashes_in_recovery += 1;
-            return Ok(());
-        };
-        match report.start {
-            Start::New => {}
-            Start::Clean => self.counts.clean_starts += 1,
-            Start::Checkpoint => self.counts.checkpoint_starts += 1,
-            Start::Rebuilt => self.counts.rebuilds += 1,
-        }
-        self.phase = Phase::Comparing;
-        self.is_known &= report.start != Start::Rebuilt;
-        if self.rotten {
-            return self.compare_rotten();
-        }
-        if report.damaged_logs > 0 {
-            return Err(broken(recovery::NAME, format!("damage is reported: {report:?}")));
-        }
-        if self.was_stopped && self.lost_checkpoint.is_none() {
-            let is_clean = report.start == Start::Clean || report.start == Start::New;
-            if !is_clean || report.entries > 0 {
-                return Err(broken(recovery::NAME, format!("after a stop: {report:?}")));
-            }
-        }
-        if report.start == Start::Clean && self.segment_reads > 0 {
-            return Err(broken(recovery::NAME, "segments were read at a clean start"));
-        }
-        self.was_stopped = false;
-        let storage = self.storage.as_ref().expect("alive");
-        let before = self.cuts.as_deref();
-        let cuts =
-            recovery::cuts(&self.partitions, storage, report.start, self.is_known, self.flushed, before)?;
-        self.cuts = Some(cuts);
-        self.compare(report.start)
-    }
-
-    /// Reads everything and finds out where the journal was cut.
-    fn compare(&mut self, start: Start) -> Verdict {
-        let mut cuts = self.cuts.clone().expect("found before");
-        let mut why = String::new();
-        for i in 0..self.partitions.len() {
-            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else {
-                continue;
-            };
-            let starts: Vec<u64> =
-                cuts.iter().map(|&cut| self.partitions[i].history.outline(cut, false).start).collect();
-            let least = starts.iter().copied().min().unwrap_or(0);
-            let storage = self.storage.as_ref().expect("alive");
-            let from = storage.start(slot).map_or(0, |s| s.0).max(least);
-            let end = storage.end(slot).map_or(0, |s| s.0);
-            let Some(read) = self.read_all(slot, from, end)? else { return Ok(()) };
-            self.counts.batches_verified += read.len() as u64;
-            let wall_ms = self.wall_ms();
-            let p = &mut self.partitions[i];
-            cuts.retain(|&cut| {
-                let state = p.history.state_at(cut, false);
-                match compare_one(p, state, from, end, &read, wall_ms) {
-                    Ok(()) => true,
-                    Err(what) => {
-                        why = format!("{}, cut at {cut}: {what}", p.id);
-                        false
-                    }
-                }
-            });
-            if cuts.is_empty() {
-                return Err(broken(recovery::NAME, why));
-            }
-        }
-        let cut = *cuts.last().expect("checked");
-        self.settle(cut, start)
-    }
-
-    fn settle(&mut self, cut: u64, start: Start) -> Verdict {
-        self.cuts = None;
-        self.flushed = self.flushed.max(cut);
-        self.last_marker = self.flushed;
-        let storage = self.storage.as_mut().expect("alive");
-        for p in &mut self.partitions {
-            p.slot = storage.slot(p.id);
-            let mut state = p.history.state_at(cut, p.slot.is_none());
-            self.slots_used.extend(p.slot);
-            state.known = p.heard.known;
-            if let Some(slot) = p.slot {
-                let found = storage.start(slot).expect("a log has a start").0;
-                p.is_start_behind = found < state.start;
-                state.begin_at(found);
-            } else {
-                state = State::default();
-            }
-            p.changes += 1;
-            p.high_watermark = p.high_watermark.min(state.end);
-            p.history.settle(state);
-            p.configured = None;
-        }
-        self.is_known = true;
-        self.phase = Phase::Running;
-        if start == Start::Rebuilt {
-            self.partitions.iter().try_for_each(check_rebuilt)?;
-        }
-        for i in 0..self.partitions.len() {
-            self.configure(i);
-        }
-        self.drain()
-    }
-
-    /// After a bit flipped: what is served was appended once, to this log, and came back whole.
-    fn compare_rotten(&mut self) -> Verdict {
-        for i in 0..self.partitions.len() {
-            let Some(slot) = self.storage.as_ref().and_then(|s| s.slot(self.partitions[i].id)) else {
-                continue;
-            };
-            let storage = self.storage.as_ref().expect("alive");
-            let (start, end) = (storage.start(slot), storage.end(slot));
-            let (Some(Offset(mut from)), Some(Offset(end))) = (start, end) else { continue };
-            while from < end && self.is_alive() {
-                let Some(read) = self.read_once(slot, from, end)? else { break };
-                let p = &self.partitions[i];
-                for bytes in &read {
-                    check_rotten(p, bytes)?;
-                    from = super::batches::parse(bytes).expect("checked").end;
-                }
-                if read.is_empty() {
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// One bit of what is durable flips, and the log starts again.
-    fn rot(&mut self) -> Verdict {
-        let crash = self.draw_crash();
-        self.die(crash);
-        let what = match self.dice.fault.below(4) {
-            0 => format!("the journal: {}", self.disk.rot()),
-            1 => format!("the checkpoint: {}", self.disk.rot_checkpoint()),
-            2 => format!("{:?}", self.disk.rot_file(|f| matches!(f, FileName::Index(_)))),
-            _ => format!("{:?}", self.disk.rot_file(|f| matches!(f, FileName::Segment(_)))),
-        };
-        self.counts.rots += 1;
-        self.mark(&format!("a bit flips in {what}"));
-        self.rotten = true;
-        self.may_be_fatal = true;
-        self.may_fail_reads = true;
-        self.start(self.config.lives)?;
-        self.recover()
-    }
-
-    fn stop(&mut self) -> Verdict {
-        self.mark("stop");
-        self.phase = Phase::Stopping;
-        self.counts.stops += 1;
-        let now = self.now;
-        self.storage.as_mut().expect("alive").stop(now);
-        self.drain()?;
-        let began = self.now;
-        while self.is_alive() && self.phase == Phase::Stopping {
-            if self.now.since(began) > PATIENCE || !self.pump_once(began + PATIENCE)? {
-                return Err(broken(LIVENESS, "a stop does not end"));
-            }
-        }
-        if self.is_alive() {
-            for p in &mut self.partitions {
-                p.history.flushed(u64::MAX);
-            }
-            self.flushed = self.last_marker;
-            self.was_stopped = true;
-        }
-        Ok(())
     }
 
     pub fn heal(&mut self) {
@@ -637,6 +366,7 @@ impl World {
                     Some(Lost::Missing) => None,
                     Some(Lost::Damaged) => Some(self.flip(&bytes)),
                 };
+                self.is_checkpoint_read = self.lost_checkpoint.is_none() && !self.rotten;
                 DiskEvent::Loaded { op, result: Ok(result) }
             }
             DiskEvent::Read { op, result: Ok(bytes) } if self.disk_reads.remove(&op) => {
@@ -753,14 +483,14 @@ impl World {
                 p.heard.restored(i, &state, fresh, &self.digests.borrow())
             }
             StorageEvent::ReplayedBatch { slot, header, base, is_noted } => {
-                let i = self.of_slot(slot)?;
+                let Some(i) = self.of_replayed(slot)? else { return Ok(()) };
                 let p = &mut self.partitions[i];
                 p.slot = Some(slot);
                 p.heard.replayed_batch(&header, base, is_noted);
                 Ok(())
             }
             StorageEvent::ReplayedNote { slot, note, is_noted } => {
-                let i = self.of_slot(slot)?;
+                let Some(i) = self.of_replayed(slot)? else { return Ok(()) };
                 let p = &mut self.partitions[i];
                 p.slot = Some(slot);
                 p.heard.replayed_note(note, is_noted);
@@ -810,6 +540,15 @@ impl World {
         }
     }
 
+    /// Nothing for a log that an entry behind this one dropped.
+    fn of_replayed(&self, slot: Slot) -> Result<Option<usize>, Violation> {
+        if let Some(i) = self.partitions.iter().position(|p| p.slot == Some(slot)) {
+            return Ok(Some(i));
+        }
+        let partition = self.storage.as_ref().and_then(|s| s.partition(slot));
+        partition.map(|partition| self.index(partition)).transpose()
+    }
+
     fn on_flushed(&mut self, upto: u64) -> Verdict {
         if upto < self.flushed {
             return Err(broken(recovery::NAME, format!("flushed up to {upto} after {}", self.flushed)));
@@ -842,7 +581,15 @@ impl World {
     fn check(&mut self) -> Verdict {
         let Some(storage) = &self.storage else { return Ok(()) };
         let stats = storage.stats();
-        bounds::check(&self.storage_config, &stats)?;
+        self.counts.compactions += stats.compactions - self.compactions;
+        self.compactions = stats.compactions;
+        let is_rebuilding = self.phase == Phase::Recovering && !self.is_checkpoint_read;
+        if !is_rebuilding && !self.is_over_debt {
+            bounds::check(&self.storage_config, &stats, self.phase)?;
+        }
+        // What recovery took in is moved when it is over.
+        self.is_over_debt = (self.is_over_debt || self.phase == Phase::Recovering)
+            && stats.unmoved_bytes > self.storage_config.unmoved_bytes_max;
         bounds::check_journal(&self.storage_config, self.journal_bytes_max, self.disk.usage().0)?;
         if self.phase != Phase::Running {
             return Ok(());
@@ -883,51 +630,6 @@ impl World {
             println!("{:>10}.{:03} ms {:>6}  {}", ms / 1000, ms % 1000, self.counts.steps, what());
         }
     }
-}
-
-fn compare_one(
-    p: &mut Partition,
-    state: State,
-    from: u64,
-    end: u64,
-    read: &[Bytes],
-    wall_ms: i64,
-) -> Result<(), String> {
-    if state.end != end {
-        return Err(format!("it ends at {end}, not {}", state.end));
-    }
-    let from = from.max(state.start);
-    let skip = read.iter().take_while(|b| super::batches::parse(b).is_ok_and(|h| h.end <= from)).count();
-    let read = &read[skip..];
-    if p.rules.compacted {
-        let now = std::mem::replace(&mut p.history.now, state);
-        let result = compaction::check(p, from, end, read, true, wall_ms);
-        p.history.now = now;
-        return result;
-    }
-    let first = state.find(from);
-    content::same(&state, first, read)?;
-    let expected = state.batches.len() - first;
-    if read.len() < expected {
-        Err(format!("{} batches of {expected} are there", read.len()))
-    } else {
-        Ok(())
-    }
-}
-
-fn check_rotten(p: &Partition, bytes: &Bytes) -> Verdict {
-    let header = super::batches::parse(bytes)
-        .map_err(|what| broken(content::NAME, format!("{}: served after a bit flipped: {what}", p.id)))?;
-    let mut same = p.ever.iter().filter(|b| b.base == header.base && b.end == header.end);
-    let is_there = if p.rules.compacted { same.next().is_some() } else { same.any(|b| b.bytes == *bytes) };
-    if is_there {
-        return Ok(());
-    }
-    let what = content::describe(bytes);
-    Err(broken(
-        content::NAME,
-        format!("{}: served after a bit flipped: {what}, which was never appended", p.id),
-    ))
 }
 
 fn in_words(event: &StorageEvent) -> String {

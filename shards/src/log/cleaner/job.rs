@@ -224,6 +224,11 @@ impl Cleaning {
         self.turn = self.window_bytes;
     }
 
+    /// Whether it has used up its credit.
+    pub fn owes(&self) -> bool {
+        self.credit <= 0
+    }
+
     /// Whether it waits for [`Self::credit`], and for nothing else: of 0 bytes if it only gave up its turn.
     pub fn wants_credit(&self) -> bool {
         self.outcome.is_none()

@@ -48,6 +48,7 @@ use super::disk::{DiskError, FileName, SegmentName};
 use super::segment::SegmentMeta;
 use super::segment::format::BadHeader;
 use super::segment::scan::BadFrame;
+use crate::batch::UNPACKED_BYTES_MAX;
 use crate::ids::{Offset, PartitionId};
 
 /// A segment of this generation is not compacted again: file names have no room for more.
@@ -73,7 +74,7 @@ impl Default for CleanerLimits {
         Self {
             map_bytes_max: 16 * MIB,
             window_bytes: 256 * 1024,
-            decompressed_bytes_max: 32 * MIB,
+            decompressed_bytes_max: UNPACKED_BYTES_MAX,
             batch_bytes_max: 16 * MIB,
         }
     }

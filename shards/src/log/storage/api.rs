@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::batch::BatchHeader;
 use crate::ids::{Offset, PartitionId};
 use crate::log::checkpoint::LogState;
+use crate::log::cleaner::CleanerLimits;
 use crate::log::journal::{JournalConfig, Marker, RecoveryReport};
 use crate::log::reader::{ReadFault, ReaderConfig};
 use crate::log::{FatalReason, Note, Slot};
@@ -27,13 +28,17 @@ pub struct StorageConfig {
     pub checkpoint_bytes: u64,
     /// The journal's bytes that no checkpoint made needless: producers are slowed from half of it on, and refused at it.
     pub journal_bytes_max: u64,
-    /// A log is moved when it has so many flushed bytes.
+    /// A log is moved when it has so many flushed bytes, or enough for a segment.
     pub move_bytes: u64,
     pub moves_in_flight_max: usize,
     pub syncs_in_flight_max: usize,
     /// The wall clock, in ms since the epoch, at [`crate::time::Instant::ZERO`].
     pub wall_ms_at_zero: i64,
     pub reader: ReaderConfig,
+    /// What one compaction may use.
+    pub cleaner: CleanerLimits,
+    /// What compactions may read, unpack and write in a second; at least 1.
+    pub compaction_bytes_per_second: u64,
     /// Whose folders are read when the checkpoint is missing.
     pub owned: Owned,
 }
@@ -41,6 +46,7 @@ pub struct StorageConfig {
 impl StorageConfig {
     pub fn new(journal: JournalConfig) -> Self {
         const MIB: u64 = 1024 * 1024;
+        let cleaner = CleanerLimits { batch_bytes_max: journal.batch_bytes_max, ..CleanerLimits::default() };
         Self {
             journal,
             tail_bytes_max: 256 * MIB,
@@ -53,6 +59,8 @@ impl StorageConfig {
             syncs_in_flight_max: 32,
             wall_ms_at_zero: 0,
             reader: ReaderConfig::default(),
+            cleaner,
+            compaction_bytes_per_second: 64 * MIB,
             owned: Owned::All,
         }
     }
@@ -79,7 +87,7 @@ pub trait Noted {
     /// Fills in `high_watermark`, `epochs` and `producers` as they are after the log's last entry.
     fn noted(&self, slot: Slot, state: &mut LogState);
 
-    /// Up to where retention may delete.
+    /// Up to where retention may delete, and compaction may come.
     fn high_watermark(&self, slot: Slot) -> Offset;
 }
 

@@ -9,6 +9,7 @@
 //! A clean one, at a stop, is the same with everything as the target.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use super::log::Log;
 use super::work::Work;
@@ -18,9 +19,12 @@ use crate::log::checkpoint::{Encoder, LogState, Resume};
 use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, SegmentName};
 use crate::log::segment::SegmentMeta;
 use crate::log::{FatalReason, Lsn, Slot};
+use crate::time::Instant;
 
 /// Logs that are looked at in one turn.
 const LOGS_PER_TURN: usize = 256;
+/// How long the files of compacted segments wait for a checkpoint before one is made for their sake.
+const DOOMED_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Checkpoints {
@@ -43,6 +47,8 @@ pub(super) struct Checkpoints {
     doomed: Vec<SegmentName>,
     /// Those of them that the one under way does not name.
     removable: Vec<SegmentName>,
+    /// Since when the oldest of the doomed ones is.
+    doomed_since: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -115,11 +121,30 @@ impl Checkpoints {
         if checkpointed == self.number && !matches!(self.state, State::Idle) {
             self.replaced.insert(partition);
         }
+        // They go with their folder, which may be made anew.
+        self.doomed.retain(|name| name.partition != partition);
+        self.removable.retain(|name| name.partition != partition);
     }
 
     /// A segment that is in no log any more may be removed once a checkpoint does not name it.
-    pub fn doom(&mut self, name: SegmentName) {
+    pub fn doom(&mut self, now: Instant, name: SegmentName) {
         self.doomed.push(name);
+        self.doomed_since.get_or_insert(now);
+    }
+
+    /// Files of the partition that wait to be removed, as far as they begin at `end` or behind it: the log ends there
+    /// and may make files of the same names.
+    pub fn take_doomed(&mut self, partition: PartitionId, end: Offset) -> impl Iterator<Item = FileName> {
+        let mut taken = Vec::new();
+        for names in [&mut self.doomed, &mut self.removable] {
+            taken.extend(names.extract_if(.., |name| name.partition == partition && name.base >= end));
+        }
+        taken.into_iter().flat_map(|name| [FileName::Segment(name), FileName::Index(name)])
+    }
+
+    /// When a checkpoint is due for the sake of files that wait to be removed.
+    fn doom_due(&self) -> Option<Instant> {
+        self.doomed_since.filter(|_| !self.doomed.is_empty()).map(|since| since + DOOMED_MAX)
     }
 }
 
@@ -151,13 +176,16 @@ impl Storage {
         // Whole files are released: what is left of the last one may be nearly enough by itself.
         let is_near_end = live >= self.config.journal_bytes_max / 2;
         let is_due = self.checkpoints.is_needed
-            || live >= bytes && live >= self.checkpoints.live_then.saturating_add(bytes / 4)
-            || is_near_end && self.flushed > self.checkpoints.flushed_then;
-        let is_last = self.stop == Stop::Settling && !self.checkpoints.is_clean;
-        let may = self.stop == Stop::No || is_last;
-        if !may || !(is_due || is_last) || self.no_space_until.is_some() {
+            || (live >= bytes && live >= self.checkpoints.live_then.saturating_add(bytes / 4))
+            || (is_near_end && self.flushed > self.checkpoints.flushed_then)
+            || self.checkpoints.doom_due().is_some_and(|at| at <= self.now);
+        let is_settling = self.stop == Stop::Settling && !self.checkpoints.is_clean;
+        let may = (self.stop == Stop::No && is_due) || (is_settling && !self.is_cleaning_up());
+        if !may || self.no_space_until.is_some() {
             return;
         }
+        // After a clean one no folder is looked through: what waits to be removed goes before.
+        let is_last = is_settling && self.checkpoints.doomed.is_empty();
         // After a stop nothing is left to be flushed.
         let target = match is_last {
             true => Lsn { chunk: u64::MAX, entry: u32::MAX },
@@ -173,6 +201,12 @@ impl Storage {
     /// A clean checkpoint says that folders are as they should be, too.
     fn may_sync(&self) -> bool {
         !self.checkpoints.is_last || (self.untidy.is_empty() && self.works == 0 && self.removing.is_empty())
+    }
+
+    /// When a checkpoint begins so that files can be removed.
+    pub(super) fn removal_due(&self) -> Option<Instant> {
+        let may = self.is_running() && self.stop == Stop::No && self.no_space_until.is_none();
+        self.checkpoints.doom_due().filter(|_| may && matches!(self.checkpoints.state, State::Idle))
     }
 
     fn begin_syncs(&mut self, first: Option<Lsn>) {
@@ -191,6 +225,7 @@ impl Storage {
             failed: false,
         }));
         self.checkpoints.removable.append(&mut self.checkpoints.doomed);
+        self.checkpoints.doomed_since = None;
     }
 
     fn step_syncs(&mut self, noted: &dyn Noted) {
@@ -414,6 +449,7 @@ impl Storage {
     fn keep_doomed(&mut self) {
         let mut removable = std::mem::take(&mut self.checkpoints.removable);
         self.checkpoints.doomed.append(&mut removable);
+        self.checkpoints.doomed_since.get_or_insert(self.now);
         // The next one is due as soon as there is room.
         self.checkpoints.live_then = 0;
     }
@@ -453,7 +489,7 @@ impl Storage {
 }
 
 /// What the segments of a log hold.
-fn state_of(log: &Log) -> LogState {
+pub(super) fn state_of(log: &Log) -> LogState {
     LogState {
         partition: log.partition,
         moved: log.moved.lsn,

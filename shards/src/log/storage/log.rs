@@ -132,7 +132,8 @@ impl Log {
     pub fn new(partition: PartitionId, last: Lsn) -> Self {
         Self {
             partition,
-            config: LogConfig::default(),
+            // Until it is said how long records are kept, they are.
+            config: LogConfig { delete: false, ..LogConfig::default() },
             start: Offset::ZERO,
             end: Offset::ZERO,
             last,
@@ -173,6 +174,12 @@ impl Log {
             && self.segments.is_empty()
             && self.notes.is_empty()
             && self.cleaned == Offset::ZERO
+    }
+
+    /// Whether it has so many unmoved bytes, or enough for a segment: small segments are to be closed in time, as
+    /// only those can be compacted or go.
+    pub fn is_worth_a_move(&self, move_bytes: u64) -> bool {
+        self.unmoved_bytes >= move_bytes.min(u64::from(self.config.segment_bytes))
     }
 
     /// The first entry that the segments do not know.

@@ -17,6 +17,7 @@
 
 mod api;
 mod checkpoints;
+mod compaction;
 mod log;
 mod memory;
 mod moves;
@@ -48,6 +49,7 @@ use crate::stats::{JournalStats, StorageStats};
 use crate::time::Instant;
 
 use checkpoints::Checkpoints;
+use compaction::Compactions;
 use log::{Log, TailBatch};
 use memory::Memory;
 use reads::Reads;
@@ -98,6 +100,7 @@ pub struct Storage {
     ops: VecDeque<DiskOp>,
     events: VecDeque<StorageEvent>,
     checkpoints: Checkpoints,
+    compactions: Compactions,
     /// First segments that expire, by when; ms since the epoch.
     expiries: BTreeSet<(i64, Slot)>,
     /// Logs that may be larger than they should.
@@ -202,6 +205,7 @@ impl Storage {
             ops: VecDeque::new(),
             events: VecDeque::new(),
             checkpoints: Checkpoints::default(),
+            compactions: Compactions::new(config.compaction_bytes_per_second),
             expiries: BTreeSet::new(),
             oversized: VecDeque::new(),
             reader: Reader::new(config.reader),
@@ -264,7 +268,12 @@ impl Storage {
             return;
         }
         let log = self.log_mut(slot).expect("it was just found");
+        let is_other = log.config != *config;
         log.config = *config;
+        if is_other {
+            self.on_compaction_configured(slot);
+            self.reconsider(slot);
+        }
         self.note_expiry(slot);
         self.oversized.push_back(slot);
     }
@@ -311,14 +320,18 @@ impl Storage {
         let move_bytes = self.config.move_bytes;
         let log = self.log_mut(slot).expect("the caller found it");
         log.push(batch);
-        let is_ripe = log.unmoved_bytes >= move_bytes && !log.is_ripe;
+        let is_ripe = log.is_worth_a_move(move_bytes) && !log.is_ripe;
         log.is_ripe |= is_ripe;
         let is_new = log.key.is_none();
+        let is_first = log.segments.is_empty() && log.expiry_ms.is_none() && log.config.delete;
         if is_ripe {
             self.ripe.push_back((lsn.chunk, slot));
         }
         if is_new {
             self.rekey(slot);
+        }
+        if is_first {
+            self.note_expiry(slot);
         }
         self.memory.push(slot, lsn, len);
         self.unmoved_bytes += len as u64;
@@ -418,6 +431,7 @@ impl Storage {
             self.reader.forget_log(partition);
             self.checkpoints.on_dropped(partition, was_checkpointed);
             self.forget_expiry(slot);
+            self.compactions.on_dropped(slot);
         }
         self.evict();
     }
@@ -516,7 +530,7 @@ impl Storage {
             }
         } else if let Some(what) = self.under_way.remove(&event.op()) {
             self.on_done(what, event);
-        } else {
+        } else if !self.compactions.handle(&event) {
             self.reader.handle(&event);
         }
         self.go_on();

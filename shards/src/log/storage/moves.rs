@@ -90,7 +90,7 @@ impl Storage {
         None
     }
 
-    fn is_tidy(&self, log: &Log) -> bool {
+    pub(super) fn is_tidy(&self, log: &Log) -> bool {
         match log.tidy {
             Tidy::Tidied => true,
             Tidy::AsLeft => self.is_clean_start,
@@ -121,7 +121,7 @@ impl Storage {
             if removing.logs.front() != Some(&Some(slot)) {
                 // One that was dropped before it may still be worked on.
                 self.log_mut(slot).expect("it was just found").work = Some(Box::new(Work::Wait));
-            } else if dropped.chunk <= flushed {
+            } else if dropped.chunk <= flushed && !self.waits_for_compaction(slot) {
                 self.set_work(slot, Work::RemoveFolder);
                 self.ask(UnderWay::RemoveFolder(slot), |op| DiskOp::RemoveFolder { op, partition });
             }
@@ -206,6 +206,9 @@ impl Storage {
     /// Lets a flushed note take effect. `true`: it did at once.
     fn begin_note(&mut self, slot: Slot, noticed: Noticed) -> bool {
         let Noticed { lsn, note } = noticed;
+        if self.changes_segments(slot, note) && self.waits_for_compaction(slot) {
+            return false;
+        }
         let log = self.log(slot).expect("the caller found it");
         let (start, end) = (log.moved.start, log.moved.end);
         let mut segments = log.segments.clone();
@@ -250,6 +253,9 @@ impl Storage {
             self.reader.forget(name);
             todo.push_back(Amendment::Remove(FileName::Segment(name)));
             todo.push_back(Amendment::Remove(FileName::Index(name)));
+        }
+        if let Then::Noted { end, .. } = &then {
+            todo.extend(self.checkpoints.take_doomed(log.partition, *end).map(Amendment::Remove));
         }
         if todo.is_empty() {
             self.amended(slot, then);

@@ -48,12 +48,19 @@ fn new_start(log: &Log, now_ms: i64, below: Offset) -> Offset {
 }
 
 impl Storage {
-    /// Notes when the log's first segment expires.
+    /// Notes when the log's first segment expires, or its first batch while it has no segment.
     pub(super) fn note_expiry(&mut self, slot: Slot) {
         self.forget_expiry(slot);
+        let wall_ms = self.wall_ms();
         let Some(log) = self.log_mut(slot) else { return };
-        let at = match (log.config.delete, log.config.retention_ms, log.segments.first()) {
-            (true, Some(ms), Some(first)) if log.dropped.is_none() => newest_ms(first).saturating_add(ms),
+        let first = match (log.segments.first(), log.tail.get(log.tail_moved)) {
+            (Some(segment), _) => newest_ms(segment),
+            (None, Some(batch)) if batch.timestamp_ms < 0 => wall_ms,
+            (None, Some(batch)) => batch.timestamp_ms,
+            (None, None) => return,
+        };
+        let at = match (log.config.delete, log.config.retention_ms) {
+            (true, Some(ms)) if log.dropped.is_none() => first.saturating_add(ms),
             _ => return,
         };
         log.expiry_ms = Some(at);
@@ -101,6 +108,11 @@ impl Storage {
         if !log.notes.is_empty() {
             return true;
         }
+        // Only segments are judged: what expires in memory becomes one first.
+        if log.segments.is_empty() && log.tail_moved < log.tail.len() && !log.is_ripe {
+            self.ripen(slot);
+            return false;
+        }
         let start = new_start(log, now_ms, below);
         if start <= log.start {
             // Either it is gone but for the files, or the high watermark is in the way.
@@ -116,6 +128,16 @@ impl Storage {
         self.take_note(slot, written.lsn, Note::Started { start });
         self.events.push_back(StorageEvent::Started { slot, start });
         true
+    }
+
+    /// Has the log moved as soon as what it holds is durable.
+    fn ripen(&mut self, slot: Slot) {
+        let Some(log) = self.log_mut(slot) else { return };
+        if let Some(last) = log.tail.back() {
+            let chunk = last.lsn.chunk;
+            log.is_ripe = true;
+            self.ripe.push_back((chunk, slot));
+        }
     }
 
     fn look_again(&mut self, slot: Slot, now_ms: i64) {

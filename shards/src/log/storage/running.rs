@@ -18,10 +18,16 @@ impl Storage {
             return Some(op);
         }
         self.step_recovery();
+        self.step_compaction(noted);
         self.begin_works();
         if self.is_running() {
             self.retain(noted);
             self.step_checkpoint(noted);
+            if self.checkpoints.target().is_some() {
+                // It may have begun without an event that another turn would follow.
+                self.begin_works();
+                self.step_checkpoint(noted);
+            }
         }
         self.settle_stop();
         if matches!(self.phase, Phase::Failed) {
@@ -60,7 +66,8 @@ impl Storage {
         let journal = self.journal.as_ref().and_then(|journal| journal.poll_timeout());
         // The rest of the logs is encoded in turns, so that what came meanwhile is not held up.
         let turn = self.checkpoint_has_turn().then_some(self.now);
-        [journal, self.no_space_until, self.retention_due(), turn].into_iter().flatten().min()
+        let others = [self.retention_due(), self.compaction_due(), self.removal_due()];
+        [journal, self.no_space_until, turn].into_iter().chain(others).flatten().min()
     }
 
     /// Takes in what happened since.
@@ -68,6 +75,7 @@ impl Storage {
         if self.no_space_until.is_some_and(|at| at <= self.now) {
             self.no_space_until = None;
         }
+        self.compactions.begin_turn();
         self.pump();
         self.drain_reader();
         // What it has no room for is told by the checkpoint.
@@ -148,7 +156,10 @@ impl Storage {
                 self.ask(UnderWay::SyncGhost(partition), |op| DiskOp::SyncFolder { op, partition });
             }
             UnderWay::SyncGhost(partition) => self.folder_removed(partition),
-            UnderWay::RemoveOld(_) => self.log_failure(&event, "a file that no log has was not removed"),
+            UnderWay::RemoveOld(name) => {
+                self.log_failure(&event, "a file that no log has was not removed");
+                self.on_old_removed(name);
+            }
             _ => self.on_work_event(what, event),
         }
     }
@@ -170,6 +181,7 @@ impl Storage {
             }
             Phase::Running if self.stop == Stop::No => {
                 self.stop = Stop::Dropping;
+                self.cancel_compaction();
                 self.go_on();
             }
             Phase::Running | Phase::Stopped | Phase::Failed => {}
@@ -184,7 +196,7 @@ impl Storage {
 
     /// Ends a stop once the clean checkpoint is there, or cannot be.
     fn settle_stop(&mut self) {
-        if self.stop != Stop::Settling || !self.is_running() {
+        if self.stop != Stop::Settling || !self.is_running() || self.compactions.is_busy() {
             return;
         }
         // The journal has everything: the next start reads it.

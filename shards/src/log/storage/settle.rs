@@ -54,7 +54,7 @@ impl Storage {
         let due = match (log.dropped, log.notes.back()) {
             (Some(dropped), _) => Some(dropped),
             (None, Some(noticed)) => Some(noticed.lsn),
-            (None, None) if log.unmoved_bytes >= move_bytes => Some(log.last),
+            (None, None) if log.is_worth_a_move(move_bytes) => Some(log.last),
             _ => None,
         };
         if let Some(lsn) = due
@@ -142,6 +142,9 @@ impl Storage {
         self.counts.segments += u64::from(work.is_new);
         self.counts.segment_bytes += grown;
         self.note_expiry(slot);
+        if work.is_new {
+            self.compact_soon(slot);
+        }
         self.evict();
         self.reconsider(slot);
     }
@@ -320,8 +323,13 @@ impl Storage {
 
     /// The log goes on once all of the journal was replayed.
     pub(super) fn park(&mut self, slot: Slot) {
-        self.log_mut(slot).expect("the caller found it").work = Some(Box::new(Work::Wait));
+        self.wait(slot);
         self.parked.push(slot);
+    }
+
+    /// The log does nothing until its work is resumed.
+    pub(super) fn wait(&mut self, slot: Slot) {
+        self.log_mut(slot).expect("the caller found it").work = Some(Box::new(Work::Wait));
         self.rekey(slot);
     }
 
@@ -333,7 +341,7 @@ impl Storage {
     }
 
     /// A log that waited goes on.
-    fn resume_work(&mut self, slot: Slot) {
+    pub(super) fn resume_work(&mut self, slot: Slot) {
         let Some(log) = self.log_mut(slot) else { return };
         if matches!(log.work.as_deref(), Some(Work::Wait)) {
             log.work = None;
@@ -438,7 +446,10 @@ impl Storage {
         }
         let log = self.log_mut(slot).expect("the caller found it");
         match then {
-            Then::Tidied => log.tidy = Tidy::Tidied,
+            Then::Tidied => {
+                log.tidy = Tidy::Tidied;
+                self.compact_soon(slot);
+            }
             Then::Cleared => log.leftover = None,
             Then::IndexLoaded(index) => {
                 log.index = IndexState::Known(index);
@@ -478,6 +489,7 @@ impl Storage {
                 self.counts.segments -= (before.0 - after.0) as u64;
                 self.counts.segment_bytes = self.counts.segment_bytes + after.1 - before.1;
                 self.note_expiry(slot);
+                self.compact_soon(slot);
                 // The sizes and ages that count for retention are other ones now.
                 self.oversized.push_back(slot);
             }

@@ -1,5 +1,6 @@
 //! The log against a disk that forgets, and against a model of what was appended.
 
+mod compaction;
 mod model;
 mod random;
 mod rig;

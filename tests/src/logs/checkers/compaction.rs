@@ -75,7 +75,15 @@ pub fn check(
         for record in batches::records(&b.bytes, &header)? {
             match left.next_if(|r| r.offset == record.offset) {
                 Some(r) if *r == record => {}
-                Some(r) => return Err(format!("the record at {} is not what was appended: {r:?}", r.offset)),
+                Some(r) => {
+                    let ms = (record.timestamp_ms, r.timestamp_ms);
+                    let lens = [&record, r]
+                        .map(|r| (r.key.as_ref().map(Bytes::len), r.value.as_ref().map(Bytes::len)));
+                    return Err(format!(
+                        "the record at {} is not what was appended: {ms:?}, {lens:?}",
+                        r.offset
+                    ));
+                }
                 None => missing.push(record),
             }
         }
@@ -84,6 +92,12 @@ pub fn check(
         return Err(format!("the record at {} is twice there, or never was", extra.offset));
     }
     if missing.is_empty() { Ok(()) } else { may_be_gone(p, &missing, wall_ms) }
+}
+
+/// Whether compaction may have taken all records of a batch.
+pub fn may_be_empty(p: &Partition, batch: &Bytes, wall_ms: i64) -> bool {
+    let records = batches::parse(batch).and_then(|header| batches::records(batch, &header));
+    p.rules.compacted && records.is_ok_and(|records| may_be_gone(p, &records, wall_ms).is_ok())
 }
 
 /// A record may be gone if a newer one of its key could be seen by compaction, or as the old deletion of a key.

@@ -4,6 +4,7 @@
 use highwater_shards::mail::LogConfig;
 
 use crate::checkers::{Verdict, broken};
+use crate::logs::checkers::compaction;
 use crate::logs::world::Partition;
 
 pub const NAME: &str = "retention";
@@ -29,6 +30,9 @@ pub fn check(p: &Partition, start: u64, wall_ms: i64) -> Verdict {
     }
     let mut kept: u64 = state.batches.iter().filter(|b| b.end > start).map(|b| size(b.bytes.len())).sum();
     for b in state.batches.iter().rev().filter(|b| b.end <= start) {
+        if compaction::may_be_empty(p, &b.bytes, wall_ms) {
+            continue;
+        }
         if !has_expired(&config, b.max_ms, wall_ms) && config.retention_bytes.is_none_or(|bytes| kept < bytes)
         {
             return fail(format!(

@@ -296,13 +296,11 @@ impl Disk {
     pub fn fail(&mut self, index: usize, error: DiskError) -> DiskEvent {
         let (op, _) = self.in_flight.remove(index);
         match op {
-            DiskOp::Put { op, .. } | DiskOp::Write { op, .. } => {
-                DiskEvent::Written { op, result: Err(error) }
-            }
+            DiskOp::Put { op, .. } => DiskEvent::Written { op, result: Err(error) },
             DiskOp::Sync { op, .. } | DiskOp::SyncFolder { op, .. } => {
                 DiskEvent::Synced { op, result: Err(error) }
             }
-            DiskOp::Replace { op, .. } | DiskOp::Cut { op, .. } => DiskEvent::Done { op, result: Err(error) },
+            DiskOp::Replace { op, .. } => DiskEvent::Done { op, result: Err(error) },
             other => panic!("{other:?} is not made to fail"),
         }
     }

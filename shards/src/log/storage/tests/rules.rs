@@ -8,6 +8,7 @@ use crate::log::FatalReason;
 use crate::log::disk::{DiskError, DiskOp, FileName};
 use crate::log::journal::{AppendRefused, OnDamage, Urgency};
 use crate::log::storage::{FoundBatch, Start};
+use crate::mail::LogConfig;
 
 #[test]
 fn batches_are_moved_checkpointed_and_read_back() {
@@ -371,4 +372,25 @@ fn idle_log_takes_less_than_a_kibibyte() {
         "{}",
         size_of::<crate::log::storage::log::Log>()
     );
+}
+
+#[test]
+fn records_that_never_fill_a_move_are_deleted_when_they_are_old() {
+    let mut rig = Rig::with(small_config(), 3);
+    rig.log_config = LogConfig { delete: true, retention_ms: Some(5_000), ..LogConfig::default() };
+    rig.recover();
+    let wall_ms = rig.config.wall_ms_at_zero;
+    rig.append_at(0, 100, Urgency::Sync, wall_ms).unwrap();
+    rig.rest();
+    let slot = rig.storage.slot(partition(0)).unwrap();
+    let end = rig.storage.end(slot).unwrap();
+    rig.wait(4_000);
+    rig.rest();
+    assert_eq!(rig.storage.start(slot), Some(Offset::ZERO), "it is not old yet");
+    for _ in 0..4 {
+        rig.wait(5_000);
+        rig.rest();
+    }
+    assert_eq!(rig.storage.start(slot), Some(end));
+    assert_eq!(rig.started, [(slot, end)]);
 }

@@ -216,6 +216,10 @@ impl Files {
             }
             DiskOp::Read { op, file, position, len } => {
                 self.counters.reads += 1;
+                if len == 0 {
+                    self.events.push(DiskEvent::Read { op, result: Ok(Bytes::new()) });
+                    return;
+                }
                 self.on_file(ring, op, file, Act::Read(Read::new(op, position, len as usize)));
             }
             DiskOp::Cut { op, file, len } => self.on_file(ring, op, file, Act::Cut { len }),
