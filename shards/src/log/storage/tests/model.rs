@@ -292,6 +292,19 @@ impl Disk {
         }
     }
 
+    /// Ends one operation badly.
+    pub fn fail(&mut self, index: usize, error: DiskError) -> DiskEvent {
+        let (op, _) = self.in_flight.remove(index);
+        match op {
+            DiskOp::Put { op, .. } => DiskEvent::Written { op, result: Err(error) },
+            DiskOp::Sync { op, .. } | DiskOp::SyncFolder { op, .. } => {
+                DiskEvent::Synced { op, result: Err(error) }
+            }
+            DiskOp::Replace { op, .. } => DiskEvent::Done { op, result: Err(error) },
+            other => panic!("{other:?} is not made to fail"),
+        }
+    }
+
     /// What was under way reaches the disk or not. Then power is lost, or only the process ends.
     pub fn crash(&mut self, random: &mut Random, with_power: bool) {
         while !self.in_flight.is_empty() {

@@ -1,6 +1,6 @@
 //! Random histories with crashes at any operation.
 
-use super::rig::{Rig, partition};
+use super::rig::Rig;
 use crate::ids::Offset;
 use crate::log::journal::Urgency;
 use crate::log::storage::Start;
@@ -89,7 +89,6 @@ fn run(seed: u64, lives: usize, plant: impl Fn(&mut Rig)) {
         let with_power = rig.random.one_in(2);
         rig.crash(with_power);
     }
-    let _ = partition(0);
 }
 
 fn seeds() -> std::ops::Range<u64> {

@@ -85,6 +85,10 @@ pub struct Rig {
     pub reads: BTreeMap<u64, Vec<Bytes>>,
     pub ticket: u64,
     pub started: Vec<(Slot, Offset)>,
+    /// The high watermark stays where it was.
+    pub withheld: bool,
+    /// Planted: what was appended passes for flushed.
+    pub trusts_unflushed: bool,
 }
 
 pub fn partition(index: u32) -> PartitionId {
@@ -133,6 +137,8 @@ impl Rig {
             reads: BTreeMap::new(),
             ticket: 0,
             started: Vec::new(),
+            withheld: false,
+            trusts_unflushed: false,
         }
     }
 
@@ -159,7 +165,11 @@ impl Rig {
                 self.on_event(event);
             }
             for slot in self.storage.slots().collect::<Vec<_>>() {
-                self.known.0.insert(slot, self.storage.end(slot).unwrap());
+                let end = if self.withheld { Offset::ZERO } else { self.storage.end(slot).unwrap() };
+                self.known.0.insert(slot, end);
+            }
+            if self.trusts_unflushed {
+                self.storage.flushed = self.storage.flushed.max(self.last_chunk());
             }
             while let Some(op) = self.storage.poll_op(self.now, &self.known) {
                 is_done = false;

@@ -1,9 +1,13 @@
 //! One rule each.
 
+use std::time::Duration;
+
 use super::rig::{Rig, partition, small_config};
 use crate::ids::Offset;
-use crate::log::journal::Urgency;
-use crate::log::storage::Start;
+use crate::log::FatalReason;
+use crate::log::disk::{DiskError, DiskOp, FileName};
+use crate::log::journal::{AppendRefused, OnDamage, Urgency};
+use crate::log::storage::{FoundBatch, Start};
 use crate::mail::LogConfig;
 
 #[test]
@@ -35,6 +39,339 @@ fn clean_stop_is_followed_by_a_start_that_reads_no_segment() {
     assert_eq!(rig.report.unwrap().start, Start::Clean);
     assert_eq!(rig.disk.segment_reads, reads);
     rig.check_contents();
+}
+
+#[test]
+fn crash_at_each_operation_of_a_short_history_loses_nothing_that_was_flushed() {
+    for with_power in [false, true] {
+        for steps in 0.. {
+            let mut rig = Rig::started(steps);
+            let mut left = steps;
+            let mut is_over = false;
+            'history: {
+                for i in 0..60 {
+                    let _ = rig.append((i % 2) as u32, 3000, Urgency::Sync);
+                    if i == 30 {
+                        let batches = rig.content(0).batches;
+                        rig.truncate(0, batches[batches.len() - 5].1);
+                    }
+                    if i == 40 {
+                        let start = rig.content(1).batches[4].1;
+                        rig.advance_start(1, start);
+                    }
+                    if i == 50 {
+                        rig.drop_log(0);
+                    }
+                    for _ in 0..4 {
+                        if left == 0 {
+                            break 'history;
+                        }
+                        left -= u64::from(rig.complete_one());
+                    }
+                }
+                is_over = true;
+            }
+            rig.crash(with_power);
+            rig.recover();
+            rig.check_recovered();
+            if is_over {
+                break;
+            }
+        }
+    }
+}
+
+/// A life in which the journal's writes never end, as long as `trusts` what is not flushed.
+fn life_without_flushes(trusts: bool) {
+    let mut rig = Rig::started(13);
+    rig.append(0, 3000, Urgency::Sync).unwrap();
+    rig.rest();
+    rig.trusts_unflushed = trusts;
+    for i in 0..30 {
+        let _ = rig.append(i % 2, 6000, Urgency::Sync);
+        rig.drain();
+        while let Some(index) =
+            rig.disk.in_flight.iter().position(|(op, _)| !matches!(op, DiskOp::Write { .. }))
+        {
+            let event = rig.disk.complete(index);
+            rig.storage.handle(rig.now, event);
+            rig.drain();
+        }
+    }
+    rig.disk.in_flight.clear();
+    rig.trusts_unflushed = false;
+    rig.crash(true);
+    rig.recover();
+    rig.check_recovered();
+}
+
+#[test]
+fn planted_moves_and_notes_beyond_what_is_flushed_are_caught() {
+    life_without_flushes(false);
+    assert!(std::panic::catch_unwind(|| life_without_flushes(true)).is_err());
+}
+
+#[test]
+fn full_disk_slows_then_refuses_and_goes_on_by_itself_when_there_is_room() {
+    let mut rig = Rig::started(3);
+    rig.append(0, 5000, Urgency::Sync).unwrap();
+    rig.rest();
+    rig.disk.is_full = true;
+    let mut refused = None;
+    for _ in 0..2000 {
+        if let Err(reason) = rig.append(0, 5000, Urgency::Sync) {
+            refused = Some(reason);
+            break;
+        }
+        rig.settle();
+        rig.wait(10);
+    }
+    assert_eq!(refused, Some(AppendRefused::Full));
+    assert_eq!(rig.fatal, None);
+    rig.check_contents();
+    rig.disk.is_full = false;
+    for _ in 0..10 {
+        rig.wait(1000);
+        rig.settle();
+    }
+    rig.append(0, 5000, Urgency::Sync).unwrap();
+    rig.rest();
+    rig.check_contents();
+}
+
+#[test]
+fn throttle_grows_from_the_soft_bound_to_the_hard_one() {
+    let mut config = small_config();
+    config.unmoved_bytes_max = 256 * 1024;
+    let mut rig = Rig::with(config, 4);
+    rig.recover();
+    let mut last = Duration::ZERO;
+    let refused = loop {
+        assert!(rig.storage.throttle() >= last);
+        last = rig.storage.throttle();
+        if let Err(reason) = rig.append(0, 5000, Urgency::Sync) {
+            break reason;
+        }
+    };
+    assert_eq!(refused, AppendRefused::Overloaded);
+    assert!(last > Duration::from_millis(800), "{last:?}");
+    rig.rest();
+    assert_eq!(rig.storage.throttle(), Duration::ZERO);
+}
+
+#[test]
+fn failed_write_or_sync_of_a_segment_ends_the_shard() {
+    for is_wanted in [
+        |op: &DiskOp| matches!(op, DiskOp::Put { .. }),
+        |op: &DiskOp| matches!(op, DiskOp::Sync { file: FileName::Segment(_), .. }),
+    ] {
+        let mut rig = Rig::started(5);
+        while rig.fatal.is_none() {
+            let _ = rig.append(0, 5000, Urgency::Sync);
+            rig.drain();
+            match rig.disk.in_flight.iter().position(|(op, _)| is_wanted(op)) {
+                Some(index) => {
+                    let event = rig.disk.fail(index, DiskError::Io(5));
+                    rig.storage.handle(rig.now, event);
+                    rig.drain();
+                }
+                None => {
+                    rig.complete_one();
+                }
+            }
+        }
+        assert!(matches!(rig.fatal, Some(FatalReason::SegmentFailed { .. })), "{:?}", rig.fatal);
+        rig.crash(true);
+        rig.recover();
+        rig.check_recovered();
+    }
+}
+
+#[test]
+fn failed_checkpoint_for_lack_of_room_leaves_the_one_before() {
+    let mut rig = Rig::started(6);
+    let mut failures = 0;
+    for i in 0..200 {
+        let _ = rig.append(i % 3, 3000, Urgency::Sync);
+        rig.drain();
+        let is_replaced = |op: &DiskOp| matches!(op, DiskOp::Replace { .. } | DiskOp::SyncFolder { .. });
+        if failures < 5
+            && let Some(index) = rig.disk.in_flight.iter().position(|(op, _)| is_replaced(op))
+        {
+            failures += 1;
+            let event = rig.disk.fail(index, DiskError::NoSpace);
+            rig.storage.handle(rig.now, event);
+        }
+        rig.complete_one();
+        rig.complete_one();
+        rig.wait(300);
+    }
+    assert_eq!((failures, rig.fatal.clone()), (5, None));
+    rig.rest();
+    assert!(rig.storage.stats().checkpoints > 0);
+    rig.crash(true);
+    rig.recover();
+    rig.check_recovered();
+}
+
+#[test]
+fn old_segments_go_by_time_once_the_high_watermark_passed_them() {
+    let mut rig = Rig::new(7);
+    rig.log_config.retention_ms = Some(10_000);
+    rig.recover();
+    let wall = rig.config.wall_ms_at_zero;
+    for i in 0..40_i64 {
+        rig.append_at(0, 3000, Urgency::Sync, wall + i * 100).unwrap();
+        rig.rest();
+    }
+    let files = |rig: &Rig| rig.disk.files.keys().filter(|f| matches!(f, FileName::Segment(_))).count();
+    let before = files(&rig);
+    rig.withheld = true;
+    rig.wait(15_000);
+    rig.rest();
+    assert_eq!((rig.started.len(), files(&rig)), (0, before));
+    rig.withheld = false;
+    rig.wait(20_000);
+    rig.rest();
+    let slot = rig.storage.slot(partition(0)).unwrap();
+    let (start, end) = (rig.storage.start(slot).unwrap(), rig.storage.end(slot).unwrap());
+    assert!(start > Offset::ZERO && start <= end, "{start} of {end}");
+    assert!(files(&rig) < before);
+    rig.check_contents();
+    rig.crash(true);
+    rig.recover();
+    rig.check_recovered();
+}
+
+#[test]
+fn oldest_segments_go_by_size() {
+    let mut rig = Rig::new(8);
+    rig.log_config.retention_bytes = Some(60_000);
+    rig.recover();
+    for _ in 0..100 {
+        rig.append(0, 3000, Urgency::Sync).unwrap();
+        rig.rest();
+    }
+    let bytes = rig.storage.stats().segment_bytes;
+    assert!((60_000..60_000 + 2 * 24 * 1024).contains(&bytes), "{bytes}");
+    rig.check_contents();
+}
+
+#[test]
+fn lost_checkpoint_is_made_up_for_by_segments_and_journal() {
+    for is_damaged in [false, true] {
+        let mut rig = Rig::started(9);
+        for i in 0..150 {
+            rig.append(i % 3, 2000, Urgency::Sync).unwrap();
+            rig.settle();
+        }
+        rig.rest();
+        rig.crash(true);
+        match is_damaged {
+            true => rig.disk.files.get_mut(&FileName::Checkpoint).unwrap().content[70] ^= 1,
+            false => drop(rig.disk.files.remove(&FileName::Checkpoint)),
+        }
+        rig.recover();
+        rig.check_recovered();
+        assert_eq!(rig.report.unwrap().start, Start::Rebuilt);
+        rig.append(0, 100, Urgency::Sync).unwrap();
+        rig.stop();
+        rig.restart();
+        rig.recover();
+        rig.check_contents();
+    }
+}
+
+#[test]
+fn missing_records_are_refused_or_cut_off_as_configured() {
+    for on_damage in [OnDamage::Refuse, OnDamage::Truncate] {
+        let mut rig = Rig::started(10);
+        for _ in 0..150 {
+            rig.append(0, 2000, Urgency::Sync).unwrap();
+            rig.settle();
+        }
+        rig.rest();
+        rig.crash(true);
+        rig.disk.files.remove(&FileName::Checkpoint);
+        let segments: Vec<FileName> =
+            rig.disk.files.keys().copied().filter(|f| matches!(f, FileName::Segment(_))).collect();
+        rig.disk.files.remove(&segments[3]);
+        rig.config.journal.on_damage = on_damage;
+        rig.restart();
+        rig.settle();
+        let FileName::Segment(lost) = segments[3] else { unreachable!("a segment was lost") };
+        match on_damage {
+            OnDamage::Refuse => assert!(
+                matches!(rig.fatal, Some(FatalReason::LogDamaged { end, .. }) if end == lost.base),
+                "{:?}",
+                rig.fatal
+            ),
+            OnDamage::Truncate => {
+                assert_eq!(rig.report.unwrap().damaged_logs, 1);
+                let slot = rig.storage.slot(partition(0)).unwrap();
+                assert_eq!(rig.storage.end(slot), Some(lost.base));
+            }
+        }
+    }
+}
+
+#[test]
+fn dropped_partition_leaves_no_file_and_can_be_opened_anew() {
+    let mut rig = Rig::started(11);
+    for _ in 0..30 {
+        rig.append(0, 2000, Urgency::Sync).unwrap();
+    }
+    rig.rest();
+    rig.drop_log(0);
+    assert_eq!(rig.storage.slot(partition(0)), None);
+    rig.append(0, 100, Urgency::Sync).unwrap();
+    rig.rest();
+    rig.check_contents();
+    rig.drop_log(0);
+    rig.rest();
+    assert!(!rig.disk.files.keys().any(|f| matches!(f, FileName::Segment(_))));
+    rig.stop();
+    rig.restart();
+    rig.recover();
+    assert_eq!(rig.storage.slots().count(), 0);
+}
+
+#[test]
+fn records_are_found_by_time_in_segments_and_in_memory() {
+    let mut rig = Rig::started(12);
+    for i in 0..100 {
+        rig.append_at(0, 2000, Urgency::Sync, 1000 + i).unwrap();
+        rig.settle();
+    }
+    rig.rest();
+    let slot = rig.storage.slot(partition(0)).unwrap();
+    let end = rig.storage.end(slot).unwrap();
+    let batches = rig.content(0).batches;
+    for i in [0, 1, 50, 98, 99] {
+        rig.ticket += 1;
+        let ticket = rig.ticket;
+        let found = match rig.storage.find_timestamp(rig.now, slot, 1000 + i as i64, end, ticket) {
+            FoundBatch::Memory(bytes) => bytes,
+            FoundBatch::Later => {
+                rig.settle();
+                rig.reads.remove(&ticket).unwrap().remove(0)
+            }
+            FoundBatch::Nothing => panic!("{i} is there"),
+        };
+        assert_eq!(found, batches[i].2);
+    }
+    assert_eq!(rig.storage.largest_timestamp(slot, end), Some(1099));
+    let none = rig.storage.find_timestamp(rig.now, slot, 1100, end, 9999);
+    assert!(matches!(none, FoundBatch::Nothing));
+}
+
+#[test]
+fn idle_log_takes_less_than_a_kibibyte() {
+    assert!(
+        size_of::<crate::log::storage::log::Log>() < 700,
+        "{}",
+        size_of::<crate::log::storage::log::Log>()
+    );
 }
 
 #[test]
