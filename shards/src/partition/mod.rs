@@ -200,6 +200,9 @@ impl Partition {
     /// The log begins at `start` from now on: records before it are gone.
     pub fn start_at(&mut self, start: Offset) {
         self.log_start = self.log_start.max(start);
+        // A log that ended before goes on there, empty.
+        self.ends.log = self.ends.log.max(self.log_start);
+        self.ends.flushed = self.ends.flushed.max(self.log_start);
         self.high_watermark = self.high_watermark.max(self.log_start);
         self.epochs.start_at(self.log_start);
     }
