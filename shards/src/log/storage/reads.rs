@@ -30,7 +30,8 @@ struct Pending {
 
 #[derive(Clone, Copy, Debug)]
 enum What {
-    Read(Wanted),
+    /// The segments are read up to here, where memory began when they were asked.
+    Read(Wanted, Offset),
     Find(Find),
 }
 
@@ -83,7 +84,9 @@ impl Storage {
             first_whole: wanted.first_whole,
             segments: readable(log),
         });
-        self.reads.pending.insert(ticket, Pending { slot, what: What::Read(wanted), tries });
+        self.reads
+            .pending
+            .insert(ticket, Pending { slot, what: What::Read(wanted, below.min(tail_base)), tries });
         Found::Later
     }
 
@@ -165,7 +168,9 @@ impl Storage {
         while let Some(Done { ticket, result }) = self.reader.poll_done() {
             let pending = self.reads.pending.remove(&ticket).expect("each read ends once");
             match pending.what {
-                What::Read(wanted) => self.on_read_done(ticket, pending, wanted, result),
+                What::Read(wanted, searched) => {
+                    self.on_read_done(ticket, pending, (wanted, searched), result);
+                }
                 What::Find(find) => self.on_find_done(ticket, pending, find, result),
             }
         }
@@ -175,14 +180,19 @@ impl Storage {
         &mut self,
         ticket: u64,
         pending: Pending,
-        wanted: Wanted,
+        (wanted, searched): (Wanted, Offset),
         result: Result<Stretch, ReadFault>,
     ) {
         let Pending { slot, tries, .. } = pending;
         let result = match result {
-            Ok(stretch) if stretch.batches.is_empty() && stretch.next > wanted.from => {
-                // Compaction left a gap: it goes on behind it, where memory may begin.
-                match self.begin_read(slot, Wanted { from: stretch.next, ..wanted }, ticket, tries) {
+            // Compaction left a gap: it goes on behind it, where memory may begin. A first batch that is taken whole
+            // can only have been held back by that.
+            Ok(stretch)
+                if stretch.batches.is_empty()
+                    && (stretch.next > wanted.from || (wanted.first_whole && searched > wanted.from)) =>
+            {
+                let from = if stretch.next > wanted.from { stretch.next } else { searched };
+                match self.begin_read(slot, Wanted { from, ..wanted }, ticket, tries) {
                     Found::Later => return,
                     Found::Memory(parts) => Ok(parts),
                     Found::Nothing => Ok(Vec::new()),
