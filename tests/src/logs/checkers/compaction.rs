@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::logs::batches::{self, HORIZON, Record};
+use crate::logs::history::Batch;
 use crate::logs::world::Partition;
 
 /// The settings that a log had since it was made, as far as they bound what compaction may do.
@@ -94,10 +95,15 @@ pub fn check(
     if missing.is_empty() { Ok(()) } else { may_be_gone(p, &missing, wall_ms) }
 }
 
-/// Whether compaction may have taken all records of a batch.
-pub fn may_be_empty(p: &Partition, batch: &Bytes, wall_ms: i64) -> bool {
-    let records = batches::parse(batch).and_then(|header| batches::records(batch, &header));
-    p.rules.compacted && records.is_ok_and(|records| may_be_gone(p, &records, wall_ms).is_ok())
+/// The largest timestamp of the records that compaction cannot have taken; `None` if it may have taken all.
+pub fn least_max_ms(p: &Partition, batch: &Batch, wall_ms: i64) -> Option<i64> {
+    if !p.rules.compacted {
+        return Some(batch.max_ms);
+    }
+    let records = batches::parse(&batch.bytes).and_then(|header| batches::records(&batch.bytes, &header));
+    let records = records.expect("the world makes good batches");
+    let stays = |r: &&Record| may_be_gone(p, std::slice::from_ref(r), wall_ms).is_err();
+    records.iter().filter(stays).map(|r| r.timestamp_ms).max()
 }
 
 /// A record may be gone if a newer one of its key could be seen by compaction, or as the old deletion of a key.
@@ -106,7 +112,9 @@ fn may_be_gone(p: &Partition, missing: &[Record], wall_ms: i64) -> Result<(), St
     let mut when = BTreeMap::new();
     for b in p.history.now.batches.iter().filter(|b| b.end <= p.high_watermark) {
         let header = batches::parse(&b.bytes)?;
-        let is_old = b.max_ms.saturating_add(p.rules.lag_ms_min) <= wall_ms;
+        // Without a lag, timestamps do not matter, not even those from the future.
+        let lag_ms = p.rules.lag_ms_min;
+        let is_old = lag_ms <= 0 || b.max_ms.saturating_add(lag_ms) <= wall_ms;
         for r in batches::records(&b.bytes, &header)? {
             when.insert(r.offset, b.wall_ms);
             if let Some(key) = r.key
