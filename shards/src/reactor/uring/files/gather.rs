@@ -13,8 +13,8 @@ use crate::log::disk::{DiskError, PUT_PARTS_MAX};
 /// From so many bytes on a write leaves nothing in the page cache (RWF_DONTCACHE, Linux 6.14): what is moved in bulk is
 /// still in the log's own memory, and filling the page cache with it costs a fresh page for each of its pages. Appends
 /// of 1 MiB batches to one log went from 346 to 631 MB/s with it, on a host that was busy with other things.
-const DONT_CACHE_BYTES_MIN: usize = 256 * 1024;
-const RWF_DONTCACHE: i32 = 0x80;
+pub(super) const DONT_CACHE_BYTES_MIN: usize = 256 * 1024;
+pub(super) const RWF_DONTCACHE: i32 = 0x80;
 
 pub(super) struct Gather {
     position: u64,
