@@ -361,6 +361,7 @@ impl World {
         self.counts.drops += 1;
         let p = &mut self.partitions[i];
         p.lose(u64::MAX, 0);
+        p.dropped.insert(p.history.now.drops, p.high_watermark);
         p.history.drop_after(self.last_marker);
         p.slot = None;
         p.high_watermark = 0;

@@ -47,6 +47,8 @@ pub struct Partition {
     pub epoch: u32,
     /// `<=` what no crash can take.
     pub high_watermark: u64,
+    /// What it was of logs that were dropped, by the drops before: a crash may bring them back.
+    pub dropped: BTreeMap<u32, u64>,
     /// As the topic is configured.
     pub settings: LogConfig,
     /// As the log of this life was told.
@@ -69,6 +71,11 @@ pub struct Partition {
 }
 
 impl Partition {
+    /// Up to where the log that `history.now` is of was stable at some time.
+    pub fn stable(&self) -> u64 {
+        self.dropped.get(&self.history.now.drops).copied().unwrap_or(self.high_watermark)
+    }
+
     /// The log is about to lose what lies outside of `start..end`.
     pub fn lose(&mut self, start: u64, end: u64) {
         self.changes += 1;
@@ -181,6 +188,7 @@ impl World {
                 heard: Heard::default(),
                 epoch: 0,
                 high_watermark: 0,
+                dropped: BTreeMap::new(),
                 settings,
                 configured: None,
                 rules: Rules::default(),

@@ -399,6 +399,10 @@ impl Job {
                 continue;
             }
             if frame.end() > self.below || !self.fits(&frame) {
+                if frame.base >= self.below && self.batches.is_empty() {
+                    // Compaction left a gap up to there, and memory may hold what follows.
+                    self.next = self.next.max(self.below);
+                }
                 return Next::End;
             }
             if !frame.is_within(&window) {

@@ -279,7 +279,9 @@ impl Storage {
             // Gone, which the journal does not know: everything of it up to here is over.
             self.tombs.insert(log.partition, log.last);
         }
-        if log.dropped.is_some() || log.is_hidden || is_replaced || log.is_blank() {
+        // Of a log that was truncated to nothing the segments must be gone for good before the journal lets go of why.
+        let is_blank = log.is_blank() && !log.folder_unsynced;
+        if log.dropped.is_some() || log.is_hidden || is_replaced || is_blank {
             return;
         }
         log.checkpointed = self.checkpoints.number;

@@ -110,7 +110,8 @@ pub fn least_max_ms(p: &Partition, batch: &Batch, wall_ms: i64) -> Option<i64> {
 fn may_be_gone(p: &Partition, missing: &[Record], wall_ms: i64) -> Result<(), String> {
     let mut newest: BTreeMap<Bytes, u64> = BTreeMap::new();
     let mut when = BTreeMap::new();
-    for b in p.history.now.batches.iter().filter(|b| b.end <= p.high_watermark) {
+    let stable = p.stable();
+    for b in p.history.now.batches.iter().filter(|b| b.end <= stable) {
         let header = batches::parse(&b.bytes)?;
         // Without a lag, timestamps do not matter, not even those from the future.
         let lag_ms = p.rules.lag_ms_min;

@@ -70,8 +70,9 @@ fn fit(p: &Partition, storage: &Storage, start: Start, is_known: bool, cut: u64)
     let starts: Vec<u64> = retained.map(|r| r.max(o.start)).chain([o.start]).collect();
     let most = starts.iter().copied().max().expect("one is there");
     // Without a checkpoint, deleted records may come back: what deleted them is known by nothing but the journal.
-    let is_right =
-        if start == Start::Rebuilt || p.may_start_behind { found <= most } else { starts.contains(&found) };
+    // And what compaction left nothing of is not known of either: whether it may be gone is seen when it is read.
+    let is_rebuilt = start == Start::Rebuilt || p.may_start_behind;
+    let is_right = if is_rebuilt { found <= most || p.rules.compacted } else { starts.contains(&found) };
     if !is_right {
         return Err(format!("{o:?} or a start of {starts:?} is expected, the log is {found}..{end}"));
     }

@@ -250,8 +250,10 @@ impl World {
                 state = State { drops: state.drops, ..State::default() };
             }
             p.changes += 1;
-            p.high_watermark = p.high_watermark.min(state.end);
+            let end = state.end;
             p.history.settle(state);
+            p.high_watermark = p.stable().min(end);
+            p.dropped.clear();
             p.configured = None;
         }
         self.is_known = true;
@@ -345,10 +347,13 @@ fn compare_one(
     if state.end != end && !(end == 0 && state.start == state.end) {
         return Err(format!("it ends at {end}, not {}", state.end));
     }
-    let from = from.max(state.start);
+    let mut from = from.max(state.start);
     let skip = read.iter().take_while(|b| batches::parse(b).is_ok_and(|h| h.end <= from)).count();
     let read = &read[skip..];
     if p.rules.compacted {
+        // A rebuilt log starts where its first batch does. What was before it must be gone for a reason.
+        let starts = p.history.open_starts(state.drops).chain([state.start]);
+        from = starts.filter(|start| *start <= from).max().unwrap_or(from);
         let now = std::mem::replace(&mut p.history.now, state);
         let result = compaction::check(p, from, end, read, true, wall_ms);
         p.history.now = now;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::model::Random;
 use super::rig::{Rig, partition, small_config};
 use crate::ids::Offset;
 use crate::log::FatalReason;
@@ -312,6 +313,35 @@ fn missing_records_are_refused_or_cut_off_as_configured() {
                 assert_eq!(rig.storage.end(slot), Some(lost.base));
             }
         }
+    }
+}
+
+#[test]
+fn log_that_was_emptied_stays_so_without_a_checkpoint() {
+    for seed in 0..20 {
+        let mut rig = Rig::started(seed);
+        for _ in 0..3 {
+            rig.append(0, 3_000, Urgency::Sync).unwrap();
+            rig.rest();
+        }
+        let slot = rig.storage.slot(partition(0)).unwrap();
+        rig.truncate(0, Offset::ZERO);
+        rig.rest();
+        assert!(rig.storage.log(slot).unwrap().segments.is_empty());
+        // The journal lets go of the note.
+        for _ in 0..200 {
+            rig.append(1, 3_000, Urgency::Sync).unwrap();
+            rig.settle();
+        }
+        rig.rest();
+        rig.disk.crash(&mut Random(seed), true);
+        rig.disk.files.remove(&FileName::Checkpoint);
+        rig.restart();
+        rig.recover();
+        assert_eq!(rig.report.unwrap().start, Start::Rebuilt);
+        assert_eq!(rig.fatal, None);
+        let end = rig.storage.slot(partition(0)).and_then(|slot| rig.storage.end(slot));
+        assert_eq!(end.unwrap_or_default(), Offset::ZERO, "seed {seed}");
     }
 }
 

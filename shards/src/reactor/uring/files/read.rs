@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn a_read_ends_at_the_end_of_the_file() {
         let mut r = Read::new(OpNo(1), 5000, 10_000);
-        assert_eq!((r.position, r.skip, r.buffer.len()), (4096, 904, 3 * SECTOR));
+        assert_eq!((r.position, r.skip, r.room), (4096, 904, 3 * SECTOR));
         assert_eq!(r.on_result(4096), None);
         assert_eq!(r.on_result(100), Some(Ok(())));
         assert_eq!(r.into_bytes().len(), 4196 - 904);
