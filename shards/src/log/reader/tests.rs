@@ -281,3 +281,19 @@ fn segments_without_records_are_passed_over() {
     );
     assert_eq!(rig.read(&log, Ask { below: 20, ..ask(5, 1000) }), nothing(20));
 }
+
+#[test]
+fn a_gap_up_to_where_memory_begins_is_passed() {
+    let mut files = Files::new();
+    let mut log = Log::new(1);
+    log.begin_segment(&mut files, 1);
+    log.append(&mut files, 0, 2, 7, 100);
+    log.append(&mut files, 8, 2, 8, 100);
+    let mut rig = Rig::new(small(), files);
+    // The segment is read below 7 only, though its next batch is behind that.
+    let nothing = |next| Ok(Stretch { batches: Vec::new(), next: Offset(next) });
+    assert_eq!(rig.read(&log, Ask { below: 7, ..ask(2, 1000) }), nothing(7));
+    assert_eq!(rig.read(&log, Ask { below: 10, ..ask(2, 1000) }), nothing(10));
+    // Here a batch lies across: nothing is known to be missing.
+    assert_eq!(rig.read(&log, Ask { below: 11, ..ask(2, 1000) }), nothing(2));
+}

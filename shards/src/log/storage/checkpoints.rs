@@ -332,6 +332,11 @@ impl Storage {
                 self.log_mut(slot).expect("it was just found").checkpointed = 0;
                 return;
             }
+            // Only its folder was to be synced.
+            Some(log) if log.is_blank() && state.end == Offset::ZERO && state.segments.is_empty() => {
+                self.log_mut(slot).expect("it was just found").checkpointed = 0;
+                return;
+            }
             Some(log) => {
                 state.noted = log.last.max(state.moved);
                 // Without a log the shard has nothing to note; that it is gone is durable first, then.

@@ -251,13 +251,15 @@ impl Storage {
         let log = self.log(slot).expect("it was just found");
         let (end, next) = (log.end, base.plus(header.offsets()));
         let is_unknown = is_first && log.segments.is_empty() && log.end == Offset::ZERO;
+        // What compaction took at a segment's end is no hole: the segment was cut there by an earlier rebuilding.
+        let is_gap = is_first && log.segments.last().is_some_and(|last| last.generation > 0);
         let recovery = self.recovery().expect("entries are replayed in recovery");
         let is_noted = recovery.noted.get(slot.0 as usize).is_some_and(|&noted| lsn <= noted);
         if base < end {
             recovery.hole(slot, Hole { end: base, next: end });
             return;
         }
-        if base > end && !is_unknown {
+        if base > end && !is_unknown && !is_gap {
             recovery.hole(slot, Hole { end, next: base });
         }
         self.log_mut(slot).expect("it was just found").end = base;

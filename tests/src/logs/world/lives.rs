@@ -149,6 +149,8 @@ impl World {
         }
         let Some(report) = self.report.filter(|_| self.is_alive()) else {
             self.counts.crashes_in_recovery += 1;
+            // It may have made a checkpoint of its own.
+            self.was_stopped &= self.report.is_none();
             return Ok(());
         };
         match report.start {
