@@ -215,7 +215,7 @@ impl Default for Config {
                 tail_bytes: 256 << 20,
                 flush_interval: Duration::from_millis(50),
                 recovery: OnDamage::Refuse,
-                checkpoint_bytes: 256 << 20,
+                checkpoint_bytes: 512 << 20,
                 journal_bytes_max: 2 << 30,
                 open_files_max: 2048,
                 compaction_bytes_per_second: 64 << 20,

@@ -41,7 +41,7 @@ impl Storage {
         StorageConfig {
             tail_bytes_max: tail_bytes,
             // What was not moved cannot leave memory, so it stays within the memory for recent records.
-            unmoved_bytes_soft: tail_bytes / 4,
+            unmoved_bytes_soft: tail_bytes / 2,
             unmoved_bytes_max: tail_bytes.max(2 * u64::from(self.batch_bytes_max())),
             checkpoint_bytes: self.checkpoint_bytes_of_shard(shards),
             journal_bytes_max: self.journal_bytes_max_of_shard(shards),
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(storage.journal_bytes_max_of_shard(4), 512 * MIB);
         assert_eq!(storage.journal_bytes_max_of_shard(100), 256 * MIB, "four files");
         assert_eq!(storage.journal_bytes_soft_of_shard(4), 256 * MIB);
-        assert_eq!(storage.checkpoint_bytes_of_shard(2), 128 * MIB);
+        assert_eq!(storage.checkpoint_bytes_of_shard(2), 256 * MIB);
         assert_eq!(storage.checkpoint_bytes_of_shard(100), 64 * MIB, "one file");
         assert_eq!((storage.open_files_max_of_shard(4), storage.open_files_max_of_shard(1000)), (512, 16));
         assert_eq!(storage.compaction_bytes_per_second_of_shard(4), 16 * MIB);
