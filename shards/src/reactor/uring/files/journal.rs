@@ -148,7 +148,7 @@ impl Write {
     }
 }
 
-/// The length of a write's parts, which have to be what [`DiskOp::Write`] says.
+/// The length of a write's parts, which have to be what [`crate::log::disk::DiskOp::Write`] says.
 pub(super) fn check_parts(parts: &[Bytes], position: u64) -> usize {
     assert!(
         position.is_multiple_of(SECTOR as u64),
