@@ -12,7 +12,9 @@ git -C "$root" worktree add --quiet --detach "$copy/source" HEAD
 export CARGO_TARGET_DIR="${PLANTED_TARGET_DIR:-$root/target/planted}"
 
 if [ $# -eq 0 ]; then
-    set -- $(cd "$root/tests/planted" && ls ./*.patch | sed 's|^\./||; s|\.patch$||')
+    for patch in "$root"/tests/planted/*.patch; do
+        set -- "$@" "$(basename "$patch" .patch)"
+    done
 fi
 missed=0
 for name in "$@"; do
