@@ -5,6 +5,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock and starts threads")]
 
+mod no_front;
+
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,31 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use highwater_shards::front::{Cx, Front};
 use highwater_shards::ids::ShardId;
-use highwater_shards::mail::{Answer, FromControl, ToControl, Token};
+use highwater_shards::mail::{FromControl, ToControl};
 use highwater_shards::reactor::boot::{Listen, OPEN_FILES_MAX, ShardSetup, start};
 use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{ClientInput, Input, Machine, Output};
-
-struct NoFront;
-
-impl Front for NoFront {
-    type Session = ();
-    type View = ();
-    type Request = ();
-    type Reply = ();
-
-    fn open(&mut self, _: &mut Cx<'_, Self>, _: SocketAddr) {}
-    fn on_frame(&mut self, _: &mut Cx<'_, Self>, (): &mut (), _: Bytes) {}
-    fn on_answer(&mut self, _: &mut Cx<'_, Self>, (): &mut (), _: Token, _: Answer) {}
-    fn on_reply(&mut self, _: &mut Cx<'_, Self>, (): &mut (), _: Token, (): ()) {}
-    fn on_timeout(&mut self, _: &mut Cx<'_, Self>, (): &mut (), _: Token) {}
-    fn on_closed(&mut self, _: &mut Cx<'_, Self>, (): &mut ()) {}
-    fn in_flight(&self, (): &()) -> usize {
-        0
-    }
-}
+use no_front::NoFront;
 
 /// What both servers do with a frame: the answer in parts, as a session makes it.
 fn answer(frame: Bytes) -> Vec<Bytes> {

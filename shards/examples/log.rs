@@ -8,44 +8,27 @@
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock and makes folders")]
 
+mod no_front;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use highwater_shards::batch::{BatchBuilder, BatchHeader, parse_header};
-use highwater_shards::front::{Cx, Front};
 use highwater_shards::ids::{LeaderEpoch, Offset, PartitionId, PartitionIndex, ShardId, TopicId};
 use highwater_shards::log::Slot;
 use highwater_shards::log::checkpoint::LogState;
 use highwater_shards::log::journal::{AppendRefused, JournalConfig, Marker, Urgency};
 use highwater_shards::log::storage::{Found, Noted, Storage, StorageConfig, StorageEvent, Wanted};
-use highwater_shards::mail::{Answer, ToControl, Token};
+use highwater_shards::mail::ToControl;
 use highwater_shards::reactor::boot::{ShardExit, ShardSetup, start};
 use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{Input, Machine, Output};
 use highwater_shards::time::Instant;
-
-struct NoFront;
-
-impl Front for NoFront {
-    type Session = ();
-    type View = ();
-    type Request = ();
-    type Reply = ();
-
-    fn open(&mut self, _: &mut Cx<'_, Self>, _: SocketAddr) {}
-    fn on_frame(&mut self, _: &mut Cx<'_, Self>, (): &mut (), _: Bytes) {}
-    fn on_answer(&mut self, _: &mut Cx<'_, Self>, (): &mut (), _: Token, _: Answer) {}
-    fn on_reply(&mut self, _: &mut Cx<'_, Self>, (): &mut (), _: Token, (): ()) {}
-    fn on_timeout(&mut self, _: &mut Cx<'_, Self>, (): &mut (), _: Token) {}
-    fn on_closed(&mut self, _: &mut Cx<'_, Self>, (): &mut ()) {}
-    fn in_flight(&self, (): &()) -> usize {
-        0
-    }
-}
+use no_front::NoFront;
 
 /// Nobody leads, nobody produces: there is nothing to note, and everything is committed.
 struct Nothing;

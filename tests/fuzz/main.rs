@@ -142,7 +142,7 @@ thread_local! {
 }
 
 fn again(name: &str, seed: u64) -> String {
-    format!("cargo run --release -p highwater-sim --bin highwater-fuzz -- --target {name} --seed {seed}")
+    format!("cargo run --release --bin highwater-fuzz -- --target {name} --seed {seed}")
 }
 
 /// Counts runs, so that the watch sees that they go on.

@@ -195,7 +195,7 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
 
 /// The command that runs a seed of the log again.
 fn again(seed: u64) -> String {
-    format!("cargo run --release -p highwater-sim -- --node log --seed {seed} --trace")
+    format!("cargo run --release --bin highwater-sim -- --node log --seed {seed} --trace")
 }
 
 fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {

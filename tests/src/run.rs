@@ -70,7 +70,7 @@ impl fmt::Display for Job {
         let seed = self.seed;
         write!(
             f,
-            "cargo run --release -p highwater-sim -- --seed {seed} --swarm {swarm} --node {node} --trace"
+            "cargo run --release --bin highwater-sim -- --seed {seed} --swarm {swarm} --node {node} --trace"
         )
     }
 }

@@ -11,6 +11,8 @@ pub mod disk;
 mod files;
 pub mod inspect;
 pub mod journal;
+#[cfg(test)]
+mod random;
 pub mod reader;
 mod recovery;
 pub mod segment;

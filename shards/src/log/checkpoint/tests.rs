@@ -2,28 +2,12 @@
 
 use super::*;
 use crate::ids::{PartitionIndex, TopicId};
+use crate::log::random::Random;
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// Of any magnitude.
-    fn any(&mut self, bits_max: u32) -> u64 {
-        let bits = self.below(bits_max as usize + 1) as u32;
-        self.next() & (1_u64.checked_shl(bits).unwrap_or(0).wrapping_sub(1))
-    }
+/// Of any magnitude.
+fn any(random: &mut Random, bits_max: u32) -> u64 {
+    let bits = random.below(bits_max as usize + 1) as u32;
+    random.next() & (1_u64.checked_shl(bits).unwrap_or(0).wrapping_sub(1))
 }
 
 fn log(index: u32) -> LogState {
@@ -135,37 +119,37 @@ fn logs_come_sorted_and_no_partition_comes_twice() {
 fn random_checkpoint(random: &mut Random) -> Checkpoint {
     let mut logs = Vec::new();
     for index in 0..random.below(20) as u32 {
-        let lsn = |random: &mut Random| Lsn { chunk: random.any(64), entry: random.any(32) as u32 };
+        let lsn = |random: &mut Random| Lsn { chunk: any(random, 64), entry: any(random, 32) as u32 };
         let (a, b) = (lsn(random), lsn(random));
-        let (x, y) = (random.any(63), random.any(63));
+        let (x, y) = (any(random, 63), any(random, 63));
         let mut base = 0;
         let segments = (0..random.below(4)).map(|_| {
-            base += random.any(60);
+            base += any(random, 60);
             SegmentMeta {
                 base: Offset(base),
-                end: Offset(base + random.any(60)),
-                generation: random.any(32) as u32,
-                bytes: random.any(64),
-                max_timestamp_ms: random.any(64).cast_signed(),
-                begun_ms: random.any(64).cast_signed(),
+                end: Offset(base + any(random, 60)),
+                generation: any(random, 32) as u32,
+                bytes: any(random, 64),
+                max_timestamp_ms: any(random, 64).cast_signed(),
+                begun_ms: any(random, 64).cast_signed(),
             }
         });
         let segments = segments.collect();
         let (mut epoch, mut start) = (0, 0);
         let epochs = (0..random.below(5)).map(|_| {
-            epoch += random.any(28) as u32;
-            start += random.any(60);
+            epoch += any(random, 28) as u32;
+            start += any(random, 60);
             (LeaderEpoch(epoch), Offset(start))
         });
         let epochs = epochs.collect();
         let producers = (0..random.below(4)).map(|_| ProducerState {
-            id: ProducerId(random.any(64)),
-            epoch: ProducerEpoch(random.any(16) as u16),
+            id: ProducerId(any(random, 64)),
+            epoch: ProducerEpoch(any(random, 16) as u16),
             batches: (0..random.below(6))
                 .map(|_| ProducedBatch {
-                    first: Sequence(random.any(32) as u32),
-                    last: Sequence(random.any(32) as u32),
-                    base: Offset(random.any(63)),
+                    first: Sequence(any(random, 32) as u32),
+                    last: Sequence(any(random, 32) as u32),
+                    base: Offset(any(random, 63)),
                 })
                 .collect(),
         });
@@ -176,23 +160,23 @@ fn random_checkpoint(random: &mut Random) -> Checkpoint {
             noted: a.max(b),
             start: Offset(x.min(y)),
             end: Offset(x.max(y)),
-            high_watermark: Offset(random.any(63)),
-            cleaned: Offset(random.any(63)),
+            high_watermark: Offset(any(random, 63)),
+            cleaned: Offset(any(random, 63)),
             segments,
             epochs,
             producers,
         });
     }
-    let (file, sequence) = (FileNo(random.any(64)), random.any(64));
+    let (file, sequence) = (FileNo(any(random, 64)), any(random, 64));
     let resume = if random.below(2) == 0 {
         Resume::From { file, sequence }
     } else {
-        Resume::Clean { end: LogPosition { file, position: random.any(64) }, sequence }
+        Resume::Clean { end: LogPosition { file, position: any(random, 64) }, sequence }
     };
     Checkpoint {
-        shard: ShardId(random.any(16) as u16),
-        journal: random.any(64),
-        incarnation: random.any(64),
+        shard: ShardId(any(random, 16) as u16),
+        journal: any(random, 64),
+        incarnation: any(random, 64),
         resume,
         logs,
     }

@@ -8,23 +8,7 @@ use super::scan::*;
 use crate::batch::{BatchBuilder, HEADER_BYTES, put_patched};
 use crate::ids::{LeaderEpoch, Offset, PartitionId, PartitionIndex, TopicId};
 use crate::log::disk::SegmentName;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-}
+use crate::log::random::Random;
 
 fn name() -> SegmentName {
     let topic = TopicId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);

@@ -1,9 +1,9 @@
 //! Journals in front of segments: where recovery begins, what is released, files that are used again.
 
 use super::super::*;
-use super::model::Random;
 use super::rig::*;
 use crate::log::chunk::ChunkHeader;
+use crate::log::random::Random;
 
 /// Chunks of two sectors, each of one batch, each flushed; a file holds seven.
 fn fill(rig: &mut Rig, n: usize) {

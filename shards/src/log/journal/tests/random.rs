@@ -1,8 +1,8 @@
 //! Random lives and crashes. `JOURNAL_SEEDS` says how many, `JOURNAL_SEED` from which on.
 
 use super::super::*;
-use super::model::Random;
 use super::rig::*;
+use crate::log::random::Random;
 
 /// Lives of random appends, completions, stops and crashes; see [`Rig::settle_life`] for what must hold.
 fn random_lives(seed: u64) -> Tally {

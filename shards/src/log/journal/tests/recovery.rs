@@ -3,8 +3,9 @@
 use bytes::BytesMut;
 
 use super::super::*;
-use super::model::{Random, op_no};
+use super::model::op_no;
 use super::rig::*;
+use crate::log::random::Random;
 
 #[test]
 fn recovery_that_cannot_list_or_read_is_fatal() {

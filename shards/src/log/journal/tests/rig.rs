@@ -3,10 +3,11 @@
 use bytes::BytesMut;
 
 use super::super::*;
-use super::model::{Disk, Random};
+use super::model::Disk;
 use crate::batch::{BatchBuilder, put_patched};
 use crate::ids::{PartitionIndex, TopicId};
 use crate::log::chunk::ChunkHeader;
+use crate::log::random::Random;
 
 pub const SEC: u64 = SECTOR as u64;
 

@@ -7,27 +7,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::super::*;
 use crate::batch::{self, BatchBuilder};
 use crate::ids::{LeaderEpoch, PartitionIndex, TopicId};
+pub use crate::log::random::Random;
 use crate::log::segment::format::{FRAME_HEADER_BYTES, SegmentHeader, put_frame_header};
 use crate::log::segment::format::{SEGMENT_HEADER_BYTES, Seed};
 use crate::log::segment::index::IndexBuilder;
-
-/// Small and seeded (SplitMix64).
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-
-    pub fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
 
 #[derive(Clone, Debug)]
 pub struct Stored {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 
-use super::model::Random;
 use super::rig::{Effect, Rig, partition, small_config};
 use crate::batch::{self, BatchBuilder, HEADER_BYTES, Records};
 use crate::ids::{LeaderEpoch, Offset, PartitionId};
@@ -12,6 +11,7 @@ use crate::log::Slot;
 use crate::log::cleaner::CleanerLimits;
 use crate::log::disk::{DiskOp, FileName, SegmentName};
 use crate::log::journal::Urgency;
+use crate::log::random::Random;
 use crate::log::storage::{Found, Start, StorageConfig, Wanted};
 use crate::mail::LogConfig;
 

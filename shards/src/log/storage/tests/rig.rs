@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::model::{Disk, Random};
+use super::model::Disk;
 use crate::batch::{self, BatchBuilder};
 use crate::ids::{LeaderEpoch, Offset, PartitionId, PartitionIndex, ShardId, TopicId};
 use crate::log::checkpoint::LogState;
 use crate::log::journal::{AppendRefused, JournalConfig, Urgency};
+use crate::log::random::Random;
 use crate::log::storage::{Found, Noted, Storage, StorageConfig, StorageEvent, StorageReport, Wanted};
 use crate::log::{FatalReason, Note, Slot};
 use crate::mail::LogConfig;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::model::Random;
 use super::rig::{Rig, partition, small_config};
 use crate::ids::Offset;
 use crate::log::FatalReason;
 use crate::log::disk::{DiskError, DiskOp, FileName};
 use crate::log::journal::{AppendRefused, OnDamage, Urgency};
+use crate::log::random::Random;
 use crate::log::storage::{FoundBatch, Start};
 use crate::mail::LogConfig;
 
