@@ -325,17 +325,15 @@ fn patching_sets_offset_and_epoch_and_keeps_the_crc() {
     assert_eq!(out[8..12], b[8..12]);
 }
 
+fn out_of_order() -> BatchBuilder {
+    [100, 90, 300, 200].into_iter().fold(BatchBuilder::new(), |b, ms| b.record(ms, None, None))
+}
+
 #[test]
 fn timestamp_is_found_exactly_whatever_the_codec() {
     use Compression::{Gzip, Lz4, None as Plain, Snappy, Zstd};
     for codec in [Plain, Gzip, Snappy, Lz4, Zstd] {
-        let bytes = BatchBuilder::new()
-            .record(100, None, None)
-            .record(90, None, None)
-            .record(300, None, None)
-            .record(200, None, None)
-            .packed(codec)
-            .build();
+        let bytes = out_of_order().packed(codec).build();
         let mut stored = BytesMut::new();
         put_patched(&mut stored, &bytes, Offset(10), LeaderEpoch(0));
         let h = parse_header(&stored).unwrap();
@@ -461,12 +459,7 @@ fn records_of_a_compacted_batch_may_have_gaps_but_ascend() {
 
 #[test]
 fn timestamp_is_found_in_a_compacted_batch() {
-    let bytes = BatchBuilder::new()
-        .record(100, None, None)
-        .record(90, None, None)
-        .record(300, None, None)
-        .record(200, None, None)
-        .build();
+    let bytes = out_of_order().build();
     for horizon_ms in [None, Some(10_000)] {
         let some = thinned(&bytes, &[1, 3], horizon_ms);
         let h = parse_header(&some).unwrap();
