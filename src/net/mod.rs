@@ -4,12 +4,24 @@
 //! ([`Network`]) and those who answer ([`Incoming`]) know nothing of sockets, so that a test puts a network of its own
 //! in its place, and TLS or QUIC come in below. No rule of any protocol above is decided here.
 
+pub mod auth;
+pub mod body;
+mod frame;
+mod outbox;
+pub mod peers;
+mod refusals;
+pub mod stats;
+
+use std::fmt;
 use std::future::Future;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_shards::ids::NodeId;
 use tokio::sync::oneshot;
+
+use auth::PeerIdentity;
 
 /// Bytes of one body at most, a call's or an answer's. What is larger is cut by its sender.
 pub const BODY_MAX: usize = 8 * 1024 * 1024;
@@ -75,19 +87,31 @@ pub enum CallError {
 }
 
 /// A call of a peer whose identity was proven. Dropping it without an answer answers "refused".
-#[derive(Debug)]
 pub struct Incoming {
     pub from: NodeId,
     pub kind: u16,
     pub body: Bytes,
-    answer: Option<oneshot::Sender<Result<Bytes, String>>>,
+    peer: Option<Rc<PeerIdentity>>,
+    reply: Option<Reply>,
 }
+
+/// Where an answer, or the reason of a refusal, goes.
+type Reply = Box<dyn FnOnce(Result<Bytes, String>)>;
 
 impl Incoming {
     /// A call, and where its answer comes out; for a [`Network`] within one process.
     pub fn new(from: NodeId, kind: u16, body: Bytes) -> (Self, oneshot::Receiver<Result<Bytes, String>>) {
-        let (answer, answered) = oneshot::channel();
-        (Self { from, kind, body, answer: Some(answer) }, answered)
+        let (reply, answered) = oneshot::channel();
+        let reply: Reply = Box::new(move |answer| {
+            // Who called may have gone.
+            let _ = reply.send(answer);
+        });
+        (Self { from, kind, body, peer: None, reply: Some(reply) }, answered)
+    }
+
+    /// Everything that the peer has proven about itself; `None` within one process.
+    pub fn peer(&self) -> Option<&PeerIdentity> {
+        self.peer.as_deref()
     }
 
     pub fn answer(mut self, body: Bytes) {
@@ -96,14 +120,20 @@ impl Incoming {
 
     /// `why` is for people; the caller gets it as [`CallError::Refused`].
     pub fn refuse(mut self, why: &str) {
-        self.finish(Err(why.chars().take(REFUSAL_MAX / 4).collect()));
+        self.finish(Err(why.to_owned()));
     }
 
     fn finish(&mut self, answer: Result<Bytes, String>) {
-        if let Some(waiting) = self.answer.take() {
-            // The caller, or the connection to it, may have gone.
-            let _ = waiting.send(answer);
+        if let Some(reply) = self.reply.take() {
+            reply(answer);
         }
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, kind, body, .. } = self;
+        write!(f, "call {kind:#06x} of node {from}, {} bytes", body.len())
     }
 }
 
