@@ -220,3 +220,192 @@ fn message(header: &Header, body: Option<Bytes>) -> Message {
     let Header { what, class, kind, call, .. } = *header;
     Message { what, class, kind, call, body }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand_xoshiro::Xoshiro256PlusPlus;
+    use rand_xoshiro::rand_core::{RngCore, SeedableRng};
+
+    use super::*;
+    use crate::net::auth::session::tests::pair;
+
+    fn call(class: Class, call: u64, chunk_len: usize, body_len: usize, at: usize) -> Header {
+        Header { chunk_len, what: Type::Call, class, kind: 0x0101, call, body_len, at }
+    }
+
+    /// Three frames of some length, each on its own.
+    fn frames(key: &mut FrameKey) -> Vec<Vec<u8>> {
+        let seal_one = |n: u8| {
+            let mut bytes = Vec::new();
+            let chunk = vec![n; 10 * usize::from(n)];
+            seal(&call(Class::Append, u64::from(n), chunk.len(), chunk.len(), 0), &chunk, key, &mut bytes);
+            bytes
+        };
+        [1, 2, 3].map(seal_one).into()
+    }
+
+    /// What the receiver makes of the bytes: frames that passed, and whether it broke.
+    fn take(mut bytes: &[u8], key: &mut FrameKey) -> (Vec<u64>, Result<(), FrameError>) {
+        let mut calls = Vec::new();
+        loop {
+            match open(bytes, key) {
+                Ok(Some((header, _, used))) => {
+                    calls.push(header.call);
+                    bytes = &bytes[used..];
+                }
+                Ok(None) => return (calls, Ok(())),
+                Err(error) => return (calls, Err(error)),
+            }
+        }
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in() {
+        let (mut a, mut b) = pair();
+        assert_eq!(take(&frames(&mut a.send).concat(), &mut b.receive), (vec![1, 2, 3], Ok(())));
+        let (mut a, mut b) = pair();
+        assert_eq!(take(&frames(&mut b.send).concat(), &mut a.receive), (vec![1, 2, 3], Ok(())));
+    }
+
+    #[test]
+    fn a_frame_with_any_changed_bit_does_not_pass() {
+        let (mut a, _) = pair();
+        let bytes = frames(&mut a.send).concat();
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let (_, mut b) = pair();
+            let (calls, end) = take(&bad, &mut b.receive);
+            // A length that was made larger may leave the receiver waiting, and nothing after it passes.
+            let hit = if bit / 8 < 50 {
+                0
+            } else if bit / 8 < 110 {
+                1
+            } else {
+                2
+            };
+            assert_eq!(calls, (1..=hit).collect::<Vec<u64>>(), "bit {bit}: {end:?}");
+        }
+    }
+
+    #[test]
+    fn frames_that_are_moved_repeated_or_left_out_do_not_pass() {
+        for (order, pass) in [
+            (vec![1, 0, 2], 0),
+            (vec![0, 2, 1], 1),
+            (vec![0, 0, 1, 2], 1),
+            (vec![0, 1, 1, 2], 2),
+            (vec![0, 2], 1),
+            (vec![1, 2], 0),
+        ] {
+            let (mut a, mut b) = pair();
+            let frames = frames(&mut a.send);
+            let bytes = order.iter().map(|at| frames[*at].clone()).collect::<Vec<_>>().concat();
+            let (calls, end) = take(&bytes, &mut b.receive);
+            assert_eq!((calls.len(), end), (pass, Err(FrameError::Tag)), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_anywhere_gives_whole_frames_only() {
+        let (mut a, _) = pair();
+        let bytes = frames(&mut a.send).concat();
+        for len in 0..bytes.len() {
+            let (_, mut b) = pair();
+            let (calls, end) = take(&bytes[..len], &mut b.receive);
+            assert_eq!(end, Ok(()), "nothing wrong came");
+            assert_eq!(calls.len(), [50, 110, 180].iter().filter(|end| len >= **end).count(), "length {len}");
+        }
+    }
+
+    #[test]
+    fn a_frame_longer_than_the_protocol_allows_is_refused_by_its_first_four_bytes() {
+        let (_, mut b) = pair();
+        let len = u32::try_from(CHUNK_MAX + 1).unwrap();
+        assert_eq!(open(&len.to_le_bytes(), &mut b.receive), Err(FrameError::TooLong));
+        assert_eq!(open(&[0xff; 64], &mut b.receive), Err(FrameError::TooLong));
+    }
+
+    #[test]
+    fn random_bytes_never_pass_and_never_panic() {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(11);
+        for _ in 0..20_000 {
+            let (_, mut b) = pair();
+            let mut bytes = vec![0; usize::try_from(random.next_u64() % 300).unwrap()];
+            random.fill_bytes(&mut bytes);
+            if let Some(len) = bytes.get_mut(..4) {
+                // Mostly lengths that make a whole frame.
+                len.copy_from_slice(&u32::try_from(random.next_u64() % 260).unwrap().to_le_bytes());
+            }
+            let (calls, _) = take(&bytes, &mut b.receive);
+            assert!(calls.is_empty());
+        }
+    }
+
+    #[test]
+    fn headers_that_a_peer_makes_up_never_break_the_assembler_nor_take_more_than_it_may() {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(12);
+        let mut pick = |among: &[usize]| among[usize::try_from(random.next_u64()).unwrap() % among.len()];
+        let chunk = [7; CHUNK_MAX];
+        let (mut whole, mut wrong) = (0, 0);
+        let mut assembler = Assembler::default();
+        for _ in 0..200_000 {
+            let mut bytes = [0; HEADER_LEN];
+            bytes[4] = u8::try_from(pick(&[0, 1, 1, 1, 2, 9])).unwrap();
+            bytes[5] = u8::try_from(pick(&[0, 1, 2, 2, 3])).unwrap();
+            bytes[8] = u8::try_from(pick(&[1, 1, 1, 2])).unwrap();
+            bytes[0..4].copy_from_slice(&u32::try_from(pick(&[0, 1, 5, CHUNK_MAX])).unwrap().to_le_bytes());
+            let body_len =
+                pick(&[0, 5, 10, CHUNK_MAX, 2 * CHUNK_MAX, BODY_MAX, BODY_MAX + 1, u32::MAX as usize]);
+            bytes[16..20].copy_from_slice(&u32::try_from(body_len).unwrap().to_le_bytes());
+            let at = pick(&[0, 0, 5, 5, CHUNK_MAX, u32::MAX as usize]);
+            bytes[20..24].copy_from_slice(&u32::try_from(at).unwrap().to_le_bytes());
+            let Ok(header) = Header::decode(&bytes) else { continue };
+            match assembler.add(&header, &chunk[..header.chunk_len], |_| true) {
+                Ok(Some(message)) => {
+                    assert_eq!(message.body.unwrap().len(), header.body_len);
+                    whole += 1;
+                }
+                Ok(None) => {}
+                // As a connection does: it ends at the first.
+                Err(_) => {
+                    assembler = Assembler::default();
+                    wrong += 1;
+                }
+            }
+            let held: usize = assembler.unfinished.iter().flatten().map(|u| u.first.body_len).sum();
+            assert!(held <= 3 * BODY_MAX);
+        }
+        assert!(whole > 1000 && wrong > 1000, "{whole} {wrong}");
+    }
+
+    #[test]
+    fn a_body_is_put_together_from_its_chunks_while_more_urgent_ones_pass() {
+        let mut assembler = Assembler::default();
+        let mut add = |header: Header, chunk: &[u8]| assembler.add(&header, chunk, |_| true);
+        assert_eq!(add(call(Class::Bulk, 1, 3, 5, 0), b"abc"), Ok(None));
+        let urgent = add(call(Class::Urgent, 2, 1, 1, 0), b"x").unwrap().unwrap();
+        assert_eq!((urgent.call, urgent.body.as_deref()), (2, Some(&b"x"[..])));
+        let bulk = add(call(Class::Bulk, 1, 2, 5, 3), b"de").unwrap().unwrap();
+        assert_eq!((bulk.call, bulk.body.as_deref()), (1, Some(&b"abcde"[..])));
+        assert_eq!(add(call(Class::Bulk, 1, 2, 5, 3), b"de"), Err(FrameError::Chunk), "it has no beginning");
+    }
+
+    #[test]
+    fn a_body_that_nobody_wants_takes_no_memory() {
+        let mut assembler = Assembler::default();
+        let chunk = [1; CHUNK_MAX];
+        let mut last = None;
+        let allocated = allocation_counter::measure(|| {
+            let mut at = 0;
+            while at < BODY_MAX {
+                let len = CHUNK_MAX.min(BODY_MAX - at);
+                let header = call(Class::Bulk, 1, len, BODY_MAX, at);
+                last = assembler.add(&header, &chunk[..len], |_| false).unwrap();
+                at += len;
+            }
+        });
+        assert_eq!(allocated.count_total, 0);
+        assert_eq!(last.map(|message| message.body), Some(None));
+    }
+}

@@ -126,3 +126,76 @@ impl Outbox {
 fn cost(outgoing: &Outgoing) -> usize {
     outgoing.body.len() + COST_OF_ONE
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::auth::session::tests::pair;
+    use crate::net::frame::open;
+
+    const MIB: usize = 1 << 20;
+
+    fn body(class: Class, call: u64, len: usize) -> Outgoing {
+        Outgoing { what: Type::Call, class, kind: 1, call, body: Bytes::from(vec![0; len]) }
+    }
+
+    #[test]
+    fn an_urgent_body_waits_for_one_write_of_a_chunk_and_no_more() {
+        let (mut a, mut b) = pair();
+        let mut outbox = Outbox::new([MIB, MIB, 65 * MIB]);
+        for call in 0..8 {
+            outbox.push(body(Class::Bulk, call, 8 * MIB)).unwrap();
+        }
+        let mut bytes = Vec::new();
+        outbox.fill(&mut a.send, &mut bytes);
+        assert_eq!(bytes.len(), FRAME_MAX, "one write");
+        outbox.push(body(Class::Append, 100, 3 * CHUNK_MAX)).unwrap();
+        outbox.fill(&mut a.send, &mut bytes);
+        outbox.push(body(Class::Urgent, 101, 10)).unwrap();
+        while !outbox.is_empty() {
+            let before = bytes.len();
+            outbox.fill(&mut a.send, &mut bytes);
+            assert!(bytes.len() - before <= FRAME_MAX);
+        }
+        let mut order = Vec::new();
+        let mut rest = &bytes[..];
+        while let Some((header, _, used)) = open(rest, &mut b.receive).unwrap() {
+            if order.last() != Some(&header.call) {
+                order.push(header.call);
+            }
+            rest = &rest[used..];
+        }
+        assert!(rest.is_empty());
+        assert_eq!(order, [0, 100, 101, 100, 0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_full_class_has_no_room_and_leaves_the_others_theirs() {
+        let mut outbox = Outbox::new([1000; 3]);
+        outbox.push(body(Class::Append, 1, 5000)).unwrap();
+        assert_eq!(outbox.push(body(Class::Append, 2, 0)), Err(NoRoom));
+        outbox.push(body(Class::Urgent, 3, 900)).unwrap();
+        let mut empty = 0;
+        while outbox.push(body(Class::Bulk, 4, 0)).is_ok() {
+            empty += 1;
+        }
+        assert_eq!(empty, 1000 / COST_OF_ONE, "empty bodies are bounded too");
+        assert!(outbox.cancel(Class::Append, 1));
+        outbox.push(body(Class::Append, 2, 0)).unwrap();
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_not_taken_back() {
+        let (mut a, _) = pair();
+        let mut outbox = Outbox::new([MIB; 3]);
+        outbox.push(body(Class::Append, 1, 2 * CHUNK_MAX)).unwrap();
+        outbox.push(body(Class::Append, 2, 10)).unwrap();
+        outbox.fill(&mut a.send, &mut Vec::new());
+        assert!(!outbox.cancel(Class::Append, 1));
+        assert!(outbox.cancel(Class::Append, 2));
+        assert!(!outbox.cancel(Class::Append, 2));
+        outbox.fill(&mut a.send, &mut Vec::new());
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.bytes, [0; 3]);
+    }
+}

@@ -23,7 +23,7 @@ mod handshake;
 mod hello;
 pub mod session;
 #[cfg(test)]
-mod tests;
+pub(in crate::net) mod tests;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;

@@ -25,7 +25,7 @@ pub struct FrameKey {
 pub struct BadTag;
 
 impl FrameKey {
-    /// The tag of the next frame to be sent, whose bytes are `parts` one after the other.
+    /// The tag of the next frame to be sent, with these bytes.
     pub fn sign(&mut self, frame: &[u8]) -> [u8; TAG_LEN] {
         let full = self.mac(frame).finalize().into_bytes();
         self.next += 1;
@@ -83,5 +83,27 @@ pub(super) fn keys(
         Keys { send: from_dialer, receive: from_acceptor }
     } else {
         Keys { send: from_acceptor, receive: from_dialer }
+    }
+}
+
+#[cfg(test)]
+pub(in crate::net) mod tests {
+    use super::*;
+
+    /// The keys of both ends of one connection; the same at each call.
+    pub(in crate::net) fn pair() -> (Keys, Keys) {
+        let secret = Secret::new(b"the secret of this cluster").expect("it is long enough");
+        let end = |is_dialer| keys(&secret, &[1; HELLO_LEN], &[2; HELLO_LEN], b"proof", b"proof", is_dialer);
+        (end(true), end(false))
+    }
+
+    #[test]
+    fn a_tag_of_another_length_does_not_pass() {
+        let (mut a, mut b) = pair();
+        let tag = a.send.sign(b"frame");
+        for len in 0..TAG_LEN {
+            assert_eq!(b.receive.verify(b"frame", &tag[..len]), Err(BadTag));
+        }
+        assert_eq!(b.receive.verify(b"frame", &tag), Ok(()));
     }
 }

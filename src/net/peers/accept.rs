@@ -34,12 +34,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Inbound {
     next: u64,
     /// By age: the oldest has the smallest number.
-    unproven: BTreeMap<u64, Unproven>,
+    pub(super) unproven: BTreeMap<u64, Unproven>,
     proven: BTreeMap<u64, Proven>,
     by_address: BTreeMap<IpAddr, Count>,
 }
 
-struct Unproven {
+pub(super) struct Unproven {
     from: IpAddr,
     until: Instant,
     task: AbortHandle,
