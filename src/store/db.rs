@@ -116,7 +116,8 @@ impl Db {
             let (revision, bytes) = row?;
             let revision = Revision(revision.value());
             if revision.0 != image.revision.0 + 1 {
-                return Err(Failure::Gap { after: image.revision, found: revision });
+                let after = image.revision;
+                return Err(Failure::Damaged(format!("the metadata log goes from entry {after} to entry {revision}")));
             }
             image.apply(revision, &Entry::decode(bytes.value())?);
         }

@@ -6,12 +6,12 @@
 //! a replicated log takes over; identity and placements are the node's own in any case.
 
 mod db;
-mod error;
+pub(crate) mod error;
 mod identity;
 mod thread;
 
 #[cfg(test)]
-mod crash_disk;
+pub(crate) mod crash_disk;
 #[cfg(test)]
 mod tests;
 
