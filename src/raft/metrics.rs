@@ -2,7 +2,10 @@
 //!
 //! Driver. The log thread and the control core both write here, once per flush and once per proposal.
 
-#![expect(clippy::disallowed_types, reason = "driver: the log thread and the control core count in one place")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "driver: the log thread and the control core count in one place"
+)]
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

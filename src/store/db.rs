@@ -117,7 +117,9 @@ impl Db {
             let revision = Revision(revision.value());
             if revision.0 != image.revision.0 + 1 {
                 let after = image.revision;
-                return Err(Failure::Damaged(format!("the metadata log goes from entry {after} to entry {revision}")));
+                return Err(Failure::Damaged(format!(
+                    "the metadata log goes from entry {after} to entry {revision}"
+                )));
             }
             image.apply(revision, &Entry::decode(bytes.value())?);
         }

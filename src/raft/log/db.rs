@@ -9,7 +9,10 @@
 //! Every commit is flushed before it returns. Opening checks the checksum of every page. The log thread writes, the
 //! control core reads entries that are no longer in memory; redb lets both go on at once.
 
-#![expect(clippy::disallowed_types, reason = "driver: two threads hold the database, only to open it again is it taken away")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "driver: two threads hold the database, only to open it again is it taken away"
+)]
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -88,11 +91,8 @@ impl Db {
     /// Opens the log, or makes one for `disk`.
     pub fn open(file: &Path, mut opener: Opener, disk: DiskId) -> Result<(Arc<Self>, Marks), StoreError> {
         let database = open(&mut opener).map_err(|failure| failure.at(file))?;
-        let db = Self {
-            file: file.to_owned(),
-            opener: Mutex::new(opener),
-            database: RwLock::new(Some(database)),
-        };
+        let db =
+            Self { file: file.to_owned(), opener: Mutex::new(opener), database: RwLock::new(Some(database)) };
         match db.required(format_of).map_err(|failure| failure.at(file))? {
             Some(FORMAT) => {}
             Some(found) => {
@@ -112,7 +112,9 @@ impl Db {
 
     fn required<T>(&self, f: impl FnOnce(&Database) -> Result<T, Failure>) -> Result<T, Failure> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        f(database.as_ref().expect("only the log thread takes it away, and it puts one back before it goes on"))
+        f(database
+            .as_ref()
+            .expect("only the log thread takes it away, and it puts one back before it goes on"))
     }
 
     /// Makes all of it durable, in this order, or none.
@@ -196,8 +198,7 @@ fn write<'a>(database: &Database, ops: impl Iterator<Item = Op<'a>>) -> Result<(
             match op {
                 Op::Append(appended) => {
                     for entry in appended {
-                        let stored =
-                            StoredRef { term: entry.log_id.leader_id.term, payload: &entry.payload };
+                        let stored = StoredRef { term: entry.log_id.leader_id.term, payload: &entry.payload };
                         entries.insert(entry.log_id.index, &*envelope::seal(ENTRY, &stored))?;
                     }
                 }

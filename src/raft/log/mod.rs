@@ -88,7 +88,8 @@ impl OpenLog {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         let progress = Arc::new(Progress::default());
         let writer = Writer { db: Arc::clone(&self.db), progress: Arc::clone(&progress), counters };
-        let thread = std::thread::Builder::new().name("hw-raft-log".into()).spawn(move || writer.run(inbox))?;
+        let thread =
+            std::thread::Builder::new().name("hw-raft-log".into()).spawn(move || writer.run(inbox))?;
         let Marks { vote, committed, purged, last, .. } = self.marks;
         let state = State { vote, committed, purged, last, tail: VecDeque::new(), tail_bytes: 0, writes: 0 };
         let shared = Shared { db: self.db, progress, state: RefCell::new(state) };
@@ -225,11 +226,6 @@ impl LogReader {
         self.0.state.borrow().vote
     }
 
-    /// The last entry, or the last one that is gone.
-    pub fn last(&self) -> Option<LogId> {
-        self.0.state.borrow().last
-    }
-
     /// Whether the disk has no space for the log.
     pub fn is_full(&self) -> bool {
         self.0.progress.full.load(Ordering::Relaxed)
@@ -262,10 +258,7 @@ fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {
 }
 
 impl RaftLogReader<TypeConfig> for LogReader {
-    async fn entries_stream<RB>(
-        &mut self,
-        range: RB,
-    ) -> impl Stream<Item = Result<LogEntry, io::Error>>
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<LogEntry, io::Error>>
     where
         RB: RangeBounds<u64> + Clone + Debug,
     {
@@ -276,7 +269,10 @@ impl RaftLogReader<TypeConfig> for LogReader {
                 Ok(entries) => {
                     let last = entries.last()?.log_id;
                     range.start = last.index + 1;
-                    Some((stream::iter(entries.into_iter().map(Ok).collect::<Vec<_>>()), Some((reader, range))))
+                    Some((
+                        stream::iter(entries.into_iter().map(Ok).collect::<Vec<_>>()),
+                        Some((reader, range)),
+                    ))
                 }
                 Err(error) => Some((stream::iter(vec![Err(error)]), None)),
             }
@@ -381,8 +377,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let place = self.place().await?;
         self.reader.0.state.borrow_mut().truncate(last);
-        place.send(Write::TruncateFrom(next(last)));
-        Ok(())
+        let (done, durable) = oneshot::channel();
+        place.send(Write::TruncateFrom { first: next(last), done });
+        // A snapshot may be put in its place next, which entries that it contradicts must not survive.
+        durable.await.map_err(io::Error::other)?
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {

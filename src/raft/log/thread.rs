@@ -31,7 +31,7 @@ const RETRY_EVERY: Duration = Duration::from_millis(500);
 pub(super) enum Write {
     Append { entries: Vec<LogEntry>, flushed: IOFlushed<TypeConfig>, at: Instant },
     Vote { vote: Vote, done: oneshot::Sender<io::Result<()>>, at: Instant },
-    TruncateFrom(u64),
+    TruncateFrom { first: u64, done: oneshot::Sender<io::Result<()>> },
     Purge(LogId),
     Committed(Option<LogId>),
 }
@@ -41,7 +41,7 @@ impl Write {
         match self {
             Self::Append { entries, .. } => Op::Append(entries),
             Self::Vote { vote, .. } => Op::Vote(*vote),
-            Self::TruncateFrom(first) => Op::TruncateFrom(*first),
+            Self::TruncateFrom { first, .. } => Op::TruncateFrom(*first),
             Self::Purge(upto) => Op::Purge(*upto),
             Self::Committed(upto) => Op::Committed(*upto),
         }
@@ -56,7 +56,7 @@ impl Write {
 
     /// Whether it can wait for something else to be flushed along with.
     fn is_lazy(&self) -> bool {
-        !matches!(self, Self::Append { .. } | Self::Vote { .. })
+        matches!(self, Self::Purge(_) | Self::Committed(_))
     }
 }
 
@@ -124,10 +124,14 @@ impl Writer {
 
     /// Makes the batch durable, however long there is no space for it. Everything in it can be done twice.
     fn write(&self, batch: &[Write], queue: &mpsc::Receiver<Write>) -> Result<(), StoreError> {
-        let mut result = self.db.write(batch.iter().map(Write::op)).map_err(|failure| failure.at(&self.db.file));
+        let mut result =
+            self.db.write(batch.iter().map(Write::op)).map_err(|failure| failure.at(&self.db.file));
         while let Err(StoreError::Full { .. }) = &result {
             if !self.progress.full.swap(true, Ordering::Relaxed) {
-                tracing::warn!("{}: no space left: no change of the metadata until there is", self.db.file.display());
+                tracing::warn!(
+                    "{}: no space left: no change of the metadata until there is",
+                    self.db.file.display()
+                );
             }
             self.counters.count(|stats| stats.disk_full += 1);
             if queue.is_closed() {
@@ -160,7 +164,8 @@ fn answer(batch: Vec<Write>, counters: &Counters, result: Result<(), &String>) {
                 // Who asked may have been dropped.
                 let _ = done.send(error());
             }
-            Write::TruncateFrom(_) | Write::Purge(_) | Write::Committed(_) => {}
+            Write::TruncateFrom { done, .. } => drop(done.send(error())),
+            Write::Purge(_) | Write::Committed(_) => {}
         }
     }
     counters.count(|stats| {
