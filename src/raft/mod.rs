@@ -51,7 +51,7 @@ use self::types::{Payload, TypeConfig, node_id, raft_id};
 use crate::control::metadata::command::{Command, Entry};
 use crate::control::metadata::image::{Image, Incarnation};
 use crate::control::{Input, ProposalId};
-use crate::net::{Incoming, Network};
+use crate::net::{CallError, Class, Incoming, Network};
 use crate::store::StoreError;
 
 pub use self::wire::{APPEND, PRE_VOTE, PROPOSE, SNAPSHOT_CHUNK, TRANSFER_LEADER, VOTE};
@@ -362,6 +362,23 @@ impl Raft {
         self.0.tasks.iter().for_each(AbortHandle::abort);
         // A core that panicked has ended too, and said why.
         let _ = self.0.group.shutdown().await;
+    }
+}
+
+/// The network of a node that has no peers.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone;
+
+impl Network for Alone {
+    async fn call(
+        &self,
+        to: NodeId,
+        _class: Class,
+        _kind: u16,
+        _body: Bytes,
+        _deadline: Duration,
+    ) -> Result<Bytes, CallError> {
+        Err(CallError::Unreachable(to, "this node stands alone".into()))
     }
 }
 

@@ -216,7 +216,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> Result<WholeSnapshot, io::Error> {
         let image = self.image.take().expect("a builder builds once").await;
         let image = image.map_err(|_| io::Error::other("the control loop has ended"))?;
-        assert_eq!(image.revision, self.machine.revision, "the control loop answers in order");
+        if image.revision != self.machine.revision {
+            let (found, wanted) = (image.revision, self.machine.revision);
+            return Err(io::Error::other(format!("the image is at {found} when it should be at {wanted}")));
+        }
         let (folder, machine) = (self.shared.folder.clone(), self.machine.clone());
         let file = blocking(move || snapshot::build(&folder, &machine, &image)).await?;
         let built = Snapshot { meta: self.machine.meta(), snapshot: file };

@@ -36,6 +36,12 @@ pub enum StoreError {
         file.display()
     )]
     OtherCluster { file: PathBuf, found: String, configured: String },
+    #[error(
+        "{} and the folder `raft` beside it do not belong together, one of them was lost: restore the whole data \
+         directory from one copy, or remove the node from the cluster and start it as a new one, with another \
+         `cluster.node_id` and an empty directory", file.display()
+    )]
+    OtherLog { file: PathBuf },
 }
 
 /// What failed while reading or writing, before the file's name is known.

@@ -226,6 +226,12 @@ impl LogReader {
         self.0.state.borrow().vote
     }
 
+    /// Whether somebody waits for a write.
+    #[cfg(test)]
+    pub fn is_writing(&self) -> bool {
+        self.0.progress.waiting.load(Ordering::Acquire) > 0
+    }
+
     /// Whether the disk has no space for the log.
     pub fn is_full(&self) -> bool {
         self.0.progress.full.load(Ordering::Relaxed)
@@ -309,6 +315,11 @@ impl LogStore {
         self.queue.reserve().await.map_err(|_| io::Error::other("the thread of the metadata log has ended"))
     }
 
+    /// Somebody will wait for what is sent next.
+    fn wait(&self) {
+        self.reader.0.progress.waiting.fetch_add(1, Ordering::Release);
+    }
+
     /// The reading end.
     pub fn reader(&self) -> LogReader {
         self.reader.clone()
@@ -336,6 +347,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let (done, durable) = oneshot::channel();
         let place = self.place().await?;
         self.reader.0.state.borrow_mut().writes += 1;
+        self.wait();
         place.send(Write::Vote { vote: *vote, done, at: clock() });
         durable.await.map_err(io::Error::other)??;
         self.reader.0.state.borrow_mut().vote = Some(*vote);
@@ -370,6 +382,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         };
         let written = self.reader.0.progress.written.load(Ordering::Acquire);
         self.reader.0.state.borrow_mut().push(&entries, written);
+        self.wait();
         place.send(Write::Append { entries, flushed, at: clock() });
         Ok(())
     }
@@ -378,6 +391,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let place = self.place().await?;
         self.reader.0.state.borrow_mut().truncate(last);
         let (done, durable) = oneshot::channel();
+        self.wait();
         place.send(Write::TruncateFrom { first: next(last), done });
         // A snapshot may be put in its place next, which entries that it contradicts must not survive.
         durable.await.map_err(io::Error::other)?

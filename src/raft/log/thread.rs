@@ -65,6 +65,8 @@ impl Write {
 pub(super) struct Progress {
     /// How many writes are durable.
     pub written: AtomicU64,
+    /// How many writes somebody waits for.
+    pub waiting: AtomicU64,
     /// The last attempt met a full disk.
     pub full: AtomicBool,
 }
@@ -90,7 +92,7 @@ impl Writer {
                 waiting.push(more);
             }
             if let Some(why) = &failed {
-                answer(std::mem::take(&mut waiting), &self.counters, Err(why));
+                self.answer(std::mem::take(&mut waiting), Err(why));
             } else if waiting.len() >= LAZY_MAX || !waiting.iter().all(Write::is_lazy) {
                 let batch = std::mem::take(&mut waiting);
                 failed = self.write_and_answer(batch, &queue).err();
@@ -107,7 +109,7 @@ impl Writer {
         if let Err(error) = self.write(&batch, queue) {
             let why = error.to_string();
             tracing::error!("{why}");
-            answer(batch, &self.counters, Err(&why));
+            self.answer(batch, Err(&why));
             return Err(why);
         }
         self.progress.written.fetch_add(batch.len() as u64, Ordering::Release);
@@ -118,7 +120,7 @@ impl Writer {
             record(&mut stats.flush_micros, begun.elapsed());
             stats.batch_entries.saturating_record(entries);
         });
-        answer(batch, &self.counters, Ok(()));
+        self.answer(batch, Ok(()));
         Ok(())
     }
 
@@ -147,29 +149,31 @@ impl Writer {
         }
         result
     }
-}
 
-/// Tells everybody who waits for a write of the batch. Nobody may be left out: openraft would wait forever.
-fn answer(batch: Vec<Write>, counters: &Counters, result: Result<(), &String>) {
-    let error = || result.map_err(|why| io::Error::other(why.clone()));
-    let (mut appends, mut votes) = (Vec::new(), Vec::new());
-    for write in batch {
-        match write {
-            Write::Append { flushed, at, .. } => {
-                appends.push(at.elapsed());
-                flushed.io_completed(error());
+    /// Tells everybody who waits for a write of the batch. Nobody may be left out: openraft would wait forever.
+    fn answer(&self, batch: Vec<Write>, result: Result<(), &String>) {
+        let error = || result.map_err(|why| io::Error::other(why.clone()));
+        let (mut appends, mut votes) = (Vec::new(), Vec::new());
+        let waited = batch.iter().filter(|write| !write.is_lazy()).count() as u64;
+        for write in batch {
+            match write {
+                Write::Append { flushed, at, .. } => {
+                    appends.push(at.elapsed());
+                    flushed.io_completed(error());
+                }
+                Write::Vote { done, at, .. } => {
+                    votes.push(at.elapsed());
+                    // Who asked may have been dropped.
+                    let _ = done.send(error());
+                }
+                Write::TruncateFrom { done, .. } => drop(done.send(error())),
+                Write::Purge(_) | Write::Committed(_) => {}
             }
-            Write::Vote { done, at, .. } => {
-                votes.push(at.elapsed());
-                // Who asked may have been dropped.
-                let _ = done.send(error());
-            }
-            Write::TruncateFrom { done, .. } => drop(done.send(error())),
-            Write::Purge(_) | Write::Committed(_) => {}
         }
+        self.counters.count(|stats| {
+            appends.into_iter().for_each(|time| record(&mut stats.append_micros, time));
+            votes.into_iter().for_each(|time| record(&mut stats.vote_micros, time));
+        });
+        self.progress.waiting.fetch_sub(waited, Ordering::Release);
     }
-    counters.count(|stats| {
-        appends.into_iter().for_each(|time| record(&mut stats.append_micros, time));
-        votes.into_iter().for_each(|time| record(&mut stats.vote_micros, time));
-    });
 }
