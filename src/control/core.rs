@@ -26,10 +26,10 @@ use super::metadata::command::{Command, Entry, PRODUCER_ID_BLOCK, RegisterNode};
 use super::metadata::delta::Delta;
 use super::metadata::image::Image;
 use super::metadata::topic_config::TopicDefaults;
-use super::placement::ShardLoad;
 use super::plan::{self, Basis, Plan};
 use super::producer_ids::ProducerIds;
 use super::request::{Refusal, Reply, Request, Why};
+use super::shard_load::ShardLoad;
 
 #[derive(Clone, Debug)]
 pub struct ControlConfig {
@@ -181,6 +181,8 @@ impl Control {
             Input::FromShard { shard, message } => self.on_shard(now, shard, message),
             Input::Committed { revision, proposal, entry } => self.on_committed(revision, proposal, &entry),
             Input::ProposalFailed { proposal, reason } => self.on_proposal_failed(proposal, reason),
+            Input::Image(image) => self.on_image(*image),
+            Input::Leadership { term, leader } => self.on_leadership(term, leader),
             Input::Kept { id } => self.on_kept(id),
             Input::KeepFailed { id, reason } => {
                 assert_eq!(self.keeping, Some(id), "one placement is written at a time");
@@ -364,6 +366,14 @@ impl Control {
             Phase::Assigning { .. } | Phase::Serving | Phase::Stopping => self.publish(&old, &delta),
             Phase::Over => {}
         }
+    }
+
+    fn on_image(&mut self, image: Image) {
+        self.image = image;
+    }
+
+    fn on_leadership(&mut self, _term: u64, leader: Option<NodeId>) {
+        self.image.controller = leader;
     }
 
     fn on_own_entry(&mut self, proposed: Proposed, mut outcomes: Vec<Outcome>) {

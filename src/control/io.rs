@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_shards::ids::{PartitionId, Revision, ShardId};
+use highwater_shards::ids::{NodeId, PartitionId, Revision, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
 
 use super::metadata::command::Entry;
@@ -44,6 +44,14 @@ pub enum Input {
     ProposalFailed {
         proposal: ProposalId,
         reason: String,
+    },
+    /// The whole image, from a snapshot that took the place of entries which this node never saw. Placements on
+    /// shards are no part of it. A proposal that is under way is still answered.
+    Image(Box<Image>),
+    /// Who leads the metadata log now, as far as this node knows; told at each change.
+    Leadership {
+        term: u64,
+        leader: Option<NodeId>,
     },
     /// A placement is durable.
     Kept {

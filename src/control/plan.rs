@@ -16,7 +16,6 @@ use super::metadata::command::{
 };
 use super::metadata::image::Image;
 use super::metadata::topic_config::{InvalidSetting, TopicDefaults};
-use super::placement::spread_over_nodes;
 use super::request::{
     AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, Refusal, Reply, Request,
     TopicRef, Why,
@@ -243,6 +242,19 @@ fn place_on_nodes(count: usize, factor: usize, basis: &mut Basis<'_>) -> Result<
     })
 }
 
+/// Replicas for `count` partitions, `factor` each: round the nodes from `start` on, so that leaders and followers
+/// spread evenly. `None` when there are fewer nodes than that.
+fn spread_over_nodes(image: &Image, start: u64, count: usize, factor: usize) -> Option<Vec<Vec<NodeId>>> {
+    let nodes: Vec<NodeId> = image.nodes.values().filter(|n| !n.fenced).map(|n| n.id).collect();
+    if factor == 0 || factor > nodes.len() {
+        return None;
+    }
+    let start = usize::try_from(start % nodes.len() as u64).expect("less than the number of nodes");
+    let replicas =
+        |partition: usize| (0..factor).map(|r| nodes[(start + partition + r) % nodes.len()]).collect();
+    Some((0..count).map(replicas).collect())
+}
+
 fn within(count: usize, room: usize) -> Result<usize, Refusal> {
     if count > PARTITIONS_PER_TOPIC_MAX {
         let words = format!("a topic has at most {PARTITIONS_PER_TOPIC_MAX} partitions, not {count}");
@@ -400,5 +412,26 @@ fn op(op: &ConfigOp) -> SettingOp {
         ConfigOp::Delete => SettingOp::Unset,
         ConfigOp::Append(items) => SettingOp::Append(items.clone()),
         ConfigOp::Subtract(items) => SettingOp::Subtract(items.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::control::metadata::image::NodeInfo;
+
+    #[test]
+    fn replicas_go_round_the_nodes() {
+        let mut image = Image::default();
+        for id in [1, 2, 3, 4].map(NodeId) {
+            let info = NodeInfo { id, fenced: id == NodeId(4), ..NodeInfo::default() };
+            image.nodes.insert(id, Arc::new(info));
+        }
+        let sets = spread_over_nodes(&image, 1, 3, 2).unwrap();
+        assert_eq!(sets, [[2, 3], [3, 1], [1, 2]].map(|set| set.map(NodeId).to_vec()));
+        assert_eq!(spread_over_nodes(&image, 0, 1, 4), None);
+        assert_eq!(spread_over_nodes(&image, 0, 1, 0), None);
     }
 }
