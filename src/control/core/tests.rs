@@ -6,7 +6,7 @@ use highwater_shards::mail::Assignment;
 use rand_xoshiro::rand_core::RngCore;
 
 use super::*;
-use crate::control::io::Placements;
+use crate::control::io::{KeepId, Placements};
 use crate::control::metadata::image::Incarnation;
 use crate::control::request::{
     AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, TopicRef,
@@ -52,7 +52,6 @@ impl World {
     /// A node that has started but whose store and shards have done nothing yet.
     fn start(shards: u16, mut disk: Disk) -> Self {
         disk.lives += 1;
-        disk.image.controller = Some(ME);
         let config = ControlConfig {
             register: RegisterNode {
                 node: ME,
@@ -75,7 +74,7 @@ impl World {
             stopped: None,
             fatal: None,
         };
-        world.drain();
+        world.input(Input::Leadership { term: 1, leader: Some(ME) });
         world
     }
 
@@ -206,12 +205,14 @@ impl World {
     /// That every shard owns exactly what belongs to it, as the image has it.
     fn check_shards(&self) {
         let image = self.control.image();
+        let defaults = TopicDefaults::default();
+        let mut maker = publish::AssignmentMaker { image, defaults: &defaults, last: None };
         let mut owned = BTreeMap::new();
         for (shard, state) in (0..).map(ShardId).zip(&self.shards) {
             for (partition, assignment) in &state.owned {
                 assert_eq!(image.local_shard(*partition), Some(shard));
                 assert_eq!(owned.insert(*partition, ()), None, "one owner");
-                assert_eq!(*assignment, self.control.assignment(*partition));
+                assert_eq!(*assignment, maker.make(*partition));
             }
             assert_eq!(state.view.as_deref(), Some(image));
         }
@@ -248,6 +249,7 @@ fn refusals(reply: &Reply) -> Vec<Option<Why>> {
         Reply::DeleteTopics(slots) => all(slots),
         Reply::CreatePartitions(slots) | Reply::AlterConfigs(slots) => all(slots),
         Reply::NewProducerId(slot) => all(std::slice::from_ref(slot)),
+        Reply::ChangeNode(slot) | Reply::SetFeatureLevel(slot) => all(std::slice::from_ref(slot)),
     }
 }
 
@@ -262,6 +264,8 @@ fn shards_hear_of_partitions_once_the_node_is_registered_and_all_have_recovered(
     assert!(world.step(0));
     assert!(!world.ready, "one shard has not applied");
     assert!(world.step(1));
+    assert!(!world.ready && world.control.image().nodes[&ME].fenced, "the node is still fenced");
+    world.run();
     assert!(world.ready && world.control.is_ready());
     world.check_shards();
 }
@@ -584,7 +588,10 @@ fn a_restart_keeps_placements_and_begins_a_new_epoch() {
     assert!(world.ready);
     world.check_shards();
     assert_eq!(world.disk.image.local_shards().collect::<Vec<_>>(), before);
-    assert!(world.shards.iter().flat_map(|s| s.owned.values()).all(|a| a.leader_epoch == LeaderEpoch(1)));
+    assert!(world.shards.iter().flat_map(|s| s.owned.values()).all(|a| {
+        // It lost the lead with its last life, and was elected again.
+        (a.leader, a.leader_epoch) == (Some(ME), LeaderEpoch(2))
+    }));
     assert_eq!(world.owned(), [3, 2, 0]);
 }
 
