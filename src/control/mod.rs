@@ -9,6 +9,7 @@ pub mod metadata;
 mod plan;
 mod producer_ids;
 pub mod request;
+mod review;
 mod shard_load;
 
 pub use self::core::{Control, ControlConfig, ControlStats};

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use highwater_sim::args::{self, Words, number};
+use highwater_sim::controls;
 use highwater_sim::logs;
 use highwater_sim::logs::counts::Counts;
 use highwater_sim::run::{Job, Node};
@@ -20,7 +21,8 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
   --swarm W      on: each seed switches every feature on or off at random; off: all are on
                  (default: on for odd seeds)
   --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard;
-                 log: the log of one shard alone (default: sim for two seeds, kafka for the next two, and so on)
+                 log: the log of one shard alone; control: several control planes over an oracle of the
+                 metadata log (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
 ";
@@ -33,13 +35,24 @@ struct Args {
     node: Option<Node>,
     /// The log of one shard alone.
     log: bool,
+    /// Several control planes.
+    control: bool,
     jobs: usize,
     trace: bool,
 }
 
 fn parse() -> Result<Args, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut args = Args { first: 0, end: 1, swarm: None, node: None, log: false, jobs: cores, trace: false };
+    let mut args = Args {
+        first: 0,
+        end: 1,
+        swarm: None,
+        node: None,
+        log: false,
+        control: false,
+        jobs: cores,
+        trace: false,
+    };
     let mut count = None;
     let mut words = Words::new(std::env::args().skip(1));
     while let Some(option) = words.option() {
@@ -66,6 +79,10 @@ fn parse() -> Result<Args, String> {
                 let name = words.value()?;
                 if name == "log" {
                     args.log = true;
+                    continue;
+                }
+                if name == "control" {
+                    args.control = true;
                     continue;
                 }
                 let node = Node::ALL.into_iter().find(|n| n.name() == name);
@@ -98,6 +115,7 @@ fn main() -> ExitCode {
     };
     // A panic of a machine ends the process before anything could be said, so its seed is said first.
     let usual = std::panic::take_hook();
+    let control = args.control;
     std::panic::set_hook(Box::new(move |panic| {
         if let Some(name) = std::thread::current().name() {
             eprintln!("panic in a thread that ran {name}");
@@ -109,7 +127,10 @@ fn main() -> ExitCode {
         });
         LOG_RUNNING.with(|seed| {
             if let Some(seed) = seed.get() {
-                eprintln!("seed {seed} panicked; run it again: {}", again(seed));
+                eprintln!(
+                    "seed {seed} panicked; run it again: {}",
+                    again(seed, if control { "control" } else { "log" })
+                );
             }
         });
         usual(panic);
@@ -117,6 +138,9 @@ fn main() -> ExitCode {
     let began = std::time::Instant::now();
     if args.log {
         return logs_of(&args, began);
+    }
+    if args.control {
+        return controls_of(&args, began);
     }
     if args.end == args.first + 1 { one(&args) } else { many(&args, began) }
 }
@@ -186,9 +210,51 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// The command that runs a seed of the log again.
-fn again(seed: u64) -> String {
-    format!("cargo run --release --bin highwater-sim -- --node log --seed {seed} --trace")
+/// The command that runs a seed of the log, or of the control planes, again.
+fn again(seed: u64, node: &str) -> String {
+    format!("cargo run --release --bin highwater-sim -- --node {node} --seed {seed} --trace")
+}
+
+fn controls_of(args: &Args, began: std::time::Instant) -> ExitCode {
+    let next = AtomicU64::new(args.first);
+    let failed = AtomicBool::new(false);
+    let run = || {
+        let mut counts = controls::Counts::default();
+        while !failed.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= args.end {
+                break;
+            }
+            LOG_RUNNING.set(Some(seed));
+            let outcome = controls::run(seed, args.trace);
+            counts.add(&outcome.counts);
+            if args.end == args.first + 1 {
+                println!("seed {seed}: hash {:016x}, {:?} of virtual time", outcome.hash, outcome.time);
+            }
+            if let Some(v) = &outcome.violation {
+                failed.store(true, Ordering::Relaxed);
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, "control"));
+            }
+        }
+        counts
+    };
+    let counts = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.jobs).map(|_| scope.spawn(run)).collect();
+        let mut all = controls::Counts::default();
+        for worker in workers {
+            all.add(&worker.join().expect("a panic ends the process"));
+        }
+        all
+    });
+    println!(
+        "{} seeds of the control planes in {:.1} s",
+        args.end - args.first,
+        began.elapsed().as_secs_f64()
+    );
+    for (name, count) in counts.named() {
+        println!("  {count:>12} {name}");
+    }
+    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {
@@ -210,7 +276,7 @@ fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {
             }
             if let Some(v) = &outcome.violation {
                 failed.store(true, Ordering::Relaxed);
-                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed));
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, "log"));
             }
         }
         (counts, done)
