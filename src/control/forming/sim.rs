@@ -16,8 +16,8 @@ pub(super) enum Planted {
     AgreeAtOnce,
     /// A node asks only those seeds that it found at its first look.
     FewerSeeds,
-    /// A founder keeps its founding in memory alone.
-    ForgetFounding,
+    /// A node that is in a cluster answers as if it was in none, and agreeably.
+    FormedLooksFresh,
 }
 
 #[derive(Clone, Debug)]
@@ -309,9 +309,6 @@ impl World {
     fn stop(&mut self, node: usize) {
         self.nodes[node].up = false;
         self.nodes[node].forming = None;
-        if self.plan.planted == Planted::ForgetFounding {
-            self.nodes[node].formed = None;
-        }
     }
 
     fn who(&self, node: usize) -> Option<Who> {
@@ -335,6 +332,11 @@ impl World {
                 (&mut who.standing, forming.who().standing)
         {
             *proposes = mine;
+        }
+        if self.plan.planted == Planted::FormedLooksFresh
+            && let (Heard::Who(who), Some(forming)) = (&mut heard, &it.forming)
+        {
+            who.standing = forming.who().standing;
         }
         if self.plan.planted == Planted::FewerSeeds
             && let (Heard::Who(who), Some(forming)) = (&mut heard, &it.forming)
@@ -500,7 +502,7 @@ fn random_faults_never_found_a_second_cluster() {
 
 #[test]
 fn the_checker_sees_planted_bugs() {
-    for planted in [Planted::AgreeAtOnce, Planted::ForgetFounding, Planted::FewerSeeds] {
+    for planted in [Planted::AgreeAtOnce, Planted::FormedLooksFresh, Planted::FewerSeeds] {
         let bitten = (0..20_000).find(|seed| run(*seed, planted).is_err());
         assert!(bitten.is_some(), "{planted:?} goes unseen");
     }
