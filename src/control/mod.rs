@@ -3,8 +3,10 @@
 //! Control core, pure: it reads no clock, opens nothing, and what it wants durable it proposes.
 
 mod core;
+pub mod forming;
 mod io;
 mod limits;
+pub mod membership;
 pub mod metadata;
 mod plan;
 mod producer_ids;
