@@ -32,6 +32,8 @@ pub use shape::HostPort;
 use shape::show_size;
 pub use yaml::FILE_BYTES_MAX;
 
+use crate::control::placement::Placement;
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -63,6 +65,8 @@ pub struct Cluster {
     /// What clients are told to connect to, when it is not `client_addr`.
     pub client_addr_advertised: Option<HostPort>,
     pub topic_defaults: TopicDefaults,
+    /// Where replicas of new partitions go.
+    pub placement: Placement,
 }
 
 /// With core-direct routing a shard is advertised as broker `node_id * 1024 + shard`, a signed 32-bit number.
@@ -207,6 +211,7 @@ impl Default for Config {
                     compaction_lag: Duration::ZERO,
                     dirty_permille: 500,
                 },
+                placement: Placement::default(),
             },
             cores: Cores { control: None, shards: None, shard_count: None, pin: None, spin: None },
             storage: Storage {

@@ -10,6 +10,7 @@ use super::{
     CleanupPolicy, Config, Durability, LogFormat, Mode, NODE_ID_MAX, OnDamage, Profile, Routing, SHARDS_MAX,
 };
 use crate::control::metadata::topic_config::{BATCH_BYTES_LIMIT, SEGMENT_BYTES_MIN};
+use crate::control::placement::{Strategy, VIRTUAL_NODES_MAX};
 
 /// One key of the configuration.
 pub struct Key {
@@ -80,6 +81,7 @@ const CENTURY_MS: u64 = 36_525 * 86_400_000;
 pub const SECTIONS: &[(&str, &str)] = &[
     ("cluster", "Who this node is and what it serves."),
     ("cluster.topic_defaults", "What a topic gets when its creator says nothing else."),
+    ("cluster.placement", "Where the replicas of new partitions go."),
     (
         "cores",
         "Threads and CPU cores. `cores: auto` is short for `auto` throughout, `cores: 0-3` for control on 0, shards on 1-3.",
@@ -203,6 +205,27 @@ pub static KEYS: &[Key] = &[
             "How much of a compacted log, in thousandths, must be new before it is compacted again",
             "(min.cleanable.dirty.ratio).",
         ]
+    ),
+    key!(
+        "cluster.placement.strategy",
+        words::<Strategy>(),
+        |c| c.cluster.placement.strategy,
+        [
+            "`round_robin`: each topic evenly over all nodes. `least_loaded`: on the nodes with the fewest replicas.",
+            "`consistent_hash`: near a partition's point on a hash ring, with loads kept near the mean.",
+        ]
+    ),
+    key!(
+        "cluster.placement.virtual_nodes",
+        count("a number", 1, VIRTUAL_NODES_MAX),
+        |c| c.cluster.placement.virtual_nodes,
+        ["Points of each node on the ring of `consistent_hash`.",]
+    ),
+    key!(
+        "cluster.placement.rack_aware",
+        Flag,
+        |c| c.cluster.placement.rack_aware,
+        ["Whether the replicas of a partition are spread over racks (cluster.rack), with any strategy.",]
     ),
     key!(
         "cores.control",
@@ -386,6 +409,14 @@ impl Words for Profile {
 
 impl Words for Durability {
     const ALL: &'static [(&'static str, Self)] = &[("fsync", Self::Fsync), ("replicated", Self::Replicated)];
+}
+
+impl Words for Strategy {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("round_robin", Self::RoundRobin),
+        ("least_loaded", Self::LeastLoaded),
+        ("consistent_hash", Self::ConsistentHash),
+    ];
 }
 
 impl Words for CleanupPolicy {

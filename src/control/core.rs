@@ -26,10 +26,10 @@ use super::metadata::command::{Command, Entry, PRODUCER_ID_BLOCK, RegisterNode};
 use super::metadata::delta::Delta;
 use super::metadata::image::Image;
 use super::metadata::topic_config::TopicDefaults;
-use super::placement::ShardLoad;
 use super::plan::{self, Basis, Plan};
 use super::producer_ids::ProducerIds;
 use super::request::{Refusal, Reply, Request, Why};
+use super::shard_load::ShardLoad;
 
 #[derive(Clone, Debug)]
 pub struct ControlConfig {

@@ -6,10 +6,11 @@ mod core;
 mod io;
 mod limits;
 pub mod metadata;
-mod placement;
+pub mod placement;
 mod plan;
 mod producer_ids;
 pub mod request;
+mod shard_load;
 
 pub use self::core::{Control, ControlConfig, ControlStats};
 pub use self::io::{ControlFatal, Input, KeepId, LocalId, Output, Placements, ProposalId};

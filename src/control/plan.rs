@@ -16,11 +16,11 @@ use super::metadata::command::{
 };
 use super::metadata::image::Image;
 use super::metadata::topic_config::{InvalidSetting, TopicDefaults};
-use super::placement::spread_over_nodes;
 use super::request::{
     AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, Refusal, Reply, Request,
     TopicRef, Why,
 };
+use super::shard_load::spread_over_nodes;
 
 /// What a plan is made from.
 pub struct Basis<'a> {

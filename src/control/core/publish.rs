@@ -14,7 +14,7 @@ use crate::control::io::{ControlFatal, KeepId, Output, Placements};
 use crate::control::metadata::delta::Delta;
 use crate::control::metadata::image::{Image, Topic};
 use crate::control::metadata::topic_config::partition_config;
-use crate::control::placement::ShardLoad;
+use crate::control::shard_load::ShardLoad;
 
 #[derive(Debug)]
 pub(super) struct Publication {
