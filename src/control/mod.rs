@@ -8,6 +8,7 @@ mod io;
 mod limits;
 pub mod membership;
 pub mod metadata;
+pub mod placement;
 mod plan;
 mod producer_ids;
 pub mod request;
