@@ -93,7 +93,7 @@ impl Storage {
     pub(super) fn pump(&mut self) {
         while let Some(event) = self.journal.as_mut().and_then(|journal| journal.poll_event()) {
             match event {
-                JournalEvent::Replayed { partition, header, base, lsn, bytes, .. } => {
+                JournalEvent::Replayed { partition, header, base, lsn, bytes } => {
                     self.replay_batch(partition, &header, base, lsn, bytes);
                 }
                 JournalEvent::ReplayedNote { partition, note, lsn } => {
@@ -106,7 +106,6 @@ impl Storage {
                 }
                 JournalEvent::BacklogCleared => self.events.push_back(StorageEvent::BacklogCleared),
                 JournalEvent::Room => self.on_room(),
-                JournalEvent::Read { .. } => unreachable!("the journal is read in recovery only"),
                 JournalEvent::Stopped => self.on_journal_stopped(),
                 JournalEvent::Fatal(reason) => {
                     self.fail(reason);
