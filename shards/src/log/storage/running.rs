@@ -20,6 +20,10 @@ impl Storage {
         self.step_recovery();
         self.step_compaction(noted);
         self.begin_works();
+        if self.has_new_looks() {
+            // A note took effect without the disk.
+            self.step_compaction(noted);
+        }
         if self.is_running() {
             self.retain(noted);
             self.step_checkpoint(noted);
@@ -66,7 +70,7 @@ impl Storage {
         let journal = self.journal.as_ref().and_then(|journal| journal.poll_timeout());
         // The rest of the logs is encoded in turns, so that what came meanwhile is not held up.
         let turn = self.checkpoint_has_turn().then_some(self.now);
-        let others = [self.retention_due(), self.compaction_due(), self.removal_due()];
+        let others = [self.retention_due(), self.compaction_due(), self.checkpoint_due()];
         [journal, self.no_space_until, turn].into_iter().chain(others).flatten().min()
     }
 
