@@ -20,6 +20,10 @@ impl Storage {
         self.step_recovery();
         self.step_compaction(noted);
         self.begin_works();
+        if self.has_new_looks() {
+            // A note took effect without the disk.
+            self.step_compaction(noted);
+        }
         if self.is_running() {
             self.retain(noted);
             self.step_checkpoint(noted);
@@ -66,7 +70,7 @@ impl Storage {
         let journal = self.journal.as_ref().and_then(|journal| journal.poll_timeout());
         // The rest of the logs is encoded in turns, so that what came meanwhile is not held up.
         let turn = self.checkpoint_has_turn().then_some(self.now);
-        let others = [self.retention_due(), self.compaction_due(), self.removal_due()];
+        let others = [self.retention_due(), self.compaction_due(), self.checkpoint_due()];
         [journal, self.no_space_until, turn].into_iter().chain(others).flatten().min()
     }
 
@@ -93,7 +97,7 @@ impl Storage {
     pub(super) fn pump(&mut self) {
         while let Some(event) = self.journal.as_mut().and_then(|journal| journal.poll_event()) {
             match event {
-                JournalEvent::Replayed { partition, header, base, lsn, bytes, .. } => {
+                JournalEvent::Replayed { partition, header, base, lsn, bytes } => {
                     self.replay_batch(partition, &header, base, lsn, bytes);
                 }
                 JournalEvent::ReplayedNote { partition, note, lsn } => {
@@ -106,7 +110,6 @@ impl Storage {
                 }
                 JournalEvent::BacklogCleared => self.events.push_back(StorageEvent::BacklogCleared),
                 JournalEvent::Room => self.on_room(),
-                JournalEvent::Read { .. } => unreachable!("the journal is read in recovery only"),
                 JournalEvent::Stopped => self.on_journal_stopped(),
                 JournalEvent::Fatal(reason) => {
                     self.fail(reason);
