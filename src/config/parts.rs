@@ -17,6 +17,9 @@ use crate::control::metadata::topic_config::{BATCH_BYTES_LIMIT, TopicDefaults};
 /// What a journal file holds beside its largest batch, generously.
 const FILE_OVERHEAD_BYTES: u64 = 64 << 10;
 
+/// Spare journal files beside those that a checkpoint was due for: what was written while it was made.
+const SPARE_FILES_MORE: u64 = 2;
+
 impl Storage {
     /// The largest batch that any topic can be set to take: it fits one journal file.
     pub fn batch_bytes_max(&self) -> u32 {
@@ -38,15 +41,21 @@ impl Storage {
     /// The log of one of so many shards. `new_journal` as for [`Self::journal`].
     pub fn of_shard(&self, shard: ShardId, shards: usize, new_journal: u64) -> StorageConfig {
         let tail_bytes = self.tail_bytes_of_shard(shards) as u64;
+        let checkpoint_bytes = self.checkpoint_bytes_of_shard(shards);
+        let mut journal = self.journal(shard, new_journal);
+        // All that a checkpoint releases is used again: a file that is removed and made anew is zeroed first, which is
+        // up to half of the journal's writes once more.
+        let files = checkpoint_bytes.div_ceil(self.journal_file_bytes) + SPARE_FILES_MORE;
+        journal.spare_files_max = usize::try_from(files).unwrap_or(usize::MAX);
         StorageConfig {
             tail_bytes_max: tail_bytes,
             // What was not moved cannot leave memory, so it stays within the memory for recent records.
             unmoved_bytes_soft: tail_bytes / 2,
             unmoved_bytes_max: tail_bytes.max(2 * u64::from(self.batch_bytes_max())),
-            checkpoint_bytes: self.checkpoint_bytes_of_shard(shards),
+            checkpoint_bytes,
             journal_bytes_max: self.journal_bytes_max_of_shard(shards),
             compaction_bytes_per_second: self.compaction_bytes_per_second_of_shard(shards),
-            ..StorageConfig::new(self.journal(shard, new_journal))
+            ..StorageConfig::new(journal)
         }
     }
 

@@ -11,14 +11,14 @@
 //! A chunk is on disk wholly or it is not there: recovery keeps no part of a torn chunk, which loses nothing, since
 //! a chunk is reported flushed only when all of it is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::checkpoint::Resume;
 use super::chunk::{CHUNK_HEADER_BYTES, ENTRY_HEADER_BYTES, sectors};
-use super::disk::{DiskError, DiskEvent, DiskOp, FileName, FileNo, OpNo, SECTOR};
+use super::disk::{DiskError, DiskEvent, DiskOp, FileNo, OpNo, SECTOR};
 use super::recovery::{CHUNK_BYTES_MAX, Recovery, Step};
 use super::writer::Writer;
 use super::{FatalReason, Lsn, Note};
@@ -115,7 +115,7 @@ pub enum Urgency {
     Lazy,
 }
 
-/// Where a batch lies: its first byte.
+/// A place in the journal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LogPosition {
     pub file: FileNo,
@@ -131,8 +131,6 @@ pub struct Marker(pub u64);
 pub struct Placed {
     /// The batch with its base offset and leader epoch; shares the memory that is written to disk.
     pub bytes: Bytes,
-    /// Readable from disk once `marker` is flushed.
-    pub at: LogPosition,
     /// It is durable when [`JournalEvent::Flushed`] says this or a larger one.
     pub marker: Marker,
     pub lsn: Lsn,
@@ -161,14 +159,7 @@ pub enum AppendRefused {
 #[derive(Clone, Debug)]
 pub enum JournalEvent {
     /// A batch of an earlier life, in the order of appending.
-    Replayed {
-        partition: PartitionId,
-        header: BatchHeader,
-        base: Offset,
-        lsn: Lsn,
-        at: LogPosition,
-        bytes: Bytes,
-    },
+    Replayed { partition: PartitionId, header: BatchHeader, base: Offset, lsn: Lsn, bytes: Bytes },
     /// A note of an earlier life, in the order of appending.
     ReplayedNote { partition: PartitionId, note: Note, lsn: Lsn },
     /// All that was replayed is durable; entries can be appended.
@@ -179,8 +170,6 @@ pub enum JournalEvent {
     BacklogCleared,
     /// Appends were refused as `Full`; there is room again.
     Room,
-    /// Answers [`Journal::read`] with as many bytes as were asked for.
-    Read { ticket: u64, result: Result<Bytes, DiskError> },
     /// All is durable after [`Journal::stop`].
     Stopped,
     /// The journal cannot go on; nothing follows.
@@ -199,13 +188,15 @@ pub struct RecoveryReport {
     pub cut: Option<Cut>,
 }
 
-/// Where the log was cut off, because something lies there that does not belong to it.
+/// Where the log was cut off, because something lies there that does not belong to it. After a crash that is most often
+/// the torn end of a write that was never reported flushed, or what a file held in an earlier use; damage to the last
+/// chunk looks the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cut {
     pub file: FileNo,
     pub position: u64,
     pub reason: CutReason,
-    /// Bytes in sectors that are not all zero, from the cut to the end of the last file.
+    /// Bytes of chunks behind the cut that name their file, as far as they can be told; none if their headers are gone.
     pub bytes_after: u64,
     /// Whether acknowledged batches were lost with it (only under [`OnDamage::Truncate`]).
     pub damaged: bool,
@@ -218,7 +209,7 @@ pub enum CutReason {
     Missing,
     /// The file's header is damaged, that of another file, or of another life than the file's first chunk.
     FileHeader,
-    /// No whole chunk header.
+    /// No whole chunk header: one that was torn or damaged, or the middle of what the file held in an earlier use.
     ChunkHeader,
     /// The chunk says that it belongs elsewhere.
     Misplaced,
@@ -240,8 +231,6 @@ pub struct Journal {
     is_replay_paused: bool,
     events: VecDeque<JournalEvent>,
     ops: OpCounter,
-    reads_asked: VecDeque<Read>,
-    reads_in_flight: BTreeMap<OpNo, Read>,
 }
 
 #[derive(Debug)]
@@ -250,13 +239,6 @@ enum Phase {
     Running,
     Stopped,
     Failed,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Read {
-    ticket: u64,
-    at: LogPosition,
-    len: u32,
 }
 
 /// The operations of a journal are numbered from here on: whose they are can be told from the number.
@@ -296,8 +278,6 @@ impl Journal {
             is_replay_paused: false,
             events: VecDeque::new(),
             ops: OpCounter::default(),
-            reads_asked: VecDeque::new(),
-            reads_in_flight: BTreeMap::new(),
         }
     }
 
@@ -311,15 +291,6 @@ impl Journal {
 
     /// Takes what became of an operation.
     pub fn handle(&mut self, now: Instant, event: DiskEvent) {
-        if let DiskEvent::Read { op, result } = &event
-            && let Some(read) = self.reads_in_flight.remove(op)
-        {
-            let result = result
-                .clone()
-                .and_then(|bytes| if bytes.len() == read.len as usize { Ok(bytes) } else { Err(CUT_SHORT) });
-            self.events.push_back(JournalEvent::Read { ticket: read.ticket, result });
-            return;
-        }
         match &mut self.phase {
             Phase::Recovering(recovery) => match recovery.handle(event, &mut self.events) {
                 Ok(Step::GoOn) => {}
@@ -345,8 +316,6 @@ impl Journal {
     fn fail(&mut self, reason: FatalReason) {
         tracing::error!(%reason, "journal failed");
         self.phase = Phase::Failed;
-        self.reads_asked.clear();
-        self.reads_in_flight.clear();
         self.events.push_back(JournalEvent::Fatal(reason));
     }
 
@@ -381,14 +350,6 @@ impl Journal {
     /// The next operation for the disk. Drain events, then operations, after every batch of inputs: this is the
     /// group commit point. During recovery there is none while events wait, which bounds their number.
     pub fn poll_op(&mut self, now: Instant) -> Option<DiskOp> {
-        if !matches!(self.phase, Phase::Recovering(_))
-            && let Some(read) = self.reads_asked.pop_front()
-        {
-            let op = self.ops.next();
-            self.reads_in_flight.insert(op, read);
-            let file = FileName::Journal(read.at.file);
-            return Some(DiskOp::Read { op, file, position: read.at.position, len: read.len });
-        }
         match &mut self.phase {
             Phase::Recovering(recovery) if self.events.is_empty() && !self.is_replay_paused => {
                 recovery.poll_op(&mut self.ops)
@@ -489,15 +450,6 @@ impl Journal {
     /// Which life of the journal this is, larger than all before; 0 until it is recovered.
     pub fn incarnation(&self) -> u64 {
         self.writer.as_ref().map_or(0, |writer| writer.incarnation())
-    }
-
-    /// Asks for bytes that are durable. They come as [`JournalEvent::Read`] as the disk has them: the reader checks
-    /// the CRC. How many reads run at a time is for the caller to bound.
-    pub fn read(&mut self, ticket: u64, at: LogPosition, len: u32) {
-        assert!(!matches!(self.phase, Phase::Recovering(_)), "positions are readable once recovered");
-        if !matches!(self.phase, Phase::Failed) {
-            self.reads_asked.push_back(Read { ticket, at, len });
-        }
     }
 
     pub fn stats(&self) -> JournalStats {

@@ -19,7 +19,7 @@
 //! A file that was a spare before holds old bytes behind what was written to it since. Chunks among them name another
 //! file, as numbers only grow and a file gets each number once: they are *leftovers*, part of no log and evidence of
 //! nothing. Where a leftover chunk or zeros follow, the log ends without any doubt. Any other bytes there may be the
-//! middle of a leftover as well as a torn chunk, and the end is looked at as if it were one.
+//! middle of a leftover as well as a torn or damaged chunk: the end is looked at as if it were one, and reported.
 //!
 //! What lies behind the end and names its own file is left as it is and must never come back. Three rules see to it,
 //! for which it makes no difference whether zeros, leftovers or earlier lives' chunks lie between:
@@ -595,8 +595,7 @@ impl Recovery {
                     self.report.batches += 1;
                     self.report.bytes += bytes.len() as u64;
                     let base = batch.base().expect("a negative offset does not pass as an entry");
-                    let at = LogPosition { file: header.file, position: at.position + batch_at as u64 };
-                    JournalEvent::Replayed { partition, header: batch, base, lsn, at, bytes }
+                    JournalEvent::Replayed { partition, header: batch, base, lsn, bytes }
                 }
                 Body::Note(note) => {
                     self.report.notes += 1;
@@ -672,14 +671,18 @@ impl Recovery {
     /// Everything was read: was what is missing promised?
     fn judge(&mut self, end: End) -> Result<(), FatalReason> {
         let at = self.position(end.place);
-        if self.bytes_after > 0 || self.damaged {
-            self.report.cut = Some(Cut {
+        // Whatever is neither zeros nor a leftover is told of, though most often it is no more than a torn write or the
+        // middle of a leftover: nothing tells those from a damaged chunk whose header is gone.
+        if end.reason.is_some() || self.bytes_after > 0 || self.damaged {
+            let cut = Cut {
                 file: at.file,
                 position: at.position,
                 reason: end.reason.unwrap_or(CutReason::Missing),
                 bytes_after: self.bytes_after,
                 damaged: self.damaged,
-            });
+            };
+            tracing::warn!(shard = %self.config.shard, ?cut, "the journal ends here; what follows is a torn write or damage");
+            self.report.cut = Some(cut);
         }
         if self.damaged {
             // What is named is what should be there.

@@ -172,7 +172,7 @@ impl Writer {
         urgency: Urgency,
     ) -> Result<Placed, AppendRefused> {
         let need = ENTRY_HEADER_BYTES + batch.len();
-        let (before, at) = self.open_for(now, need)?;
+        let before = self.open_for(now, need)?;
         let block = self.blocks.current();
         let len = u32::try_from(batch.len()).expect("a batch fits a file, whose sectors fit 32 bits");
         put_batch_header(block, before, partition, len);
@@ -180,9 +180,8 @@ impl Writer {
         let crc = close_batch(block);
         let entry = block.split().freeze();
         let bytes = entry.slice(ENTRY_HEADER_BYTES..);
-        let at = LogPosition { position: at.position + ENTRY_HEADER_BYTES as u64, ..at };
         let lsn = self.add(entry, crc, urgency);
-        Ok(Placed { bytes, at, marker: Marker(lsn.chunk), lsn })
+        Ok(Placed { bytes, marker: Marker(lsn.chunk), lsn })
     }
 
     pub fn note(
@@ -192,7 +191,7 @@ impl Writer {
         note: Note,
         urgency: Urgency,
     ) -> Result<Noted, AppendRefused> {
-        let (before, _) = self.open_for(now, NOTE_BYTES)?;
+        let before = self.open_for(now, NOTE_BYTES)?;
         let block = self.blocks.current();
         let crc = put_note(block, before, partition, note);
         let entry = block.split().freeze();
@@ -201,8 +200,8 @@ impl Writer {
     }
 
     /// Sees to it that an entry of `need` bytes may be appended and fits the open chunk. Says the CRC of the entry
-    /// before, and where this one goes.
-    fn open_for(&mut self, now: Instant, need: usize) -> Result<(u32, LogPosition), AppendRefused> {
+    /// before.
+    fn open_for(&mut self, now: Instant, need: usize) -> Result<u32, AppendRefused> {
         if self.stop != Stop::No {
             return Err(AppendRefused::NotReady);
         }
@@ -211,9 +210,7 @@ impl Writer {
             return Err(AppendRefused::Overloaded);
         }
         self.make_room(now, need)?;
-        let open = self.open.as_ref().expect("room was made in it");
-        let at = LogPosition { file: open.at.file, position: open.at.position + open.len as u64 };
-        Ok((open.last_crc, at))
+        Ok(self.open.as_ref().expect("room was made in it").last_crc)
     }
 
     /// Takes an entry that was written behind the others into the open chunk.

@@ -22,10 +22,14 @@ pub enum Sabotage {
     LostPuts,
     /// The checkpoint is reported as replaced and stays as it was.
     LostCheckpoints,
+    /// What compaction made is reported as synced and is not: it takes the place of segments that are.
+    NoCompactionSyncs,
+    /// One put in some of what compaction keeps, and with it the newest records of keys, is reported and never done.
+    LostCompactionPuts,
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::NoFolderSyncs,
         Self::LateSegmentSyncs,
         Self::NoSegmentSyncs,
@@ -35,6 +39,8 @@ impl Sabotage {
         Self::LostCuts,
         Self::LostPuts,
         Self::LostCheckpoints,
+        Self::NoCompactionSyncs,
+        Self::LostCompactionPuts,
     ];
 }
 
@@ -73,6 +79,14 @@ pub fn fate(sabotage: Option<Sabotage>, op: DiskOp, count: u64) -> Fate {
             Fate::Lost(DiskEvent::Done { op: *op, result: Ok(()) })
         }
         (DiskOp::Put { op, file: FileName::Segment(_), .. }, S::LostPuts) if count.is_multiple_of(7) => {
+            Fate::Lost(DiskEvent::Written { op: *op, result: Ok(()) })
+        }
+        (DiskOp::Sync { op, file: FileName::Segment(name) }, S::NoCompactionSyncs) if name.generation > 0 => {
+            Fate::Lost(DiskEvent::Synced { op: *op, result: Ok(()) })
+        }
+        (DiskOp::Put { op, file: FileName::Segment(name), position: 1.., .. }, S::LostCompactionPuts)
+            if name.generation > 0 && count.is_multiple_of(3) =>
+        {
             Fate::Lost(DiskEvent::Written { op: *op, result: Ok(()) })
         }
         _ => Fate::Done(op),

@@ -194,6 +194,9 @@ impl Job {
                 },
             };
             self.position = Some(position);
+            if self.is_through() {
+                return self.done(known);
+            }
             if position >= segment.bytes {
                 if segment.generation == 0 && self.end_before.is_some_and(|end| end != segment.end) {
                     return self.damaged(known, &segment, position, BadFrame::CutShort);
@@ -298,7 +301,8 @@ impl Job {
                 let mut count = entries.partition_point(|e| e.offset <= self.from);
                 if let Goal::Timestamp(timestamp_ms) = self.goal {
                     let older = entries.partition_point(|e| e.timestamp_before_ms < timestamp_ms);
-                    count = count.max(older);
+                    // What lies behind the end of the search need not be there.
+                    count = count.max(older).min(entries.partition_point(|e| e.offset < self.below));
                 }
                 if let Some(doubted) = self.doubted {
                     count = count.min(entries.partition_point(|e| e.position < doubted.position));
@@ -313,6 +317,16 @@ impl Job {
             self.end_before = Some(segment.base);
         }
         Some(self.hint.map_or(FIRST_FRAME, |entry| entry.position))
+    }
+
+    /// Whether it came to the end of what it may look at. A life before may have cut the file there already, by a
+    /// truncation that has yet to take effect in this one, so nothing behind it is expected or judged.
+    fn is_through(&mut self) -> bool {
+        let is_through = self.end_before.is_some_and(|end| end >= self.below);
+        if is_through && self.batches.is_empty() {
+            self.next = self.next.max(self.below);
+        }
+        is_through
     }
 
     fn next_segment(&mut self, segment: &SegmentMeta) {
@@ -369,6 +383,9 @@ impl Job {
             let position = scanner.position();
             self.position = Some(position);
             self.need = FRAME_PREFIX_BYTES;
+            if self.is_through() {
+                return Next::End;
+            }
             let frame = match scanner.scan() {
                 Scanned::Frame(frame) => frame,
                 Scanned::End => return Next::Elsewhere,

@@ -3,7 +3,8 @@
 //! Floor 1, pure; one [`Reader`] for each shard, owned by its storage. A read is a small walk: the segment's sparse
 //! index says where to begin, or a *cursor* does, which remembers where an earlier answer ended; then the file is read
 //! in *windows* of up to a MiB, whose frames are checked one by one. Answers share the memory of their windows.
-//! A reader that goes on where it ended gets the next window fetched before it asks.
+//! A reader that goes on where it ended gets the next window fetched before it asks. Windows keep a pace beside writes
+//! (`pace.rs`); what is small passes them, and those who wait for one get it in the order in which they came to wait.
 //!
 //! It never writes, never serves a byte that its checksums do not vouch for, never answers from a file that was
 //! forgotten or from behind the end that it was told, and never holds more windows and indexes than its budgets.
@@ -11,6 +12,7 @@
 mod cursors;
 mod indexes;
 mod job;
+mod pace;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -24,6 +26,7 @@ use bytes::Bytes;
 use self::cursors::Cursors;
 use self::indexes::Indexes;
 use self::job::{Goal, Job, JobId, Known, Walk};
+use self::pace::Pace;
 use self::turns::Turns;
 use self::windows::{Place, Windows};
 use super::Slot;
@@ -31,12 +34,15 @@ use super::disk::{DiskError, DiskEvent, DiskOp, FileName, OpNo, SegmentName};
 use super::segment::SegmentMeta;
 use super::segment::index::{INDEX_ENTRY_BYTES, INDEX_HEADER_BYTES, INTERVAL_BYTES, Index, IndexEntry};
 use crate::ids::{Map, Offset, PartitionId};
+use crate::time::Instant;
 
 /// The bounds of a shard's reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReaderConfig {
     /// Bytes of one read of a sequential reader. A batch that is larger is read as a whole.
     pub read_bytes: u32,
+    /// From so many bytes on a read gives way to writes.
+    pub bulk_bytes_min: u32,
     /// Bytes of windows that are kept or fetched ahead of their reader; one log gets up to an eighth of it. 0: none.
     pub ahead_bytes_max: usize,
     /// Bytes of indexes that are kept.
@@ -51,6 +57,7 @@ impl Default for ReaderConfig {
     fn default() -> Self {
         Self {
             read_bytes: 1024 * 1024,
+            bulk_bytes_min: 256 * 1024,
             ahead_bytes_max: 64 * 1024 * 1024,
             index_bytes_max: 16 * 1024 * 1024,
             reads_in_flight_max: 64,
@@ -165,6 +172,9 @@ pub struct Reader {
     active: usize,
     /// To be asked of the disk, for jobs with a turn. What nobody waits for any more is passed over.
     asked: VecDeque<Fetch>,
+    /// Likewise, what gives way to writes.
+    asked_bulk: VecDeque<Fetch>,
+    pace: Pace,
     /// To be asked of the disk ahead of a reader, within the budget of windows.
     asked_ahead: VecDeque<Fetch>,
     /// At most `reads_in_flight_max`.
@@ -180,6 +190,8 @@ struct Fetch {
     what: What,
     serial: u64,
     is_ahead: bool,
+    /// It gives way to writes.
+    is_bulk: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -217,6 +229,8 @@ impl Reader {
             turns: Turns::default(),
             active: 0,
             asked: VecDeque::new(),
+            asked_bulk: VecDeque::new(),
+            pace: Pace::default(),
             asked_ahead: VecDeque::new(),
             in_flight: Map::default(),
             ahead_in_flight: 0,
@@ -288,10 +302,13 @@ impl Reader {
     }
 
     /// Takes what became of an operation. `true`: it was one of this reader.
-    pub fn handle(&mut self, event: &DiskEvent) -> bool {
+    pub fn handle(&mut self, now: Instant, event: &DiskEvent) -> bool {
         let DiskEvent::Read { op, result } = event else { return false };
         let Some(fetch) = self.in_flight.remove(op) else { return false };
         self.ahead_in_flight -= usize::from(fetch.is_ahead);
+        if fetch.is_bulk {
+            self.pace.on_read_done(now);
+        }
         if let Ok(bytes) = result {
             self.known.stats.disk_bytes += bytes.len() as u64;
         }
@@ -304,12 +321,15 @@ impl Reader {
     }
 
     /// The next operation for the disk, numbered by `number`.
-    pub fn poll_op(&mut self, number: impl FnOnce() -> OpNo) -> Option<DiskOp> {
-        let (fetch, file, position, len) = self.next_fetch()?;
+    pub fn poll_op(&mut self, now: Instant, number: impl FnOnce() -> OpNo) -> Option<DiskOp> {
+        let (fetch, file, position, len) = self.next_fetch(now)?;
         let op = number();
         let before = self.in_flight.insert(op, fetch);
         assert!(before.is_none(), "each operation has its own number");
         self.ahead_in_flight += usize::from(fetch.is_ahead);
+        if fetch.is_bulk {
+            self.pace.on_read(now);
+        }
         self.known.stats.disk_reads += 1;
         Some(DiskOp::Read { op, file, position, len })
     }
@@ -373,23 +393,22 @@ impl Reader {
             }
             Walk::Coming(place) => {
                 // It may have been asked for ahead, and wait behind others for that.
-                if let Some(serial) = self.known.windows.wait(place, id) {
-                    self.asked.push_back(Fetch { what: What::Window(place), serial, is_ahead: false });
+                if let Some((serial, len)) = self.known.windows.wait(place, id) {
+                    self.ask(What::Window(place), serial, u64::from(len));
                 }
             }
             Walk::Window(place, len) => {
                 self.last_serial += 1;
                 let serial = self.last_serial;
                 self.known.windows.expect(place, serial, len, id);
-                self.asked.push_back(Fetch { what: What::Window(place), serial, is_ahead: false });
+                self.ask(What::Window(place), serial, u64::from(len));
             }
             Walk::Index(name) => {
                 let segment_bytes = job.segment_bytes(name);
                 self.last_serial += 1;
                 let serial = self.last_serial;
                 if self.known.indexes.wait(name, serial, id) {
-                    let what = What::Index(name, segment_bytes);
-                    self.asked.push_back(Fetch { what, serial, is_ahead: false });
+                    self.ask(What::Index(name, segment_bytes), serial, index_bytes_max(segment_bytes));
                 }
             }
         }
@@ -403,7 +422,9 @@ impl Reader {
             let serial = self.last_serial;
             if self.known.windows.expect_ahead(place, serial, len) {
                 self.known.stats.ahead_reads += 1;
-                self.asked_ahead.push_back(Fetch { what: What::Window(place), serial, is_ahead: true });
+                let is_bulk = len >= self.config.bulk_bytes_min;
+                let fetch = Fetch { what: What::Window(place), serial, is_ahead: true, is_bulk };
+                self.asked_ahead.push_back(fetch);
             }
         }
         self.done.push_back(Done { ticket: job.ticket, result });
@@ -490,18 +511,27 @@ impl Reader {
         }
     }
 
-    fn next_fetch(&mut self) -> Option<(Fetch, FileName, u64, u32)> {
+    /// Queues what a job with its turn waits for.
+    fn ask(&mut self, what: What, serial: u64, len: u64) {
+        let is_bulk = len >= u64::from(self.config.bulk_bytes_min);
+        let queue = if is_bulk { &mut self.asked_bulk } else { &mut self.asked };
+        queue.push_back(Fetch { what, serial, is_ahead: false, is_bulk });
+    }
+
+    fn next_fetch(&mut self, now: Instant) -> Option<(Fetch, FileName, u64, u32)> {
         if self.in_flight.len() >= self.config.reads_in_flight_max {
             return None;
         }
         // What is read ahead leaves half of the disk's turns to those who wait.
         let ahead_max = self.config.reads_in_flight_max.div_ceil(2);
+        let may_read_bulk = self.pace.may_read(now);
         loop {
-            let fetch = match self.asked.pop_front() {
-                Some(fetch) => fetch,
-                None if self.ahead_in_flight < ahead_max => self.asked_ahead.pop_front()?,
-                None => return None,
-            };
+            let queues = [&mut self.asked, &mut self.asked_bulk, &mut self.asked_ahead];
+            let allowed = [true, may_read_bulk, may_read_bulk && self.ahead_in_flight < ahead_max];
+            let fetch = queues
+                .into_iter()
+                .zip(allowed)
+                .find_map(|(queue, is_allowed)| if is_allowed { queue.pop_front() } else { None })?;
             match fetch.what {
                 What::Window(place) => {
                     if let Some(coming) = self.known.windows.coming(place, fetch.serial)
@@ -512,14 +542,37 @@ impl Reader {
                 }
                 What::Index(name, segment_bytes) => {
                     if self.known.indexes.is_loading(name, fetch.serial) {
-                        // There are no more entries than that.
-                        let entries = segment_bytes / INTERVAL_BYTES + 1;
-                        let len = INDEX_HEADER_BYTES as u64 + entries * INDEX_ENTRY_BYTES as u64;
-                        let len = u32::try_from(len).unwrap_or(u32::MAX);
+                        let len = u32::try_from(index_bytes_max(segment_bytes)).unwrap_or(u32::MAX);
                         return Some((fetch, FileName::Index(name), 0, len));
                     }
                 }
             }
         }
     }
+
+    /// When bulk reads that wait may go on.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let waits = !self.asked_bulk.is_empty() || !self.asked_ahead.is_empty();
+        if waits { self.pace.due(now) } else { None }
+    }
+
+    /// The shard asks the disk for something that is no read.
+    pub fn on_write(&mut self, now: Instant) {
+        self.pace.on_write(now);
+    }
+
+    /// An operation of [`Self::on_write`] ended.
+    pub fn on_written(&mut self, now: Instant) {
+        self.pace.on_written(now);
+    }
+
+    /// Whether what was written to the journal waits too long to be moved.
+    pub fn note_behind(&mut self, is_behind: bool) {
+        self.pace.note_behind(is_behind);
+    }
+}
+
+/// The longest that the index of a segment with so many bytes can be.
+fn index_bytes_max(segment_bytes: u64) -> u64 {
+    INDEX_HEADER_BYTES as u64 + (segment_bytes / INTERVAL_BYTES + 1) * INDEX_ENTRY_BYTES as u64
 }

@@ -126,7 +126,7 @@ fn more_sequential_readers_than_windows_do_not_read_twice() {
     // Room for eight windows, and sixteen readers.
     let config = ReaderConfig { ahead_bytes_max: 64 * 1024, ..small() };
     let mut files = Files::new();
-    let logs: Vec<Log> = (0..16).map(|i| Log::simple(&mut files, i, 200, 512)).collect();
+    let logs: Vec<Log> = (0..16).map(|i| Log::simple(&mut files, i, 1000, 512)).collect();
     let total: u64 = logs.iter().map(|log| log.segments[0].bytes).sum();
     let mut rig = Rig::new(config, files);
     let mut from = [0; 16];
@@ -153,6 +153,79 @@ fn a_log_with_many_reads_does_not_starve_another() {
     assert!(place <= 2, "{:?}", rig.order);
     let of_busy: Vec<u64> = rig.order.iter().copied().filter(|t| *t != late).collect();
     assert_eq!(of_busy, tickets, "the reads of one log come as they were asked");
+}
+
+/// Logs of 1000 batches of about 600 bytes, and a reader of theirs beside writes.
+fn rig_beside_writes(logs: u32) -> (Rig, Vec<Log>) {
+    let mut files = Files::new();
+    let logs = (0..logs).map(|i| Log::simple(&mut files, i, 1000, 512)).collect();
+    let mut rig = Rig::new(ReaderConfig { ahead_bytes_max: 256 * 1024, ..small() }, files);
+    rig.reader.on_write(Instant::ZERO);
+    (rig, logs)
+}
+
+/// Lets the time pass that the reader asks for.
+fn pause(rig: &mut Rig) {
+    let due = rig.reader.poll_timeout(rig.now).expect("reads wait for the time");
+    assert!(due > rig.now);
+    rig.now = due;
+    rig.poll();
+}
+
+#[test]
+fn beside_writes_windows_come_one_at_a_time_and_in_turn() {
+    let (mut rig, logs) = rig_beside_writes(4);
+    let mut from = [0; 4];
+    let mut tickets: Vec<u64> = logs.iter().map(|log| rig.begin(log, ask(0, 8192))).collect();
+    let mut served = [0_u32; 4];
+    let mut windows = 0;
+    while served.iter().sum::<u32>() < 40 {
+        if rig.in_flight.is_empty() {
+            pause(&mut rig);
+        }
+        assert_eq!(rig.in_flight.len(), 1, "one at a time");
+        windows += 1;
+        rig.now = rig.now + std::time::Duration::from_micros(100);
+        rig.complete(0);
+        for (i, log) in logs.iter().enumerate() {
+            if let Some(done) = rig.done.remove(&tickets[i]) {
+                from[i] = done.unwrap().next.0;
+                served[i] += 1;
+                tickets[i] = rig.begin(log, ask(from[i], 8192));
+            }
+        }
+        let (least, most) = (served.iter().min().unwrap(), served.iter().max().unwrap());
+        assert!(most - least <= 2, "{served:?}");
+    }
+    assert!(windows <= 48, "{windows} windows for 40 answers");
+    // 100 us of each 300 us are for reads.
+    assert!(rig.now < Instant::from_nanos(windows * 300_000 + 100_000), "{:?}", rig.now);
+}
+
+#[test]
+fn what_is_small_does_not_wait_for_windows() {
+    let (mut rig, logs) = rig_beside_writes(3);
+    rig.begin(&logs[0], ask(0, 8192));
+    rig.begin(&logs[1], ask(0, 8192));
+    assert_eq!(rig.in_flight.len(), 1, "a window is under way, another waits");
+    rig.begin(&logs[2], ask(900, 600));
+    let DiskOp::Read { file, .. } = rig.in_flight[1] else { panic!("it reads only") };
+    assert!(matches!(file, FileName::Index(_)), "{file}");
+}
+
+#[test]
+fn without_writes_windows_come_as_many_at_a_time_as_there_may_be() {
+    let (mut rig, logs) = rig_beside_writes(4);
+    for log in &logs {
+        rig.begin(log, ask(0, 8192));
+    }
+    assert_eq!(rig.in_flight.len(), 1);
+    assert_eq!(rig.reader.poll_timeout(rig.now), None, "the read ends first");
+    rig.reader.on_written(rig.now);
+    pause(&mut rig);
+    assert_eq!(rig.in_flight.len(), 4);
+    rig.run();
+    assert_eq!(rig.done.len(), 4);
 }
 
 #[test]

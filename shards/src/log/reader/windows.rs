@@ -161,14 +161,14 @@ impl Windows {
         }
     }
 
-    /// Has a job wait for a window on its way; its serial if the disk has not been asked yet.
-    pub fn wait(&mut self, place: Place, job: JobId) -> Option<u64> {
+    /// Has a job wait for a window on its way; its serial and length if the disk has not been asked yet.
+    pub fn wait(&mut self, place: Place, job: JobId) -> Option<(u64, u32)> {
         let Some(Window::Coming(coming)) = self.all.get_mut(&place) else {
             unreachable!("a job waits for what is on its way")
         };
         self.ahead_hits += u64::from(coming.is_ahead && coming.waiters.is_empty());
         coming.waiters.push(job);
-        (!coming.is_issued).then_some(coming.serial)
+        (!coming.is_issued).then_some((coming.serial, coming.len))
     }
 
     /// Takes the bytes of a window that was on its way, `None` if it failed, and keeps them if there is room. Who waited.

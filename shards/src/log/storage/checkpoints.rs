@@ -23,6 +23,9 @@ use crate::time::Instant;
 
 /// Logs that are looked at in one turn.
 const LOGS_PER_TURN: usize = 256;
+/// How long after a checkpoint the next one waits that releases less than the bound on what a start reads may ask for:
+/// what came while the last one was made, when little more comes.
+const REST_MAX: Duration = Duration::from_secs(5);
 /// How long the files of compacted segments wait for a checkpoint before one is made for their sake.
 const DOOMED_MAX: Duration = Duration::from_secs(60);
 
@@ -35,6 +38,10 @@ pub(super) struct Checkpoints {
     live_then: u64,
     /// What was flushed when the last one began.
     flushed_then: u64,
+    /// When the last one was there.
+    ended: Instant,
+    /// When one is due for the sake of what is left above the bound and can be released.
+    rest_at: Option<Instant>,
     /// The one under way began when nothing was left to come.
     is_last: bool,
     /// Nothing is appended before there is one.
@@ -44,11 +51,18 @@ pub(super) struct Checkpoints {
     /// Partitions that were dropped after they were encoded by the one under way: a new log of theirs is not encoded.
     replaced: BTreeSet<PartitionId>,
     /// Files of compacted segments that stand in the checkpoint that is there, and in no log any more.
-    doomed: Vec<SegmentName>,
+    doomed: Vec<Doomed>,
     /// Those of them that the one under way does not name.
-    removable: Vec<SegmentName>,
+    removable: Vec<Doomed>,
     /// Since when the oldest of the doomed ones is.
     doomed_since: Option<Instant>,
+}
+
+/// A file that waits to be removed: what it was of a log.
+#[derive(Clone, Copy, Debug)]
+struct Doomed {
+    name: SegmentName,
+    end: Offset,
 }
 
 #[derive(Debug, Default)]
@@ -122,22 +136,31 @@ impl Checkpoints {
             self.replaced.insert(partition);
         }
         // They go with their folder, which may be made anew.
-        self.doomed.retain(|name| name.partition != partition);
-        self.removable.retain(|name| name.partition != partition);
+        self.doomed.retain(|old| old.name.partition != partition);
+        self.removable.retain(|old| old.name.partition != partition);
     }
 
-    /// A segment that is in no log any more may be removed once a checkpoint does not name it.
-    pub fn doom(&mut self, now: Instant, name: SegmentName) {
-        self.doomed.push(name);
+    /// A segment that is in no log any more, and ended there, may be removed once a checkpoint does not name it.
+    pub fn doom(&mut self, now: Instant, name: SegmentName, end: Offset) {
+        self.doomed.push(Doomed { name, end });
         self.doomed_since.get_or_insert(now);
     }
 
-    /// Files of the partition that wait to be removed, as far as they begin at `end` or behind it: the log ends there
-    /// and may make files of the same names.
-    pub fn take_doomed(&mut self, partition: PartitionId, end: Offset) -> impl Iterator<Item = FileName> {
+    /// Files of the partition that wait to be removed, as far as a note takes away all that they held, so that a start from
+    /// the checkpoint that names them does without. Those behind the log's end must not be in the way of files of the same
+    /// names. Those before its start are to be gone for good with the ones that replaced them, before the journal forgets
+    /// the note: one that came back would show a start, and behind it a hole, to a start without a checkpoint.
+    pub fn take_doomed(
+        &mut self,
+        partition: PartitionId,
+        (start, end): (Offset, Offset),
+    ) -> impl Iterator<Item = FileName> {
         let mut taken = Vec::new();
         for names in [&mut self.doomed, &mut self.removable] {
-            taken.extend(names.extract_if(.., |name| name.partition == partition && name.base >= end));
+            let is_taken = |old: &mut Doomed| {
+                old.name.partition == partition && (old.name.base >= end || old.end <= start)
+            };
+            taken.extend(names.extract_if(.., is_taken).map(|old| old.name));
         }
         taken.into_iter().flat_map(|name| [FileName::Segment(name), FileName::Index(name)])
     }
@@ -173,11 +196,15 @@ impl Storage {
     fn begin_checkpoint(&mut self) {
         let live = self.journal.as_ref().map_or(0, |journal| journal.live_bytes());
         let bytes = self.config.checkpoint_bytes;
+        let is_above = live >= bytes && self.flushed > self.checkpoints.flushed_then;
+        let rest_at = is_above.then(|| self.checkpoints.ended + REST_MAX);
+        self.checkpoints.rest_at = rest_at;
         // Whole files are released: what is left of the last one may be nearly enough by itself.
         let is_near_end = live >= self.config.journal_bytes_max / 2;
         let is_due = self.checkpoints.is_needed
             || (live >= bytes && live >= self.checkpoints.live_then.saturating_add(bytes / 4))
             || (is_near_end && self.flushed > self.checkpoints.flushed_then)
+            || rest_at.is_some_and(|at| at <= self.now)
             || self.checkpoints.doom_due().is_some_and(|at| at <= self.now);
         let is_settling = self.stop == Stop::Settling && !self.checkpoints.is_clean;
         let may = (self.stop == Stop::No && is_due) || (is_settling && !self.is_cleaning_up());
@@ -195,6 +222,7 @@ impl Storage {
         self.checkpoints.flushed_then = self.flushed;
         self.checkpoints.number += 1;
         self.checkpoints.replaced.clear();
+        self.checkpoints.rest_at = None;
         self.checkpoints.state = State::Moving { target };
     }
 
@@ -203,10 +231,13 @@ impl Storage {
         !self.checkpoints.is_last || (self.untidy.is_empty() && self.works == 0 && self.removing.is_empty())
     }
 
-    /// When a checkpoint begins so that files can be removed.
-    pub(super) fn removal_due(&self) -> Option<Instant> {
+    /// When a checkpoint begins that no entry brings about.
+    pub(super) fn checkpoint_due(&self) -> Option<Instant> {
         let may = self.is_running() && self.stop == Stop::No && self.no_space_until.is_none();
-        self.checkpoints.doom_due().filter(|_| may && matches!(self.checkpoints.state, State::Idle))
+        if !may || !matches!(self.checkpoints.state, State::Idle) {
+            return None;
+        }
+        [self.checkpoints.doom_due(), self.checkpoints.rest_at].into_iter().flatten().min()
     }
 
     fn begin_syncs(&mut self, first: Option<Lsn>) {
@@ -355,7 +386,13 @@ impl Storage {
     /// nothing is known but that it is so up to this entry.
     fn encode_tombs(&mut self, encoder: &mut Encoder, noted: &mut Lsn) {
         let number = self.checkpoints.number;
+        let unnoted = self.undropped.iter().filter_map(|&slot| self.log(slot));
+        let unnoted: BTreeSet<PartitionId> = unnoted.map(|log| log.partition).collect();
         for (&partition, &lsn) in &self.tombs {
+            // Behind a clean end nothing is replayed: only what the journal was not told need be said there.
+            if self.checkpoints.is_last && !unnoted.contains(&partition) {
+                continue;
+            }
             let log = self.by_id.get(&partition).and_then(|&slot| self.log(slot));
             let is_encoded = log.is_some_and(|log| log.checkpointed == number)
                 || self.checkpoints.replaced.contains(&partition);
@@ -481,12 +518,13 @@ impl Storage {
         let journal = self.journal.as_mut().expect("a running log has a journal");
         journal.release(resume);
         self.checkpoints.live_then = journal.live_bytes();
+        self.checkpoints.ended = self.now;
         let first_chunk = match resume {
             Resume::From { sequence, .. } | Resume::Clean { sequence, .. } => sequence,
         };
         let removing = &self.removing;
         self.tombs.retain(|partition, lsn| lsn.chunk >= first_chunk || removing.contains_key(partition));
-        for name in std::mem::take(&mut self.checkpoints.removable) {
+        for Doomed { name, .. } in std::mem::take(&mut self.checkpoints.removable) {
             self.reader.forget(name);
             for file in [FileName::Segment(name), FileName::Index(name)] {
                 self.ask(UnderWay::RemoveOld(name), |op| DiskOp::Remove { op, file });

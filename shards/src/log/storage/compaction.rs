@@ -223,6 +223,14 @@ impl Storage {
         Some(Instant::ZERO + Duration::from_millis(ms))
     }
 
+    /// A log is to be looked at that was not when this turn began.
+    pub(super) fn has_new_looks(&self) -> bool {
+        let is_new = |(at, _): &(i64, Slot)| *at == i64::MIN;
+        self.may_compact()
+            && !self.compactions.is_busy()
+            && self.compactions.later.first().is_some_and(is_new)
+    }
+
     /// Goes on with the job, or begins one.
     pub(super) fn step_compaction(&mut self, noted: &dyn Noted) {
         if !self.is_running() {
@@ -361,14 +369,15 @@ impl Storage {
             && log.segments.iter().zip(&done.replaced).all(|(segment, &old)| log.name(segment) == old);
         assert!(is_as_before, "segments do not change under a job");
         let before = (log.segments.len(), log.segment_bytes);
+        let ends: Vec<Offset> = log.segments[..count].iter().map(|segment| segment.end).collect();
         log.segments.splice(..count, done.by.iter().copied());
         log.recount();
         log.cleaned = done.cleaned;
         let after = (log.segments.len(), log.segment_bytes);
         let partition = log.partition;
-        for &name in &done.replaced {
+        for (&name, &end) in done.replaced.iter().zip(&ends) {
             self.reader.forget(name);
-            self.checkpoints.doom(now, name);
+            self.checkpoints.doom(now, name, end);
         }
         self.counts.segments = self.counts.segments + after.0 as u64 - before.0 as u64;
         self.counts.segment_bytes = self.counts.segment_bytes + after.1 - before.1;

@@ -524,6 +524,9 @@ impl Storage {
         if matches!(self.phase, Phase::Failed) {
             return;
         }
+        if !matches!(event, DiskEvent::Read { .. }) {
+            self.reader.on_written(now);
+        }
         if event.op() >= OPS_FROM {
             if let Some(journal) = &mut self.journal {
                 journal.handle(now, event);
@@ -531,7 +534,7 @@ impl Storage {
         } else if let Some(what) = self.under_way.remove(&event.op()) {
             self.on_done(what, event);
         } else if !self.compactions.handle(&event) {
-            self.reader.handle(&event);
+            self.reader.handle(now, &event);
         }
         self.go_on();
     }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use super::log::{GrowingIndex, IndexState, Log, Noticed, Tidy};
 use super::work::{Amend, Amendment, Growth, Limits, Seek, Then, Work, prepare_move};
 use super::{Phase, Stop, Storage, UnderWay};
+use crate::ids::Offset;
 use crate::log::disk::{DiskOp, FileName};
 use crate::log::segment::SegmentMeta;
 use crate::log::segment::format::SEGMENT_HEADER_BYTES;
@@ -254,8 +255,13 @@ impl Storage {
             todo.push_back(Amendment::Remove(FileName::Segment(name)));
             todo.push_back(Amendment::Remove(FileName::Index(name)));
         }
-        if let Then::Noted { end, .. } = &then {
-            todo.extend(self.checkpoints.take_doomed(log.partition, *end).map(Amendment::Remove));
+        if let &Then::Noted { end, .. } = &then {
+            // Of this note: what an earlier one took away, the checkpoint that is there may count on again.
+            let start = match log.notes.front() {
+                Some(Noticed { note: Note::Started { start }, .. }) => *start,
+                _ => Offset::ZERO,
+            };
+            todo.extend(self.checkpoints.take_doomed(log.partition, (start, end)).map(Amendment::Remove));
         }
         if todo.is_empty() {
             self.amended(slot, then);

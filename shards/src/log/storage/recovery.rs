@@ -37,6 +37,8 @@ pub(super) struct Recovery {
     noted: Vec<Lsn>,
     /// Rebuilt logs of which the journal had a batch.
     met: BTreeSet<Slot>,
+    /// Partitions that are gone as the checkpoint says, and of which the journal had no note of that so far.
+    told: BTreeSet<PartitionId>,
     /// Where logs miss batches, ascending.
     holes: BTreeMap<Slot, Vec<Hole>>,
     entries: u64,
@@ -175,7 +177,7 @@ impl Storage {
         }
     }
 
-    /// Segments were found: it is not a new log that begins.
+    /// Segments were found, or a journal that goes on from what was deleted: it is not a new log that begins.
     pub(super) fn is_rebuilt(&mut self) {
         self.recovery().expect("rebuilding is recovering").start = Start::Rebuilt;
     }
@@ -189,6 +191,7 @@ impl Storage {
     pub(super) fn restore(&mut self, mut state: LogState, holes: Vec<Hole>) {
         if is_tomb(&state) {
             self.tombs.insert(state.partition, state.moved);
+            self.recovery().expect("logs are restored in recovery").told.insert(state.partition);
             return;
         }
         let mut log = Log::new(state.partition, state.moved);
@@ -270,6 +273,7 @@ impl Storage {
         self.events.push_back(StorageEvent::ReplayedBatch { slot, header: *header, base, is_noted });
         if base > end && is_unknown {
             // Of a log without segments nothing is known from before: it starts here.
+            self.is_rebuilt();
             let log = self.log_mut(slot).expect("it was just found");
             (log.start, log.moved.start, log.moved.end) = (base, base, base);
             let note = Note::Started { start: base };
@@ -280,7 +284,8 @@ impl Storage {
     /// Cuts a rebuilt log where its first batch in the journal belongs. Whether it was rebuilt, and this is the first.
     fn meet(&mut self, slot: Slot, base: Offset, lsn: Lsn) -> bool {
         let recovery = self.recovery().expect("entries are replayed in recovery");
-        if recovery.start != Start::Rebuilt || !recovery.met.insert(slot) {
+        // Without a checkpoint and without segments it looks new until the journal shows that it is not.
+        if !matches!(recovery.start, Start::Rebuilt | Start::New) || !recovery.met.insert(slot) {
             return false;
         }
         let log = self.log(slot).expect("the caller found it");
@@ -305,9 +310,12 @@ impl Storage {
 
     pub(super) fn replay_note(&mut self, partition: PartitionId, note: Note, lsn: Lsn) {
         self.flushed = self.flushed.max(lsn.chunk);
-        if note == Note::Dropped && self.slot(partition).is_none() {
-            self.tombs.insert(partition, lsn);
-            return;
+        if note == Note::Dropped {
+            self.recovery().expect("entries are replayed in recovery").told.remove(&partition);
+            if self.slot(partition).is_none() {
+                self.tombs.insert(partition, lsn);
+                return;
+            }
         }
         let Some(slot) = self.replayed_log(partition, lsn) else { return };
         let recovery = self.recovery().expect("entries are replayed in recovery");
@@ -322,7 +330,7 @@ impl Storage {
         let Phase::Recovering(recovery) = std::mem::replace(&mut self.phase, Phase::Running) else {
             unreachable!("the journal is recovered once");
         };
-        let Recovery { start, holes, entries, .. } = *recovery;
+        let Recovery { start, holes, entries, told, .. } = *recovery;
         let Some(damaged) = self.judge(&holes) else { return };
         self.is_clean_start = start == Start::Clean && report.chunks == 0;
         let start = if start == Start::Clean && !self.is_clean_start { Start::Checkpoint } else { start };
@@ -338,11 +346,17 @@ impl Storage {
             let ghosts: Vec<PartitionId> =
                 self.tombs.keys().copied().filter(|partition| self.is_ghost(partition)).collect();
             for partition in ghosts {
+                if told.contains(&partition) {
+                    self.drop_again(partition);
+                    continue;
+                }
                 self.removing.entry(partition).or_default().logs.push_back(None);
                 let what = UnderWay::RemoveGhost(partition);
                 self.ask(what, |op| DiskOp::RemoveFolder { op, partition });
             }
         }
+        // Without room they are written as soon as there is some.
+        let _ = self.write_drops();
         for &(slot, end) in &damaged {
             let note = Note::Truncated { end };
             if self.note(self.now, slot, note).is_ok() {
@@ -363,6 +377,17 @@ impl Storage {
     /// Whether the partition is gone since an earlier life, which may have left its folder.
     fn is_ghost(&self, partition: &PartitionId) -> bool {
         self.slot(*partition).is_none() && !self.removing.contains_key(partition)
+    }
+
+    /// The journal may know nothing of the partition's end, since it had no room for the note: a start without the
+    /// checkpoint would find the log as it was, and take what a later one has for its continuation. So the note is written
+    /// before anything else is appended, and the folder goes when it is durable.
+    fn drop_again(&mut self, partition: PartitionId) {
+        let gone = self.tombs.get(&partition).copied().unwrap_or(Lsn::ZERO);
+        let slot = self.add(Log::new(partition, gone));
+        self.by_id.remove(&partition);
+        self.log_mut(slot).expect("it was just added").is_hidden = true;
+        self.undropped.push_back(slot);
     }
 
     /// The journal lost its end, as configured, and numbers its entries from there again.

@@ -9,6 +9,16 @@ impl Storage {
     /// The next operation for the disk. Drain events, then operations, after every batch of inputs, until there is
     /// neither: this is the journal's group commit point.
     pub fn poll_op(&mut self, now: Instant, noted: &dyn Noted) -> Option<DiskOp> {
+        let op = self.poll_any_op(now, noted);
+        if let Some(op) = &op
+            && !matches!(op, DiskOp::Read { .. })
+        {
+            self.reader.on_write(now);
+        }
+        op
+    }
+
+    fn poll_any_op(&mut self, now: Instant, noted: &dyn Noted) -> Option<DiskOp> {
         self.now = now;
         if matches!(self.phase, Phase::Failed) {
             return None;
@@ -20,6 +30,10 @@ impl Storage {
         self.step_recovery();
         self.step_compaction(noted);
         self.begin_works();
+        if self.has_new_looks() {
+            // A note took effect without the disk.
+            self.step_compaction(noted);
+        }
         if self.is_running() {
             self.retain(noted);
             self.step_checkpoint(noted);
@@ -49,8 +63,9 @@ impl Storage {
     }
 
     fn poll_reader_op(&mut self) -> Option<DiskOp> {
+        self.reader.note_behind(self.unmoved_bytes > self.config.unmoved_bytes_soft);
         let next = &mut self.last_op;
-        let op = self.reader.poll_op(|| {
+        let op = self.reader.poll_op(self.now, || {
             *next += 1;
             crate::log::disk::OpNo(*next)
         });
@@ -66,7 +81,8 @@ impl Storage {
         let journal = self.journal.as_ref().and_then(|journal| journal.poll_timeout());
         // The rest of the logs is encoded in turns, so that what came meanwhile is not held up.
         let turn = self.checkpoint_has_turn().then_some(self.now);
-        let others = [self.retention_due(), self.compaction_due(), self.removal_due()];
+        let reads = self.reader.poll_timeout(self.now);
+        let others = [reads, self.retention_due(), self.compaction_due(), self.checkpoint_due()];
         [journal, self.no_space_until, turn].into_iter().chain(others).flatten().min()
     }
 
@@ -93,7 +109,7 @@ impl Storage {
     pub(super) fn pump(&mut self) {
         while let Some(event) = self.journal.as_mut().and_then(|journal| journal.poll_event()) {
             match event {
-                JournalEvent::Replayed { partition, header, base, lsn, bytes, .. } => {
+                JournalEvent::Replayed { partition, header, base, lsn, bytes } => {
                     self.replay_batch(partition, &header, base, lsn, bytes);
                 }
                 JournalEvent::ReplayedNote { partition, note, lsn } => {
@@ -106,7 +122,6 @@ impl Storage {
                 }
                 JournalEvent::BacklogCleared => self.events.push_back(StorageEvent::BacklogCleared),
                 JournalEvent::Room => self.on_room(),
-                JournalEvent::Read { .. } => unreachable!("the journal is read in recovery only"),
                 JournalEvent::Stopped => self.on_journal_stopped(),
                 JournalEvent::Fatal(reason) => {
                     self.fail(reason);

@@ -37,8 +37,8 @@ pub fn check_journal(config: &StorageConfig, most: u64, bytes: u64) -> Verdict {
 
 /// After a time without work; `live_bytes` are those of the journal that a start would read.
 pub fn check_idle(config: &StorageConfig, stats: &StorageStats, logs: u64, live_bytes: u64) -> Verdict {
-    // A checkpoint leaves what came while it was made; the next one begins a quarter of the bound later.
-    let most = 2 * config.checkpoint_bytes + config.journal.file_bytes * 5;
+    // Whole files are released, and one is being filled.
+    let most = config.checkpoint_bytes + config.journal.file_bytes * 5;
     if live_bytes > most {
         return Err(broken(
             NAME,

@@ -51,24 +51,25 @@ pub fn cuts(
 fn fit(p: &Partition, storage: &Storage, start: Start, is_known: bool, cut: u64) -> Result<(), String> {
     let slot = storage.slot(p.id);
     let o = p.history.outline(cut, slot.is_none());
+    let retained = p.history.open_starts(o.drops);
+    let starts: Vec<u64> = retained.map(|r| r.max(o.start)).chain([o.start]).collect();
+    let most = starts.iter().copied().max().expect("one is there");
     let Some(slot) = slot else {
-        // Without a checkpoint, a log is known by what it holds.
-        let is_empty = o.end == 0 || start == Start::Rebuilt && o.start == o.end;
+        // Without a checkpoint, a log is known by what it holds. Where in the journal a start stands that retention
+        // announced is not known here, so the log may be empty by it: files only go once it is durable.
+        let is_empty = o.end == 0 || start == Start::Rebuilt && most >= o.end;
         return if is_empty { Ok(()) } else { Err(format!("{o:?} is expected, nothing is there")) };
     };
     let (found, end) = (storage.start(slot), storage.end(slot));
     let (Some(Offset(found)), Some(Offset(end))) = (found, end) else {
         return Err("a log that is listed has no start or no end".into());
     };
-    if start == Start::Rebuilt && o.start == o.end && end == 0 {
+    if start == Start::Rebuilt && most >= o.end && end == 0 {
         return Ok(());
     }
     if end != o.end {
         return Err(format!("{o:?} is expected, the log is {found}..{end}"));
     }
-    let retained = p.history.open_starts(o.drops);
-    let starts: Vec<u64> = retained.map(|r| r.max(o.start)).chain([o.start]).collect();
-    let most = starts.iter().copied().max().expect("one is there");
     // Without a checkpoint, deleted records may come back: what deleted them is known by nothing but the journal.
     // And what compaction left nothing of is not known of either: whether it may be gone is seen when it is read.
     let is_rebuilt = start == Start::Rebuilt || p.may_start_behind;

@@ -6,7 +6,7 @@ use crate::log::chunk::ChunkHeader;
 use crate::log::random::Random;
 
 /// Chunks of two sectors, each of one batch, each flushed; a file holds seven.
-fn fill(rig: &mut Rig, n: usize) {
+pub fn fill(rig: &mut Rig, n: usize) {
     for _ in 0..n {
         rig.sync(5000);
         rig.run();
@@ -14,7 +14,7 @@ fn fill(rig: &mut Rig, n: usize) {
 }
 
 /// A journal whose every file was another one before, right behind a checkpoint.
-fn recycled() -> Rig {
+pub fn recycled() -> Rig {
     let mut rig = Rig::running();
     for _ in 0..10 {
         fill(&mut rig, 7);
@@ -74,7 +74,8 @@ fn steady_use_writes_released_files_again_and_zeroes_none() {
     assert_eq!(rig.flushed, rig.log.len());
     rig.lose_power(1);
     rig.restart();
-    assert_eq!(rig.report.unwrap().cut, None);
+    // What the file held before lies behind the end, and may be the middle of a chunk.
+    assert!(rig.report.unwrap().cut.is_none_or(|cut| !cut.damaged && cut.bytes_after == 0));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 
 use super::super::*;
+use super::checkpoint::{fill, recycled};
 use super::model::op_no;
 use super::rig::*;
 use crate::log::random::Random;
@@ -510,4 +511,44 @@ fn first_chunk_of_a_file_counts_only_with_the_header_it_was_written_with() {
     rig.flushed = 7;
     rig.restart();
     assert_eq!((rig.replayed.len(), rig.report.unwrap().cut.unwrap().reason), (7, CutReason::FileHeader));
+}
+
+/// Flips bit by bit of the last chunk, which holds three batches, and starts after each.
+fn flip_the_last_chunk(mut rig: Rig) {
+    for _ in 0..3 {
+        rig.append(60, Urgency::Lazy).unwrap();
+    }
+    rig.sync(60);
+    rig.run();
+    let all = rig.log.len();
+    assert_eq!(rig.flushed, all);
+    let last = rig.log[all - 1].lsn.chunk;
+    let kept = rig.log.partition_point(|logged| logged.lsn.chunk < last);
+    let at = rig.at(all - 1);
+    let (log, disk, released) = (rig.log.clone(), rig.disk.clone(), rig.released);
+    // All of what is written, and a few of the zeros behind it.
+    let (mut lost, mut whole) = (0, 0);
+    for bit in (0..900 * 8).chain((900 * 8..SECTOR * 8).step_by(101)) {
+        (rig.log, rig.disk, rig.released, rig.flushed) = (log.clone(), disk.clone(), released, kept);
+        rig.disk.raw(at.file.0)[at.position as usize + bit / 8] ^= 1 << (bit % 8);
+        rig.restart();
+        let cut = rig.report.unwrap().cut;
+        if rig.log.len() == all {
+            whole += 1;
+            continue;
+        }
+        lost += 1;
+        assert_eq!(rig.log.len(), kept, "bit {bit}: none of the chunk comes back");
+        let cut = cut.unwrap_or_else(|| panic!("bit {bit}: the loss is reported"));
+        assert_eq!((cut.file, cut.position, cut.damaged), (at.file, at.position, false), "bit {bit}");
+    }
+    assert!(lost > 64 * 8 && whole > 0, "{lost} lost, {whole} whole");
+}
+
+#[test]
+fn flipped_bit_of_the_last_chunk_is_reported_where_it_loses_the_chunk() {
+    flip_the_last_chunk(chunks(3, 1000).0);
+    let mut rig = recycled();
+    fill(&mut rig, 2);
+    flip_the_last_chunk(rig);
 }

@@ -1,5 +1,7 @@
 //! A journal on the model disk, and what it must hold.
 
+use std::collections::BTreeMap;
+
 use bytes::BytesMut;
 
 use super::super::*;
@@ -225,7 +227,7 @@ impl Rig {
         while let Some(event) = self.journal.poll_event() {
             assert!(self.fatal.is_none(), "{event:?} after the end");
             match event {
-                JournalEvent::Replayed { partition, header, base, lsn, bytes, .. } => {
+                JournalEvent::Replayed { partition, header, base, lsn, bytes } => {
                     assert!(self.report.is_none());
                     assert_eq!(header.len as usize, bytes.len());
                     self.replayed.push(Logged { partition, lsn, base: base.0, bytes, note: None });

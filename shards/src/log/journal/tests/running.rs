@@ -345,25 +345,3 @@ fn stop_does_not_wait_for_a_file_that_it_does_not_need() {
     assert_eq!(rig.append(100, Urgency::Sync), Err(AppendRefused::Full));
     rig.stop();
 }
-
-#[test]
-fn reads_give_the_bytes_or_an_error_when_the_file_is_short() {
-    let mut rig = Rig::running();
-    rig.sync(500);
-    rig.run();
-    let logged = rig.log[0].clone();
-    let at = LogPosition { position: rig.at(0).position + 96, ..rig.at(0) };
-    rig.journal.read(7, at, logged.bytes.len() as u32);
-    rig.journal.read(8, LogPosition { file: FileNo(0), position: 16 * SEC - 10 }, 11);
-    rig.run();
-    assert!(
-        matches!(&rig.others[0], JournalEvent::Read { ticket: 7, result: Ok(bytes) } if *bytes == logged.bytes)
-    );
-    assert!(matches!(rig.others[1], JournalEvent::Read { ticket: 8, result: Err(CUT_SHORT) }));
-    rig.journal.read(9, at, 10);
-    rig.poll();
-    let event = rig.disk.fail(0, DiskError::Io(1));
-    rig.give(event);
-    assert!(matches!(rig.others[2], JournalEvent::Read { ticket: 9, result: Err(DiskError::Io(1)) }));
-    assert_eq!(rig.fatal, None);
-}

@@ -218,3 +218,40 @@ fn what_was_cut_and_written_anew_is_read_as_it_is_now() {
         check_answer(&log, ask(from, 5000), &rig.read(&log, ask(from, 5000)).unwrap());
     }
 }
+
+#[test]
+fn nothing_is_missed_behind_what_a_search_may_look_at() {
+    let (mut rig, log) = rig_and_log(small());
+    let name = log.name(&log.segments[0]);
+    let last = log.batches.last().unwrap().timestamp_ms;
+    for cut in [1, 40, log.batches.len() / 2, log.batches.len() - 1] {
+        // An earlier life cut the file there, by a truncation that has yet to take effect in this one.
+        let Stored { base, position, .. } = log.batches[cut].clone();
+        let mut files = rig.files.clone();
+        files.get_mut(&FileName::Segment(name)).unwrap().truncate(position as usize);
+        for leaves_more in [false, true] {
+            if leaves_more {
+                files.get_mut(&FileName::Segment(name)).unwrap().extend_from_slice(&[7; 300]);
+            }
+            for timestamp_ms in [log.batches[cut].timestamp_ms, last] {
+                for read_bytes in [512, 8192] {
+                    let config = ReaderConfig { read_bytes, ..small() };
+                    let mut cut_short = Rig::new(config, files.clone());
+                    let found = cut_short.search(&log, timestamp_ms, 0, base.0);
+                    assert!(found.as_ref().is_ok_and(|s| s.batches.is_empty()), "cut at {cut}: {found:?}");
+                    let mut at = 0;
+                    while at < base.0 {
+                        let asked = Ask { from: at, below: base.0, bytes_max: 3000, first_whole: true };
+                        at = cut_short.read(&log, asked).unwrap().next.0;
+                    }
+                    assert_eq!(at, base.0);
+                }
+            }
+        }
+    }
+    // Of what it may look at, all must be there.
+    let Stored { base, position, .. } = log.batches[40].clone();
+    rig.files.get_mut(&FileName::Segment(name)).unwrap().truncate(position as usize);
+    let missing = rig.search(&log, last, 0, base.0 + 1);
+    assert!(matches!(missing, Err(ReadFault::Damaged { .. })), "{missing:?}");
+}

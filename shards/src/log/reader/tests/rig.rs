@@ -148,11 +148,13 @@ pub struct Rig {
     /// What was handed to the reader.
     pub given: Vec<Bytes>,
     pub broken: Option<DiskError>,
+    pub now: Instant,
 }
 
 pub fn small() -> ReaderConfig {
     ReaderConfig {
         read_bytes: 8192,
+        bulk_bytes_min: 4096,
         ahead_bytes_max: 256 * 1024,
         index_bytes_max: 64 * 1024,
         reads_in_flight_max: 4,
@@ -181,6 +183,7 @@ impl Rig {
             found: BTreeMap::new(),
             given: Vec::new(),
             broken: None,
+            now: Instant::ZERO,
         }
     }
 
@@ -217,7 +220,7 @@ impl Rig {
 
     /// Takes what the reader has to say and to ask.
     pub fn poll(&mut self) {
-        while let Some(op) = self.reader.poll_op(|| {
+        while let Some(op) = self.reader.poll_op(self.now, || {
             self.ops += 1;
             OpNo(self.ops)
         }) {
@@ -255,7 +258,7 @@ impl Rig {
         if let Ok(bytes) = &result {
             self.given.push(bytes.clone());
         }
-        assert!(self.reader.handle(&DiskEvent::Read { op, result }));
+        assert!(self.reader.handle(self.now, &DiskEvent::Read { op, result }));
         self.poll();
     }
 

@@ -309,6 +309,32 @@ fn replaced_files_go_with_a_checkpoint_that_comes_within_a_minute() {
 }
 
 #[test]
+fn replaced_files_before_the_start_go_with_those_that_replaced_them() {
+    let (mut rig, slot) = with_running_job(4);
+    rig.settle();
+    let segments = segments_in_memory(&rig, slot);
+    let old = |rig: &Rig, start: Offset| {
+        let old = |name: &&SegmentName| name.generation == 0 && name.base < start;
+        segments_on_disk(rig, 0).iter().filter(old).count()
+    };
+    let (next, end) = (segments[1].base, rig.storage.end(slot).unwrap());
+    assert!(old(&rig, next) > 0 && old(&rig, end) > old(&rig, next));
+    let checkpoints = rig.storage.stats().checkpoints;
+    // What replaced the others may still be read, by the files of the checkpoint that is there.
+    for start in [next, end] {
+        rig.advance_start(0, start);
+        rig.settle();
+        assert_eq!(old(&rig, start), 0);
+        assert!(start == end || old(&rig, end) > 0);
+    }
+    assert_eq!(rig.storage.stats().checkpoints, checkpoints, "it did not wait for one");
+    assert!(segments_on_disk(&rig, 0).is_empty());
+    rig.crash(true);
+    rig.recover();
+    check_log(&mut rig, 0, false);
+}
+
+#[test]
 fn stop_leaves_no_replaced_file_and_no_half_made_one() {
     for settles in [false, true] {
         let (mut rig, slot) = with_running_job(5);
@@ -400,6 +426,30 @@ fn log_that_is_rebuilt_takes_the_later_generation() {
         let slot = rig.storage.slot(partition(0)).unwrap();
         assert_eq!(segments_on_disk(&rig, 0), segments_in_memory(&rig, slot));
     }
+}
+
+#[test]
+fn what_compaction_took_at_the_end_of_a_rebuilt_log_is_no_hole() {
+    let mut gaps = 0;
+    for seed in 0..30 {
+        let (mut rig, _) = with_running_job(seed);
+        rig.settle();
+        // The first start cuts a compacted segment where the journal begins, the second one finds what it left.
+        for life in 0..2 {
+            rig.disk.files.remove(&FileName::Checkpoint);
+            rig.disk.crash(&mut Random(seed), false);
+            rig.restart();
+            while rig.report.is_none() && rig.complete_one() {}
+            assert_eq!((rig.fatal.clone(), rig.report.unwrap().start), (None, Start::Rebuilt), "seed {seed}");
+            let slot = rig.storage.slot(partition(0)).unwrap();
+            let log = rig.storage.log(slot).unwrap();
+            let last = log.segments.last().filter(|last| life == 1 && last.generation > 0);
+            gaps += u64::from(last.is_some_and(|last| last.end < log.tail_base()));
+            rig.settle();
+            check_log(&mut rig, 0, false);
+        }
+    }
+    assert!(gaps > 0, "no segment ended in a gap");
 }
 
 #[test]

@@ -424,3 +424,68 @@ fn records_that_never_fill_a_move_are_deleted_when_they_are_old() {
     assert_eq!(rig.storage.start(slot), Some(end));
     assert_eq!(rig.started, [(slot, end)]);
 }
+
+#[test]
+fn log_without_segments_goes_on_where_the_journal_does_when_the_checkpoint_is_lost() {
+    for seed in 0..4 {
+        let mut rig = Rig::started(seed);
+        for _ in 0..3 {
+            rig.append(0, 3_000, Urgency::Sync).unwrap();
+        }
+        rig.rest();
+        let end = rig.content(0).end;
+        rig.advance_start(0, end);
+        rig.rest();
+        // The journal lets go of the note, and nothing else is left that has segments.
+        for _ in 0..200 {
+            rig.append(1, 3_000, Urgency::Sync).unwrap();
+            rig.settle();
+        }
+        rig.drop_log(1);
+        rig.rest();
+        rig.append(0, 300, Urgency::Sync).unwrap();
+        rig.rest();
+        assert!(!rig.disk.files.keys().any(|file| matches!(file, FileName::Segment(_))));
+        rig.disk.files.remove(&FileName::Checkpoint);
+        rig.crash(true);
+        rig.recover();
+        rig.check_recovered();
+        assert_eq!(rig.report.unwrap().start, Start::Rebuilt);
+    }
+}
+
+#[test]
+fn what_came_while_a_checkpoint_was_made_is_released_when_little_more_comes() {
+    let mut config = small_config();
+    config.journal.file_bytes = 64 * 1024;
+    let checkpoint_bytes = config.checkpoint_bytes;
+    let mut rig = Rig::with(config, 5);
+    rig.recover();
+    let is_replace = |op: &DiskOp| matches!(op, DiskOp::Replace { .. });
+    while !rig.disk.in_flight.iter().any(|(op, _)| is_replace(op)) {
+        rig.append(0, 3_000, Urgency::Sync).unwrap();
+        rig.complete_one();
+    }
+    for _ in 0..40 {
+        rig.append(0, 3_000, Urgency::Sync).unwrap();
+        rig.drain();
+        while let Some(index) = rig.disk.in_flight.iter().position(|(op, _)| !is_replace(op)) {
+            let event = rig.disk.complete(index);
+            rig.storage.handle(rig.now, event);
+            rig.drain();
+        }
+    }
+    rig.rest();
+    let live = rig.storage.journal_stats().live_bytes;
+    assert!(live > checkpoint_bytes, "{live}");
+    let checkpoints = rig.storage.stats().checkpoints;
+    for _ in 0..20 {
+        rig.wait(1_000);
+        rig.settle();
+    }
+    let live = rig.storage.journal_stats().live_bytes;
+    assert!(live < checkpoint_bytes, "{live}");
+    // One is enough, and then there is nothing to wake up for.
+    assert_eq!(rig.storage.stats().checkpoints, checkpoints + 1);
+    assert_eq!(rig.storage.poll_timeout(), None);
+}

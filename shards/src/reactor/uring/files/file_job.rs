@@ -131,6 +131,11 @@ impl FileJob {
             Ok(_) => {
                 // SAFETY: the kernel opened the descriptor for us just now, and nobody else knows its number.
                 let opened = unsafe { OwnedFd::from_raw_fd(result) };
+                if matches!(self.file, FileName::Segment(_)) {
+                    // The log reads ahead by itself. The kernel would read as much again beside the journal's writes,
+                    // some of it to be dropped unread; a refusal costs no more than that.
+                    let _ = rustix::fs::fadvise(&opened, 0, None, rustix::fs::Advice::Random);
+                }
                 self.fd = Some(partitions.opened(self.file, Rc::new(opened), self.removals));
                 self.stage = Stage::Act;
                 self.at_once()
