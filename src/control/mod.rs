@@ -3,13 +3,17 @@
 //! Control core, pure: it reads no clock, opens nothing, and what it wants durable it proposes.
 
 mod core;
+pub mod forming;
 mod io;
 mod limits;
+pub mod membership;
 pub mod metadata;
-mod placement;
+pub mod placement;
 mod plan;
 mod producer_ids;
 pub mod request;
+mod review;
+mod shard_load;
 
 pub use self::core::{Control, ControlConfig, ControlStats};
 pub use self::io::{ControlFatal, Input, KeepId, LocalId, Output, Placements, ProposalId};
