@@ -3,6 +3,8 @@
 //! Time is tokio's paused one: it goes on only when nothing is left to do. The log's threads are real, so a task of
 //! each world keeps the runtime busy while any of them has a write that somebody waits for.
 
+#![expect(clippy::disallowed_types, reason = "the control core and the log's thread share a disk")]
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -31,7 +33,6 @@ use crate::net::{CallError, Class};
 const STUCK: Duration = Duration::from_secs(120);
 
 /// A file that outlives the database on it.
-#[expect(clippy::disallowed_types, reason = "the control core and the log's thread read and write it")]
 #[derive(Clone, Debug, Default)]
 struct MemoryDisk(Arc<RwLock<Vec<u8>>>);
 
@@ -131,7 +132,9 @@ impl Network for Line {
         };
         let (call, answer) = Incoming::new(self.me, kind, body);
         raft.on_call(call);
-        let Ok(answer) = tokio::time::timeout_at(until, answer).await else { return Err(CallError::TimedOut) };
+        let Ok(answer) = tokio::time::timeout_at(until, answer).await else {
+            return Err(CallError::TimedOut);
+        };
         let (comes, arrival) = {
             let mut hub = self.hub.0.borrow_mut();
             let lost = kind == PROPOSE && hub.random.next_u32() % 1000 < hub.lost_answers;
@@ -441,11 +444,12 @@ fn three_nodes_founded_at_once_elect_one_leader_and_apply_the_same() {
         assert_eq!(status.voters, BTreeSet::from([A, B, C]));
         assert_eq!(status.members[&B], member(B));
         let follower = world.follower(leader);
-        world.until("progress", |world| {
-            let status = world.raft(leader).status();
-            status.progress[&follower].matched == status.last_log
-        })
-        .await;
+        world
+            .until("progress", |world| {
+                let status = world.raft(leader).status();
+                status.progress[&follower].matched == status.last_log
+            })
+            .await;
         let stats = world.raft(leader).stats();
         assert!(stats.forwarded >= 2 && stats.proposal_micros.len() >= 1 && stats.flushes > 0);
         world.end().await;
@@ -505,7 +509,10 @@ fn a_node_far_behind_catches_up_by_a_snapshot() {
         world.count(behind).await;
         world.kill(behind).await;
         world.start(behind).await;
-        assert!(world.seen(behind).image.producer_id_next >= ProducerId(50), "from the snapshot, before any leader");
+        assert!(
+            world.seen(behind).image.producer_id_next >= ProducerId(50),
+            "from the snapshot, before any leader"
+        );
         world.same(51).await;
         world.end().await;
     });
@@ -517,7 +524,8 @@ fn a_leader_that_one_follower_does_not_reach_goes_on_leading() {
         let mut world = World::of_three(4).await;
         let leader = world.leader().await;
         world.commit(leader, &register()).await;
-        let (near, far) = (world.follower(leader), world.running().into_iter().rfind(|n| *n != leader).unwrap());
+        let (near, far) =
+            (world.follower(leader), world.running().into_iter().rfind(|n| *n != leader).unwrap());
         assert_ne!(near, far);
         let term = world.raft(leader).status().term;
         world.cut_both(leader, far);
@@ -525,7 +533,11 @@ fn a_leader_that_one_follower_does_not_reach_goes_on_leading() {
             sleep(Duration::from_millis(500)).await;
             world.count(leader).await;
         }
-        assert_eq!(world.raft(leader).status().term, term, "votes of the one that hears nothing disturb nobody");
+        assert_eq!(
+            world.raft(leader).status().term,
+            term,
+            "votes of the one that hears nothing disturb nobody"
+        );
         assert_eq!(world.raft(near).status().leader, Some(leader));
         world.heal_all();
         world.same(20).await;
@@ -592,6 +604,16 @@ fn proposals_of_a_follower_are_applied_once_when_answers_are_lost() {
         for round in 0..40 {
             world.count(follower).await;
             taken += 1;
+            if round % 10 == 4 {
+                // What the follower asks comes through; neither answers nor entries come back for a while.
+                let leader = world.leader().await;
+                let id = world.give(follower, &take_one());
+                taken += 1;
+                world.cut(leader, follower);
+                sleep(Duration::from_secs(13)).await;
+                world.heal_all();
+                world.until("a proposal in doubt", |world| world.seen(follower).committed.contains(&id)).await;
+            }
             if round % 10 == 9 {
                 // Leaders come and go meanwhile.
                 let leader = world.raft(follower).status().leader.unwrap_or(follower);
@@ -601,7 +623,9 @@ fn proposals_of_a_follower_are_applied_once_when_answers_are_lost() {
                     world.kill(leader).await;
                     world.start(leader).await;
                 }
-                world.until("a proposal in doubt", |world| world.seen(follower).committed.contains(&id)).await;
+                world
+                    .until("a proposal in doubt", |world| world.seen(follower).committed.contains(&id))
+                    .await;
             }
         }
         world.hub.0.borrow_mut().lost_answers = 0;
@@ -703,6 +727,7 @@ fn a_sole_voter_leads_at_once_and_starts_from_snapshot_and_log() {
             world.same(30 * life).await;
             assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
         }
+        world.leader().await;
         let status = world.raft(A).status();
         assert!(status.snapshot > Some(50) && status.purged > Some(30), "{status:?}");
         world.end().await;
@@ -801,14 +826,16 @@ fn changes_come_through_a_network_that_delays_loses_and_cuts() {
             }
             world.heal_all();
             world.hub.0.borrow_mut().lost = 0;
-            world.until("answers to all", |world| {
-                given.iter().all(|(node, ids)| {
-                    let seen = world.seen(*node);
-                    let settled = |id| seen.committed.contains(id) != seen.failed.iter().any(|(f, _)| f == id);
-                    ids.iter().all(settled)
+            world
+                .until("answers to all", |world| {
+                    given.iter().all(|(node, ids)| {
+                        let seen = world.seen(*node);
+                        let settled =
+                            |id| seen.committed.contains(id) != seen.failed.iter().any(|(f, _)| f == id);
+                        ids.iter().all(settled)
+                    })
                 })
-            })
-            .await;
+                .await;
             let committed = given.iter().map(|(node, ids)| {
                 ids.iter().filter(|id| world.seen(*node).committed.contains(id)).count() as u64
             });

@@ -104,9 +104,12 @@ impl NodeError {
             )
             | Self::Control(ControlFatal::RegistrationRefused(_))
             | Self::LogsWithoutMetadata { .. } => ExitStatus::Refused,
-            Self::Store(_) | Self::Raft(_) | Self::Reshard(_) | Self::Shard { .. } | Self::Control(_) | Self::Late(_) => {
-                ExitStatus::Storage
-            }
+            Self::Store(_)
+            | Self::Raft(_)
+            | Self::Reshard(_)
+            | Self::Shard { .. }
+            | Self::Control(_)
+            | Self::Late(_) => ExitStatus::Storage,
             Self::ShardPanicked { .. } | Self::ControlPanicked => ExitStatus::Storage,
         }
     }

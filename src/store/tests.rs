@@ -10,7 +10,7 @@ use super::crash_disk::CrashDisk;
 use super::thread::open_with;
 use super::*;
 use crate::control::metadata::image::Incarnation;
-use crate::control::{Input, KeepId};
+use crate::control::{Input, KeepId, Placements};
 use crate::raft::DiskId;
 
 const ME: NodeId = NodeId(1);

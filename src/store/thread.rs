@@ -135,7 +135,8 @@ impl Found {
         self.db.write_identity(&identity).map_err(at)?;
         let placements = self.db.placements().map_err(at)?;
         let (work, inbox) = sync_channel(WORK_MAX);
-        let writer = Writer { db: self.db, opener: self.opener, file: file.clone(), events: Box::new(events) };
+        let writer =
+            Writer { db: self.db, opener: self.opener, file: file.clone(), events: Box::new(events) };
         let thread = std::thread::Builder::new().name("hw-store".into()).spawn(move || writer.run(&inbox));
         let thread = thread.map_err(|error| io_error(&file, &error))?;
         let store = Store { work: Some(work), thread: Some(thread) };
@@ -201,7 +202,9 @@ impl Writer {
         let changes = batch.iter().map(|work| &work.changes);
         match self.db.write(changes).map_err(|failure| failure.at(&self.file)) {
             Ok(()) => {
-                batch.into_iter().for_each(|work| (self.events)(StoreEvent::Input(Input::Kept { id: work.id })));
+                batch
+                    .into_iter()
+                    .for_each(|work| (self.events)(StoreEvent::Input(Input::Kept { id: work.id })));
                 Ok(())
             }
             Err(error @ StoreError::Full { .. }) => {

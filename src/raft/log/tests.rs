@@ -119,7 +119,12 @@ fn a_crash_at_any_write_loses_nothing_that_was_flushed() {
             run(async {
                 let mut log = start(&disk);
                 let found = all(&log).await;
-                assert!(found.len() >= promised.durable, "seed {seed}: {} of {}", found.len(), promised.durable);
+                assert!(
+                    found.len() >= promised.durable,
+                    "seed {seed}: {} of {}",
+                    found.len(),
+                    promised.durable
+                );
                 assert_eq!(found[..promised.durable], promised.entries[..promised.durable], "seed {seed}");
                 if found.len() < promised.entries.len() {
                     lost_unflushed += 1;
@@ -283,8 +288,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, Folder> for Build {
         std::fs::create_dir(&folder).unwrap();
         let (events, inbox) = mpsc::channel(16);
         tokio::task::spawn_local(keep_image(inbox));
-        let shared =
-            StateShared::new(folder.clone(), events, Counters::default(), Machine::default(), None);
+        let shared = StateShared::new(folder.clone(), events, Counters::default(), Machine::default(), None);
         Ok((Folder(folder), start(&CrashDisk::default()), StateMachine::new(Rc::new(shared))))
     }
 }

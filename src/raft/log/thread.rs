@@ -102,6 +102,7 @@ impl Writer {
             // It is only worth less work at the next start: nobody waits for it, and nobody is left to tell.
             let _ = self.write_and_answer(waiting, &queue);
         }
+        self.db.close();
     }
 
     fn write_and_answer(&self, batch: Vec<Write>, queue: &mpsc::Receiver<Write>) -> Result<(), String> {
