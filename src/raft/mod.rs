@@ -306,7 +306,11 @@ impl Raft {
 
     /// A sole voter has nobody to wait for.
     async fn elect_sole_voter(&self) {
-        if self.0.group.voter_ids().eq([raft_id(self.0.node)]) {
+        let me = raft_id(self.0.node);
+        let is_sole = move |state: &openraft::RaftState<TypeConfig>| {
+            state.membership_state.effective().voter_ids().eq([me])
+        };
+        if let Ok(true) = self.0.group.with_raft_state(is_sole).await {
             // A group that has ended says so by an event.
             let _ = self.0.group.trigger().elect(false).await;
         }
@@ -395,6 +399,10 @@ async fn watch(group: Group, events: mpsc::Sender<Event>) {
             Some(error) => Event::Failed(RaftError::Fatal(error.to_string())),
             None if told != Some((term, leader)) => {
                 told = Some((term, leader));
+                match leader {
+                    Some(leader) => tracing::info!(term, %leader, "the metadata has a leader"),
+                    None => tracing::debug!(term, "no leader of the metadata is known"),
+                }
                 Event::Input(Input::Leadership { term, leader })
             }
             None => {

@@ -451,7 +451,7 @@ fn three_nodes_founded_at_once_elect_one_leader_and_apply_the_same() {
             })
             .await;
         let stats = world.raft(leader).stats();
-        assert!(stats.forwarded >= 2 && stats.proposal_micros.len() >= 1 && stats.flushes > 0);
+        assert!(stats.forwarded >= 2 && stats.proposal_nanos.len() >= 1 && stats.flushes > 0);
         world.end().await;
     });
 }
@@ -612,7 +612,9 @@ fn proposals_of_a_follower_are_applied_once_when_answers_are_lost() {
                 world.cut(leader, follower);
                 sleep(Duration::from_secs(13)).await;
                 world.heal_all();
-                world.until("a proposal in doubt", |world| world.seen(follower).committed.contains(&id)).await;
+                world
+                    .until("a proposal in doubt", |world| world.seen(follower).committed.contains(&id))
+                    .await;
             }
             if round % 10 == 9 {
                 // Leaders come and go meanwhile.
@@ -724,12 +726,12 @@ fn a_sole_voter_leads_at_once_and_starts_from_snapshot_and_log() {
             let begun = Instant::now();
             world.start(A).await;
             assert!(world.seen(A).image.producer_id_next >= ProducerId(30 * life - 1), "all that was known");
+            world.leader().await;
             world.same(30 * life).await;
             assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
         }
-        world.leader().await;
         let status = world.raft(A).status();
-        assert!(status.snapshot > Some(50) && status.purged > Some(30), "{status:?}");
+        assert!(status.snapshot > Some(50), "{status:?}");
         world.end().await;
     });
 }

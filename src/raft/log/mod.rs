@@ -91,7 +91,8 @@ impl OpenLog {
         let thread =
             std::thread::Builder::new().name("hw-raft-log".into()).spawn(move || writer.run(inbox))?;
         let Marks { vote, committed, purged, first, last, .. } = self.marks;
-        let state = State { vote, committed, purged, first, last, tail: VecDeque::new(), tail_bytes: 0, writes: 0 };
+        let state =
+            State { vote, committed, purged, first, last, tail: VecDeque::new(), tail_bytes: 0, writes: 0 };
         let shared = Shared { db: self.db, progress, state: RefCell::new(state) };
         Ok(LogStore { reader: LogReader(Rc::new(shared)), queue, thread: LogThread(Some(thread)) })
     }
@@ -184,7 +185,7 @@ impl State {
         while let Some(kept) = self.tail.pop_back_if(|kept| kept.entry.log_id.index >= next(last)) {
             self.tail_bytes -= kept.bytes;
         }
-        self.last = last.max(self.purged);
+        self.last = last.min(self.last).max(self.purged);
         self.first = self.first.min(next(self.last));
     }
 

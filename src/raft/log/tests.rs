@@ -250,7 +250,7 @@ fn work_that_waits_together_is_flushed_together() {
             done.await.unwrap().unwrap();
         }
         let stats = counters.stats();
-        assert_eq!((stats.entries_written, stats.append_micros.len()), (500, 500));
+        assert_eq!((stats.entries_written, stats.append_nanos.len()), (500, 500));
         assert!(stats.flushes < 250, "{} flushes", stats.flushes);
     });
 }

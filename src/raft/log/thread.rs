@@ -118,7 +118,7 @@ impl Writer {
         self.counters.count(|stats| {
             stats.flushes += 1;
             stats.entries_written += entries;
-            record(&mut stats.flush_micros, begun.elapsed());
+            record(&mut stats.flush_nanos, begun.elapsed());
             stats.batch_entries.saturating_record(entries);
         });
         self.answer(batch, Ok(()));
@@ -172,8 +172,8 @@ impl Writer {
             }
         }
         self.counters.count(|stats| {
-            appends.into_iter().for_each(|time| record(&mut stats.append_micros, time));
-            votes.into_iter().for_each(|time| record(&mut stats.vote_micros, time));
+            appends.into_iter().for_each(|time| record(&mut stats.append_nanos, time));
+            votes.into_iter().for_each(|time| record(&mut stats.vote_nanos, time));
         });
         self.progress.waiting.fetch_sub(waited, Ordering::Release);
     }
