@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ const STUCK: Duration = Duration::from_secs(120);
 
 /// A file that outlives the database on it.
 #[derive(Clone, Debug, Default)]
-struct MemoryDisk(Arc<RwLock<Vec<u8>>>);
+struct MemoryDisk(Arc<RwLock<Vec<u8>>>, Arc<AtomicBool>);
 
 impl StorageBackend for MemoryDisk {
     fn len(&self) -> io::Result<u64> {
@@ -53,7 +53,10 @@ impl StorageBackend for MemoryDisk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        Ok(())
+        match self.1.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("the disk is gone")),
+            false => Ok(()),
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -755,6 +758,29 @@ fn a_log_without_the_snapshot_it_relies_on_is_refused() {
         let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone()));
         let refused = open_with(&state.folder, opener, member(A).disk).err().expect("refused");
         assert!(refused.to_string().contains("snapshot"), "{refused}");
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_node_whose_disk_fails_stops_and_the_others_go_on() {
+    run(async || {
+        let mut world = World::of_three(13).await;
+        let leader = world.leader().await;
+        world.commit(leader, &register()).await;
+        world.nodes[&leader].disk.1.store(true, Ordering::Relaxed);
+        world.give(leader, &take_one());
+        let stopped = timeout(STUCK, async {
+            while world.seen(leader).failure.is_none() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        stopped.await.expect("it says that it cannot go on");
+        let reason = world.seen(leader).failure.as_ref().map(ToString::to_string).unwrap();
+        assert!(reason.contains("the disk is gone"), "{reason}");
+        world.kill(leader).await;
+        let next = world.leader().await;
+        world.count(next).await;
         world.end().await;
     });
 }

@@ -421,7 +421,6 @@ impl Exposition {
         let Some(recorded) = recorded else { return };
         let source = shard.as_ref().map(|shard| ("shard", shard as &dyn Display));
         let labels: Vec<_> = source.into_iter().collect();
-        let with_bound = |bound| labels.iter().copied().chain([("le", bound)]).collect::<Vec<_>>();
         let bucket = format!("{name}_bucket");
         let mut values = recorded.iter_recorded().peekable();
         let mut below = 0;
@@ -429,9 +428,9 @@ impl Exposition {
             while let Some(value) = values.next_if(|value| value.value_iterated_to() <= bound) {
                 below += value.count_at_value();
             }
-            self.sample(&bucket, &with_bound(&shown), below);
+            self.sample(&bucket, &with_bound(&labels, &shown), below);
         }
-        self.sample(&bucket, &with_bound(&"+Inf"), recorded.len());
+        self.sample(&bucket, &with_bound(&labels, &"+Inf"), recorded.len());
         let sum = recorded.mean() * recorded.len() as f64 / 1e9;
         self.sample(&format!("{name}_sum"), &labels, sum);
         self.sample(&format!("{name}_count"), &labels, recorded.len());
@@ -455,6 +454,12 @@ impl Exposition {
     fn line(&mut self, text: std::fmt::Arguments<'_>) {
         self.text.write_fmt(text).expect("a string takes everything");
     }
+}
+
+type Label<'a> = (&'static str, &'a dyn Display);
+
+fn with_bound<'a>(labels: &[Label<'a>], bound: &'a dyn Display) -> Vec<Label<'a>> {
+    labels.iter().copied().chain([("le", bound)]).collect()
 }
 
 #[cfg(test)]

@@ -173,17 +173,26 @@ impl State {
             self.tail_bytes += bytes;
             self.tail.push_back(Kept { entry: entry.clone(), bytes, write: self.writes });
         }
-        while self.tail_bytes > TAIL_BYTES_MAX
-            && let Some(kept) = self.tail.pop_front_if(|kept| kept.write <= written)
-        {
-            self.tail_bytes -= kept.bytes;
-        }
+        while self.tail_bytes > TAIL_BYTES_MAX && self.drop_first(|kept| kept.write <= written) {}
+    }
+
+    /// Drops the first entry in memory if it is one of these.
+    fn drop_first(&mut self, is_one: impl Fn(&Kept) -> bool) -> bool {
+        let Some(bytes) = self.tail.front().filter(|kept| is_one(kept)).map(|kept| kept.bytes) else {
+            return false;
+        };
+        self.tail_bytes -= bytes;
+        self.tail.pop_front();
+        true
     }
 
     fn truncate(&mut self, last: Option<LogId>) {
         self.writes += 1;
-        while let Some(kept) = self.tail.pop_back_if(|kept| kept.entry.log_id.index >= next(last)) {
+        while let Some(kept) = self.tail.back()
+            && kept.entry.log_id.index >= next(last)
+        {
             self.tail_bytes -= kept.bytes;
+            self.tail.pop_back();
         }
         self.last = last.min(self.last).max(self.purged);
         self.first = self.first.min(next(self.last));
@@ -191,9 +200,7 @@ impl State {
 
     fn purge(&mut self, upto: LogId) {
         self.writes += 1;
-        while let Some(kept) = self.tail.pop_front_if(|kept| kept.entry.log_id.index <= upto.index) {
-            self.tail_bytes -= kept.bytes;
-        }
+        while self.drop_first(|kept| kept.entry.log_id.index <= upto.index) {}
         self.purged = Some(upto);
         self.first = self.first.max(upto.index + 1);
         if next(self.last) <= upto.index + 1 {
