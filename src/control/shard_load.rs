@@ -69,6 +69,7 @@ mod tests {
             partition_epoch: PartitionEpoch(0),
             replicas: replicas.to_vec(),
             isr: replicas.to_vec(),
+            elr: Vec::new(),
         };
         Topic {
             id: TopicId(id),

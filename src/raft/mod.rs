@@ -382,7 +382,7 @@ impl Network for Alone {
         _body: Bytes,
         _deadline: Duration,
     ) -> Result<Bytes, CallError> {
-        Err(CallError::Unreachable(to, "this node stands alone".into()))
+        Err(CallError::Unreachable(format!("node {to}: this node stands alone")))
     }
 }
 

@@ -130,7 +130,7 @@ impl<N: Network> Proposer<N> {
                         Ok(answer) => answer,
                         Err(_) => ProposeAnswer::Unknown,
                     },
-                    Err(error @ (CallError::Unreachable(..) | CallError::TooLarge)) => {
+                    Err(error @ (CallError::TooLarge { .. } | CallError::Full)) => {
                         ProposeAnswer::NotTaken(error.to_string())
                     }
                     Err(_) => ProposeAnswer::Unknown,

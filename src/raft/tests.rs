@@ -131,7 +131,7 @@ impl Network for Line {
         }
         sleep_until(arrival).await;
         let Some(raft) = self.hub.0.borrow().running.get(&to).cloned() else {
-            return Err(CallError::Unreachable(to, "it is not running".into()));
+            return Err(CallError::Unreachable(format!("node {to} is not running")));
         };
         let (call, answer) = Incoming::new(self.me, kind, body);
         raft.on_call(call);

@@ -91,6 +91,7 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
             .iter()
             .map(|at| Endpoint { host: config.cluster.advertised().host, port: at.port() })
             .collect(),
+        ..RegisterNode::default()
     };
     let control = Control::new(
         ControlConfig { register, shards: shard_count, defaults: config.topic_defaults(), seed: entropy()? },
