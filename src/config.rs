@@ -6,11 +6,13 @@
 //! Only keys that do something exist. Pure apart from `host`, which is a driver; used once at start on the main thread.
 
 mod cores;
+mod forming;
 mod host;
 mod keys;
 mod layers;
 mod parts;
 mod render;
+mod secret;
 mod shape;
 mod yaml;
 
@@ -28,15 +30,19 @@ pub use layers::{
     ENV_CONFIG, ENV_PREFIX, Loaded, Origin, Problem, Problems, Setting, Sources, cores_settings, load,
 };
 pub use render::{render_effective, render_reference};
+pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, Secret};
 pub use shape::HostPort;
 use shape::show_size;
 pub use yaml::FILE_BYTES_MAX;
+
+use crate::control::placement::Placement;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub profile: Option<Profile>,
     pub cluster: Cluster,
+    pub security: Security,
     pub cores: Cores,
     pub storage: Storage,
     pub kafka: Kafka,
@@ -62,7 +68,17 @@ pub struct Cluster {
     pub client_addr: SocketAddr,
     /// What clients are told to connect to, when it is not `client_addr`.
     pub client_addr_advertised: Option<HostPort>,
+    /// What other nodes connect to.
+    pub cluster_addr: SocketAddr,
+    /// What other nodes are told to connect to, when it is not `cluster_addr`.
+    pub cluster_addr_advertised: Option<HostPort>,
+    /// Where the first nodes of the cluster are; in order, without repetitions.
+    pub seeds: Vec<HostPort>,
+    pub roles: Roles,
+    pub raft: Raft,
     pub topic_defaults: TopicDefaults,
+    /// Where replicas of new partitions go.
+    pub placement: Placement,
 }
 
 /// With core-direct routing a shard is advertised as broker `node_id * 1024 + shard`, a signed 32-bit number.
@@ -72,6 +88,56 @@ pub const NODE_ID_MAX: u32 = (i32::MAX as u32 >> 10) - 1;
 pub enum Mode {
     /// One node, which is its own cluster.
     Standalone,
+    /// A node among others, which finds them by the seeds.
+    Cluster,
+}
+
+/// What a node may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Votes on metadata.
+    pub voter: bool,
+    /// Leads partitions.
+    pub leader: bool,
+    /// Keeps partitions.
+    pub replica: bool,
+}
+
+impl Roles {
+    pub const ALL: Self = Self { voter: true, leader: true, replica: true };
+}
+
+/// How the nodes agree on metadata.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Raft {
+    /// How many nodes vote, if there are so many; `None`: by the size of the cluster.
+    pub voters: Option<u32>,
+    pub heartbeat_interval: Duration,
+    /// The shortest time without a heartbeat after which a node stands for election; the longest is twice that.
+    pub election_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Security {
+    /// Of the two at most one is set.
+    pub cluster_secret: Option<Secret>,
+    pub cluster_secret_file: Option<PathBuf>,
+}
+
+impl Security {
+    /// The secret itself, from the file if that is where it is; `None` when neither is set.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn secret(&self) -> Result<Option<Secret>, String> {
+        match (&self.cluster_secret, &self.cluster_secret_file) {
+            (Some(secret), _) => Ok(Some(secret.clone())),
+            (None, Some(path)) => {
+                Secret::read(path).map(Some).map_err(|why| format!("security.cluster_secret_file: {why}"))
+            }
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 /// What a topic gets when its creator says nothing else.
@@ -194,6 +260,15 @@ impl Default for Config {
                 rack: None,
                 client_addr: local(9092),
                 client_addr_advertised: None,
+                cluster_addr: local(9093),
+                cluster_addr_advertised: None,
+                seeds: Vec::new(),
+                roles: Roles::ALL,
+                raft: Raft {
+                    voters: None,
+                    heartbeat_interval: Duration::from_millis(75),
+                    election_timeout: Duration::from_millis(300),
+                },
                 topic_defaults: TopicDefaults {
                     partitions: 4,
                     durability: Durability::Fsync,
@@ -207,7 +282,9 @@ impl Default for Config {
                     compaction_lag: Duration::ZERO,
                     dirty_permille: 500,
                 },
+                placement: Placement::default(),
             },
+            security: Security { cluster_secret: None, cluster_secret_file: None },
             cores: Cores { control: None, shards: None, shard_count: None, pin: None, spin: None },
             storage: Storage {
                 data_dir: PathBuf::from("./highwater-data"),
@@ -239,11 +316,17 @@ impl Default for Config {
 impl Cluster {
     /// What clients are told: the advertised address, or the one that is bound.
     pub fn advertised(&self) -> HostPort {
-        self.client_addr_advertised.clone().unwrap_or_else(|| HostPort {
-            host: self.client_addr.ip().to_string(),
-            port: self.client_addr.port(),
-        })
+        self.client_addr_advertised.clone().unwrap_or_else(|| host_port(self.client_addr))
     }
+
+    /// What other nodes are told: the advertised address, or the one that is bound.
+    pub fn cluster_advertised(&self) -> HostPort {
+        self.cluster_addr_advertised.clone().unwrap_or_else(|| host_port(self.cluster_addr))
+    }
+}
+
+fn host_port(addr: SocketAddr) -> HostPort {
+    HostPort { host: addr.ip().to_string(), port: addr.port() }
 }
 
 impl Config {
@@ -336,6 +419,7 @@ impl Config {
                 ),
             ));
         }
+        self.cluster_contradictions(&mut out);
         out
     }
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use super::shape::*;
 use super::{
-    CleanupPolicy, Config, Durability, LogFormat, Mode, NODE_ID_MAX, OnDamage, Profile, Routing, SHARDS_MAX,
+    CleanupPolicy, Config, Durability, LogFormat, Mode, NODE_ID_MAX, OnDamage, Profile, Roles, Routing,
+    SECRET_BYTES_MAX, SECRET_BYTES_MIN, SHARDS_MAX, Secret,
 };
 use crate::control::metadata::topic_config::{BATCH_BYTES_LIMIT, SEGMENT_BYTES_MIN};
+use crate::control::placement::{Strategy, VIRTUAL_NODES_MAX};
 
 /// One key of the configuration.
 pub struct Key {
@@ -79,7 +81,10 @@ const CENTURY_MS: u64 = 36_525 * 86_400_000;
 /// What each section is for, in the order of the file.
 pub const SECTIONS: &[(&str, &str)] = &[
     ("cluster", "Who this node is and what it serves."),
+    ("cluster.raft", "How the nodes agree on who they are, on topics and on settings."),
     ("cluster.topic_defaults", "What a topic gets when its creator says nothing else."),
+    ("cluster.placement", "Where the replicas of new partitions go."),
+    ("security", "How nodes prove to each other that they belong together."),
     (
         "cores",
         "Threads and CPU cores. `cores: auto` is short for `auto` throughout, `cores: 0-3` for control on 0, shards on 1-3.",
@@ -109,9 +114,11 @@ pub static KEYS: &[Key] = &[
     ),
     key!(
         "cluster.mode",
-        ModeShape,
+        words::<Mode>(),
         |c| c.cluster.mode,
-        ["`standalone`: one node, which is its own cluster."]
+        [
+            "`standalone`: one node, which is its own cluster. `cluster`: a node among others, found by `seeds`.",
+        ]
     ),
     key!(
         "cluster.rack",
@@ -127,6 +134,63 @@ pub static KEYS: &[Key] = &[
         [
             "HOST:PORT that clients are told to connect to. `auto`: the same as client_addr.",
             "Needed when client_addr is 0.0.0.0 or [::], or behind address translation.",
+        ]
+    ),
+    key!(
+        "cluster.cluster_addr",
+        Addr,
+        |c| c.cluster.cluster_addr,
+        ["With `mode: cluster`: IP address and port for the other nodes.",]
+    ),
+    key!(
+        "cluster.cluster_addr_advertised",
+        Or("auto", Advertised),
+        |c| c.cluster.cluster_addr_advertised,
+        [
+            "HOST:PORT that other nodes are told to connect to. `auto`: the same as cluster_addr.",
+            "Needed when cluster_addr is 0.0.0.0 or [::], or behind address translation.",
+        ]
+    ),
+    key!(
+        "cluster.seeds",
+        HostPorts { what: "hosts", count_max: SEEDS_MAX },
+        |c| c.cluster.seeds,
+        [
+            "The first nodes, such as [n1.example:9093, n2.example:9093, n3.example:9093]; the same on all nodes.",
+            "Together they found the cluster, once all of them run, and vote in it. Later nodes join through any of them.",
+        ]
+    ),
+    key!(
+        "cluster.roles",
+        RolesShape,
+        |c| c.cluster.roles,
+        [
+            "What this node may become: `voter` (agrees on metadata), `replica-eligible` (keeps partitions),",
+            "`leader-eligible` (leads partitions that it keeps).",
+        ]
+    ),
+    key!(
+        "cluster.raft.voters",
+        Or("auto", count("a number", 1, SEEDS_MAX_U32)),
+        |c| c.cluster.raft.voters,
+        [
+            "How many nodes vote on metadata, when there are so many; half of them, rounded down, may fail together.",
+            "`auto`: 3 in clusters of up to 4 nodes, 5 in larger ones.",
+        ]
+    ),
+    key!(
+        "cluster.raft.heartbeat_interval_ms",
+        ms(10, 10_000),
+        |c| c.cluster.raft.heartbeat_interval,
+        ["How often the leader says that it is there.",]
+    ),
+    key!(
+        "cluster.raft.election_timeout_ms",
+        ms(50, 60_000),
+        |c| c.cluster.raft.election_timeout,
+        [
+            "How long a leader must be silent, at least, before another stands; each wait is drawn from once to twice that.",
+            "A new leader stands within four times that. The same on all nodes.",
         ]
     ),
     key!(
@@ -203,6 +267,42 @@ pub static KEYS: &[Key] = &[
             "How much of a compacted log, in thousandths, must be new before it is compacted again",
             "(min.cleanable.dirty.ratio).",
         ]
+    ),
+    key!(
+        "cluster.placement.strategy",
+        words::<Strategy>(),
+        |c| c.cluster.placement.strategy,
+        [
+            "`round_robin`: each topic evenly over all nodes. `least_loaded`: on the nodes with the fewest replicas.",
+            "`consistent_hash`: near a partition's point on a hash ring, with loads kept near the mean.",
+        ]
+    ),
+    key!(
+        "cluster.placement.virtual_nodes",
+        count("a number", 1, VIRTUAL_NODES_MAX),
+        |c| c.cluster.placement.virtual_nodes,
+        ["Points of each node on the ring of `consistent_hash`.",]
+    ),
+    key!(
+        "cluster.placement.rack_aware",
+        Flag,
+        |c| c.cluster.placement.rack_aware,
+        ["Whether the replicas of a partition are spread over racks (cluster.rack), with any strategy.",]
+    ),
+    key!(
+        "security.cluster_secret",
+        Or("none", SecretText),
+        |c| c.security.cluster_secret,
+        [
+            "What all nodes of the cluster share and nobody else knows, 16 bytes or more. Never shown. A flag or a variable",
+            "can be seen by others on the host: cluster_secret_file is the better way.",
+        ]
+    ),
+    key!(
+        "security.cluster_secret_file",
+        Or("none", FilePath),
+        |c| c.security.cluster_secret_file,
+        ["A file that holds the secret and nothing else, such as `head -c 32 /dev/urandom | base64` prints.",]
     ),
     key!(
         "cores.control",
@@ -388,6 +488,14 @@ impl Words for Durability {
     const ALL: &'static [(&'static str, Self)] = &[("fsync", Self::Fsync), ("replicated", Self::Replicated)];
 }
 
+impl Words for Strategy {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("round_robin", Self::RoundRobin),
+        ("least_loaded", Self::LeastLoaded),
+        ("consistent_hash", Self::ConsistentHash),
+    ];
+}
+
 impl Words for CleanupPolicy {
     const ALL: &'static [(&'static str, Self)] =
         &[("delete", Self::Delete), ("compact", Self::Compact), ("compact,delete", Self::CompactAndDelete)];
@@ -414,23 +522,79 @@ pub fn profile_text(profile: Profile) -> &'static str {
     }
 }
 
-/// The one mode of this version; whoever asks for another learns why.
-struct ModeShape;
+/// Seeds all become voters, and more of those only make agreement slower.
+const SEEDS_MAX: usize = 9;
+const SEEDS_MAX_U32: u32 = SEEDS_MAX as u32;
 
-impl Shape for ModeShape {
-    type Value = Mode;
+impl Words for Mode {
+    const ALL: &'static [(&'static str, Self)] =
+        &[("standalone", Self::Standalone), ("cluster", Self::Cluster)];
+}
+
+/// Words that say what a node may become, each at most once.
+struct RolesShape;
+
+const VOTER: &str = "voter";
+const LEADER: &str = "leader-eligible";
+const REPLICA: &str = "replica-eligible";
+
+impl Shape for RolesShape {
+    type Value = Roles;
 
     fn expected(&self) -> String {
-        "`standalone` (this version runs a single node; clusters of nodes come with a later one)".into()
+        format!("a list with one or more of {VOTER}, {REPLICA}, and {LEADER} (which needs {REPLICA} too)")
     }
 
-    fn read(&self, raw: &Raw) -> Option<Mode> {
-        (*raw == Raw::Text("standalone".into())).then_some(Mode::Standalone)
+    fn read(&self, raw: &Raw) -> Option<Roles> {
+        let mut roles = Roles { voter: false, leader: false, replica: false };
+        for word in raw.items()? {
+            let role = match word {
+                VOTER => &mut roles.voter,
+                LEADER => &mut roles.leader,
+                REPLICA => &mut roles.replica,
+                _ => return None,
+            };
+            if std::mem::replace(role, true) {
+                return None;
+            }
+        }
+        (roles.voter || roles.replica).then_some(roles).filter(|roles| roles.replica || !roles.leader)
     }
 
-    fn show(&self, Mode::Standalone: &Mode) -> String {
-        "standalone".into()
+    fn show(&self, value: &Roles) -> String {
+        let words = [(value.voter, VOTER), (value.leader, LEADER), (value.replica, REPLICA)];
+        let words: Vec<&str> = words.iter().filter(|(set, _)| *set).map(|(_, word)| *word).collect();
+        format!("[{}]", words.join(", "))
     }
+}
+
+/// The secret of the cluster: read, never shown.
+struct SecretText;
+
+impl Shape for SecretText {
+    type Value = Secret;
+
+    fn expected(&self) -> String {
+        format!("a text of {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} bytes")
+    }
+
+    fn read(&self, raw: &Raw) -> Option<Secret> {
+        // What `show` writes is too short to be taken for a secret.
+        Secret::new(raw.text()?.as_bytes())
+    }
+
+    fn show(&self, _: &Secret) -> String {
+        SECRET_HIDDEN.into()
+    }
+}
+
+/// Stands in everything printed where the secret is.
+const SECRET_HIDDEN: &str = "(hidden)";
+
+/// Whether a value given for `path` must not be repeated; a misspelt key counts too.
+pub fn is_secret(path: &str) -> bool {
+    let path = path.to_ascii_lowercase();
+    (path.starts_with("security") || path.contains("secr")) && !path.ends_with("_file")
 }
 
 /// A level for everything, or for modules by name.

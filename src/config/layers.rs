@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-use super::keys::{KEYS, Key, SECTIONS, profile_text};
+use super::keys::{KEYS, Key, SECTIONS, is_secret, profile_text};
 use super::shape::{Raw, shorten};
 use super::yaml::{self, Node, Value};
 use super::{Config, Profile};
@@ -281,7 +281,10 @@ impl Reader {
 
     fn read_flags(&mut self, flags: &[Setting]) {
         for Setting { path, value, flag } in flags {
-            let origin = Origin::Flag(shorten(flag));
+            let origin = match is_secret(path) {
+                true => Origin::Flag(shorten(&format!("--set {path}=..."))),
+                false => Origin::Flag(shorten(flag)),
+            };
             if path == "cores" {
                 self.on_cores(value, origin);
             } else if let Some(key) = key_index(path) {
@@ -315,7 +318,8 @@ impl Reader {
             if set(&mut config, &raw) {
                 origins[key] = origin;
             } else {
-                self.problem(origin, format!("`{path}` must be {}, found {}", expected(), raw.describe()));
+                let found = if is_secret(path) { raw.describe_secret() } else { raw.describe() };
+                self.problem(origin, format!("`{path}` must be {}, found {found}", expected()));
             }
         }
         choose_shards(&mut config, &mut origins);

@@ -32,10 +32,34 @@ impl Raw {
         }
     }
 
-    fn text(&self) -> Option<&str> {
+    /// The same for a value that nobody may read.
+    pub fn describe_secret(&self) -> String {
+        match self {
+            Self::Text(text) => format!("{} bytes", text.trim().len()),
+            Self::List(_) => "a list".into(),
+            Self::Empty | Self::Nested(_) => self.describe(),
+        }
+    }
+
+    pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text.trim()),
             _ => None,
+        }
+    }
+
+    /// The items of a list, or of a text such as `[a, b]` or `a,b`; none for an empty list.
+    pub fn items(&self) -> Option<Vec<&str>> {
+        match self {
+            Self::List(items) => Some(items.iter().map(|item| item.trim()).collect()),
+            Self::Text(text) => {
+                let text = text.trim();
+                let list = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+                // `[::1]:1` and `[::1]:1,[::1]:2` begin with a bracket too, but end with a port.
+                let inner = list.unwrap_or(text).trim();
+                Some(if inner.is_empty() { Vec::new() } else { inner.split(',').map(str::trim).collect() })
+            }
+            Self::Empty | Self::Nested(_) => None,
         }
     }
 }
@@ -335,6 +359,45 @@ impl Shape for Advertised {
 
     fn show(&self, value: &HostPort) -> String {
         quote(&value.to_string())
+    }
+}
+
+/// Hosts with ports, each once; as a list, or as text with commas. May be empty.
+pub struct HostPorts {
+    pub what: &'static str,
+    pub count_max: usize,
+}
+
+impl Shape for HostPorts {
+    type Value = Vec<HostPort>;
+
+    fn expected(&self) -> String {
+        format!(
+            "a list of up to {} different {} such as [n1.example:9093, 10.0.0.2:9093]",
+            self.count_max, self.what
+        )
+    }
+
+    fn read(&self, raw: &Raw) -> Option<Vec<HostPort>> {
+        let items = raw.items()?;
+        if items.len() > self.count_max {
+            return None;
+        }
+        let mut hosts: Vec<HostPort> = Vec::with_capacity(items.len());
+        for item in items {
+            let host = HostPort::parse(&item.to_ascii_lowercase())?;
+            if hosts.contains(&host) {
+                return None;
+            }
+            hosts.push(host);
+        }
+        Some(hosts)
+    }
+
+    fn show(&self, value: &Vec<HostPort>) -> String {
+        // Quoted, as a bracket of an IPv6 address would open a list.
+        let hosts: Vec<String> = value.iter().map(|host| quote(&host.to_string())).collect();
+        format!("[{}]", hosts.join(", "))
     }
 }
 

@@ -114,7 +114,7 @@ fn every_key_can_be_set_by_its_variable_and_by_a_flag() {
 
 #[test]
 fn every_key_sets_its_own_field_and_no_other() {
-    const SAMPLES: [&str; 17] = [
+    const SAMPLES: [&str; 20] = [
         "false",
         "7",
         "2000",
@@ -132,10 +132,12 @@ fn every_key_sets_its_own_field_and_no_other() {
         "10.0.0.1:1",
         "some/where",
         "r1",
+        "cluster",
+        "[voter]",
+        "sixteen bytes or more",
     ];
     let defaults = Config::default();
-    // One value only: it cannot differ from its default.
-    for key in KEYS.iter().filter(|key| key.path != "cluster.mode") {
+    for key in KEYS {
         let changed = SAMPLES.iter().find_map(|sample| {
             let mut config = defaults.clone();
             let set = (key.set)(&mut config, &super::shape::Raw::Text((*sample).into()));
@@ -230,12 +232,6 @@ fn a_value_of_the_wrong_shape_names_line_key_and_shape() {
         let why = refused(text);
         assert!(why.starts_with("highwater.yaml, line") && why.contains(want), "{text}: {why}");
     }
-}
-
-#[test]
-fn clusters_are_refused_with_the_reason() {
-    let why = refused("cluster: {mode: raft}\n");
-    assert!(why.contains("clusters of nodes come with a later one"), "{why}");
 }
 
 #[test]

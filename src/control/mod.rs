@@ -3,9 +3,12 @@
 //! Control core, pure: it reads no clock, opens nothing, and what it wants durable it proposes.
 
 mod core;
+pub mod forming;
 mod io;
 mod limits;
+pub mod membership;
 pub mod metadata;
+pub mod placement;
 mod plan;
 mod producer_ids;
 pub mod request;

@@ -6,8 +6,10 @@
 //! - [`kafka`] speaks the real protocol, [`front`] the simulator's own; [`records`] is its own reading of record batches
 //! - [`checkers`] are told what happened, and compare it with the [`shadow`]
 //! - [`logs`] is a world of its own, for the log of one shard alone; [`controls`] is another, for several control planes
+//! - [`args`] reads what the simulator and the fuzzer are told to run
 //! - [`toy`] is a small machine with planted bugs, by which the checkers are checked
 
+pub mod args;
 pub mod auditor;
 pub mod checkers;
 pub mod client;

@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use highwater_sim::args::{self, Words, number};
 use highwater_sim::controls;
 use highwater_sim::logs;
 use highwater_sim::logs::counts::Counts;
@@ -53,30 +54,29 @@ fn parse() -> Result<Args, String> {
         trace: false,
     };
     let mut count = None;
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
-        match word.as_str() {
+    let mut words = Words::new(std::env::args().skip(1));
+    while let Some(option) = words.option() {
+        match option {
             "--seed" => {
-                args.first = number(&value()?)?;
+                args.first = words.number()?;
                 args.end = args.first + 1;
             }
             "--seeds" => {
-                let range = value()?;
+                let range = words.value()?;
                 let (a, b) = range.split_once("..").ok_or("--seeds wants A..B")?;
                 (args.first, args.end) = (number(a)?, number(b)?);
             }
-            "--count" => count = Some(number(&value()?)?),
-            "--jobs" => args.jobs = usize::try_from(number(&value()?)?).map_err(|e| e.to_string())?.max(1),
+            "--count" => count = Some(words.number::<u64>()?),
+            "--jobs" => args.jobs = words.number::<usize>()?.max(1),
             "--swarm" => {
-                args.swarm = Some(match value()?.as_str() {
+                args.swarm = Some(match words.value()?.as_str() {
                     "on" => true,
                     "off" => false,
                     other => return Err(format!("--swarm is on or off, not {other}")),
                 });
             }
             "--node" => {
-                let name = value()?;
+                let name = words.value()?;
                 if name == "log" {
                     args.log = true;
                     continue;
@@ -89,7 +89,7 @@ fn parse() -> Result<Args, String> {
                 args.node = Some(node.ok_or_else(|| format!("{name} is no node"))?);
             }
             "--trace" => args.trace = true,
-            _ => return Err(format!("{word} is unknown")),
+            _ => return words.unknown(),
         }
     }
     if let Some(count) = count {
@@ -99,10 +99,6 @@ fn parse() -> Result<Args, String> {
         return Err("--trace is for one seed".to_owned());
     }
     Ok(args)
-}
-
-fn number(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| format!("{text} is not a number"))
 }
 
 impl Args {
@@ -115,10 +111,7 @@ impl Args {
 fn main() -> ExitCode {
     let args = match parse() {
         Ok(args) => args,
-        Err(e) => {
-            eprintln!("{e}\n\n{USAGE}");
-            return ExitCode::from(2);
-        }
+        Err(e) => return args::refuse(&e, USAGE),
     };
     // A panic of a machine ends the process before anything could be said, so its seed is said first.
     let usual = std::panic::take_hook();
