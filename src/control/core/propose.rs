@@ -202,8 +202,13 @@ impl Control {
     fn take_request(&mut self, draft: &mut Draft, part: &mut InEntry) -> bool {
         let node = self.node();
         let asked = self.requests.get_mut(&part.no).expect("what is queued was not answered");
-        let mut basis =
-            Basis { image: &draft.image, defaults: &self.config.defaults, entropy: &mut self.entropy, node };
+        let mut basis = Basis {
+            image: &draft.image,
+            defaults: &self.config.defaults,
+            placement: &self.config.placement,
+            entropy: &mut self.entropy,
+            node,
+        };
         let plan = asked.plan.get_or_insert_with(|| {
             Plan::new(&asked.request, &mut basis).expect("requests for ids wait elsewhere")
         });
