@@ -26,6 +26,7 @@ use super::limits::{
 use super::metadata::command::{Entry, RegisterNode};
 use super::metadata::image::{Image, NodeInfo};
 use super::metadata::topic_config::TopicDefaults;
+use super::placement::Placement;
 use super::plan::{self, Plan};
 use super::producer_ids::ProducerIds;
 use super::request::{Refusal, Reply, Request, Why};
@@ -38,6 +39,8 @@ pub struct ControlConfig {
     pub register: RegisterNode,
     pub shards: u16,
     pub defaults: TopicDefaults,
+    /// How new replicas find their nodes.
+    pub placement: Placement,
     /// From the operating system's entropy, new at each start: topic ids come from it.
     pub seed: [u8; 32],
 }

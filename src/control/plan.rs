@@ -15,6 +15,7 @@ use super::metadata::apply::Outcome;
 use super::metadata::command::{Command, SetTopicConfig, SettingChange, SettingOp, Stage, replica_set};
 use super::metadata::image::{FeatureLevel, Image};
 use super::metadata::topic_config::{InvalidSetting, TopicDefaults};
+use super::placement::Placement;
 use super::request::{
     AlterConfig, ConfigChange, ConfigOp, ConfigResource, CreatedTopic, DeletedTopic, NodeChange, Refusal,
     Reply, Request, TopicRef, Why,
@@ -24,6 +25,7 @@ use super::request::{
 pub struct Basis<'a> {
     pub image: &'a Image,
     pub defaults: &'a TopicDefaults,
+    pub placement: &'a Placement,
     /// For topic ids.
     pub entropy: &'a mut Xoshiro256PlusPlus,
     /// The node that proposes.
@@ -406,6 +408,3 @@ fn change_node(node: NodeId, change: NodeChange, basis: &Basis<'_>) -> Plan {
     }
     plan
 }
-
-#[cfg(test)]
-mod tests;

@@ -94,7 +94,13 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
         ..RegisterNode::default()
     };
     let control = Control::new(
-        ControlConfig { register, shards: shard_count, defaults: config.topic_defaults(), seed: entropy()? },
+        ControlConfig {
+            register,
+            shards: shard_count,
+            defaults: config.topic_defaults(),
+            placement: config.cluster.placement,
+            seed: entropy()?,
+        },
         image,
     );
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);

@@ -151,9 +151,7 @@ impl Loop {
     }
 
     async fn run(mut self) -> Result<(), NodeError> {
-        // A log that is this node's alone has one leader, and one term.
-        let leader = Some(self.core.control.node());
-        self.handle(Input::Leadership { term: 1, leader })?;
+        self.drain_outputs()?;
         loop {
             self.take_from_shards()?;
             self.retry_backlog();

@@ -156,8 +156,9 @@ impl Control {
             if has_applied && let Some(this) = self.this().filter(|this| this.fenced) {
                 all.push((Own::Unfence, Command::UnfenceNode { node, epoch: this.epoch }));
             }
-            let is_known = self.image.controller == Some(node) && self.image.controller_term == self.term;
-            if self.leads() && !is_known && (registers || self.is_registered) {
+            // Whoever heard of an older term only is about to hear of the newer one.
+            let is_news = self.term > self.image.controller_term;
+            if self.leads() && is_news && (registers || self.is_registered) {
                 all.push((Own::TakeControl, Command::TakeControl { node, term: self.term }));
             }
         }
@@ -201,8 +202,13 @@ impl Control {
     fn take_request(&mut self, draft: &mut Draft, part: &mut InEntry) -> bool {
         let node = self.node();
         let asked = self.requests.get_mut(&part.no).expect("what is queued was not answered");
-        let mut basis =
-            Basis { image: &draft.image, defaults: &self.config.defaults, entropy: &mut self.entropy, node };
+        let mut basis = Basis {
+            image: &draft.image,
+            defaults: &self.config.defaults,
+            placement: &self.config.placement,
+            entropy: &mut self.entropy,
+            node,
+        };
         let plan = asked.plan.get_or_insert_with(|| {
             Plan::new(&asked.request, &mut basis).expect("requests for ids wait elsewhere")
         });

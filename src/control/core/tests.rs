@@ -62,6 +62,7 @@ impl World {
             },
             shards,
             defaults: TopicDefaults::default(),
+            placement: Placement::default(),
             seed: [u8::try_from(disk.lives).unwrap(); 32],
         };
         let mut world = Self {

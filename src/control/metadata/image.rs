@@ -10,6 +10,8 @@ use highwater_shards::ids::{
 use imbl::{OrdMap, Vector};
 use serde::{Deserialize, Serialize};
 
+use crate::control::placement::NodeLoad;
+
 /// One life of a node: grows by one at each of its starts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -87,6 +89,8 @@ pub struct Image {
     replicas: usize,
     /// Partitions without a leader.
     leaderless: usize,
+    /// What each node holds, without those that hold nothing.
+    loads: OrdMap<NodeId, NodeLoad>,
     /// Replica sets that a node laid ready for a topic which is too large for one entry of the log; at most one topic
     /// per node.
     staged: OrdMap<NodeId, Arc<Staged>>,
@@ -179,6 +183,10 @@ impl Topic {
 
     fn replica_count(&self) -> usize {
         self.partitions.iter().map(|p| p.replicas.len()).sum()
+    }
+
+    fn loads(&self) -> BTreeMap<NodeId, NodeLoad> {
+        loads_of(self.partitions.iter())
     }
 
     fn leaderless_count(&self) -> usize {
@@ -274,6 +282,7 @@ impl Image {
         self.partitions += topic.partitions.len();
         self.replicas += topic.replica_count();
         self.leaderless += topic.leaderless_count();
+        self.add_loads(&topic.loads());
         self.names.insert(topic.name.clone(), topic.id);
         if let Some(blurred) = blur(&topic.name) {
             self.blurred.insert(blurred.into(), topic.id);
@@ -290,6 +299,7 @@ impl Image {
         self.partitions -= topic.partitions.len();
         self.replicas -= topic.replica_count();
         self.leaderless -= topic.leaderless_count();
+        self.subtract_loads(&topic.loads());
         Some(topic)
     }
 
@@ -302,7 +312,37 @@ impl Image {
         self.replicas = self.replicas + state.replicas.len() - old.replicas.len();
         self.leaderless =
             self.leaderless + usize::from(state.leader.is_none()) - usize::from(old.leader.is_none());
-        *old = state;
+        let old = std::mem::replace(old, state);
+        let new = self.partition(id).expect("the partition is there");
+        if old.replicas != new.replicas {
+            let new = loads_of(std::iter::once(new));
+            self.add_loads(&new);
+            self.subtract_loads(&loads_of(std::iter::once(&old)));
+        }
+    }
+
+    /// What each node holds; those that hold nothing are left out.
+    pub fn loads(&self) -> impl Iterator<Item = (NodeId, NodeLoad)> + '_ {
+        self.loads.iter().map(|(&node, &load)| (node, load))
+    }
+
+    fn add_loads(&mut self, more: &BTreeMap<NodeId, NodeLoad>) {
+        for (&node, more) in more {
+            let load = self.loads.entry(node).or_default();
+            load.replicas += more.replicas;
+            load.leaders += more.leaders;
+        }
+    }
+
+    fn subtract_loads(&mut self, less: &BTreeMap<NodeId, NodeLoad>) {
+        for (node, less) in less {
+            let load = self.loads.get_mut(node).expect("what is taken away was counted");
+            load.replicas -= less.replicas;
+            load.leaders -= less.leaders;
+            if load.replicas == 0 {
+                self.loads.remove(node);
+            }
+        }
     }
 
     pub fn put_local_shard(&mut self, partition: PartitionId, shard: ShardId) {
@@ -321,6 +361,19 @@ impl Image {
     pub fn local_shards(&self) -> impl Iterator<Item = (PartitionId, ShardId)> + '_ {
         self.local_shards.iter().map(|(&partition, &shard)| (partition, shard))
     }
+}
+
+fn loads_of<'a>(partitions: impl Iterator<Item = &'a PartitionState>) -> BTreeMap<NodeId, NodeLoad> {
+    let mut loads: BTreeMap<NodeId, NodeLoad> = BTreeMap::new();
+    for partition in partitions {
+        for (slot, &node) in partition.replicas.iter().enumerate() {
+            let load = loads.entry(node).or_default();
+            load.replicas += 1;
+            // The first replica is the preferred leader.
+            load.leaders += u32::from(slot == 0);
+        }
+    }
+    loads
 }
 
 /// The name with '_' for '.', when it holds either.

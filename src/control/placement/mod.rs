@@ -135,6 +135,11 @@ impl Load {
         }
     }
 
+    /// Says what a node holds, counted elsewhere.
+    pub fn put(&mut self, node: NodeId, load: NodeLoad) {
+        self.nodes.insert(node, load);
+    }
+
     pub fn of(&self, node: NodeId) -> NodeLoad {
         self.nodes.get(&node).copied().unwrap_or_default()
     }

@@ -11,6 +11,7 @@ use crate::control::limits::{PARTITIONS_PER_REQUEST_MAX, REPLICATION_FACTOR_MAX}
 use crate::control::metadata::apply::PARTITIONS_PER_TOPIC_MAX;
 use crate::control::metadata::command::{CreatePartitions, CreateTopic};
 use crate::control::metadata::topic_config::shorten;
+use crate::control::placement::{Load, NewPartitions, NodeView, PlacementError};
 use crate::control::request::{MorePartitions, NewTopic};
 
 pub(super) fn topics(topics: &[NewTopic], basis: &mut Basis<'_>) -> Plan {
@@ -18,8 +19,10 @@ pub(super) fn topics(topics: &[NewTopic], basis: &mut Basis<'_>) -> Plan {
     let mut room = PARTITIONS_PER_REQUEST_MAX;
     let mut plan = Plan::empty(Kind::CreateTopics, topics.len());
     let mut pack = Pack::new(Command::CreateTopics);
+    let mut site = Site::new(basis.image);
     for (slot, topic) in topics.iter().enumerate() {
-        let new = match once.check(&topic.name, "a topic").and_then(|()| new_topic(topic, room, basis)) {
+        let new = match once.check(&topic.name, "a topic").and_then(|()| new_topic(topic, room, basis, &site))
+        {
             Ok(new) => new,
             Err(refusal) => {
                 plan.refuse(slot, refusal);
@@ -28,6 +31,7 @@ pub(super) fn topics(topics: &[NewTopic], basis: &mut Basis<'_>) -> Plan {
         };
         let (weight, partitions) = (new.weight(), new.replicas.len());
         room -= partitions;
+        site.add(&new.replicas);
         if weight <= STEP_BYTES_MAX && partitions <= STEP_PARTITIONS_MAX {
             pack.add(&mut plan, slot, new, weight, partitions);
             continue;
@@ -48,8 +52,14 @@ pub(super) fn topics(topics: &[NewTopic], basis: &mut Basis<'_>) -> Plan {
     plan
 }
 
-fn new_topic(topic: &NewTopic, room: usize, basis: &mut Basis<'_>) -> Result<CreateTopic, Refusal> {
-    let replicas = new_replicas(topic, room, basis)?;
+fn new_topic(
+    topic: &NewTopic,
+    room: usize,
+    basis: &mut Basis<'_>,
+    site: &Site,
+) -> Result<CreateTopic, Refusal> {
+    let id = draw_topic_id(basis.entropy);
+    let replicas = new_replicas(topic, id, room, basis, site)?;
     let mut config: Vec<(String, String)> = Vec::new();
     for (name, value) in &topic.config {
         let Some(value) = value else {
@@ -64,13 +74,7 @@ fn new_topic(topic: &NewTopic, room: usize, basis: &mut Basis<'_>) -> Result<Cre
         }
         config.push((name.clone(), value.clone()));
     }
-    Ok(CreateTopic {
-        id: draw_topic_id(basis.entropy),
-        name: topic.name.clone(),
-        replicas,
-        config,
-        automatic: topic.automatic,
-    })
+    Ok(CreateTopic { id, name: topic.name.clone(), replicas, config, automatic: topic.automatic })
 }
 
 /// A random id in the form of a version 4 UUID, so that it is neither of Kafka's reserved ones.
@@ -80,7 +84,13 @@ fn draw_topic_id(entropy: &mut Xoshiro256PlusPlus) -> TopicId {
     TopicId((version & !(0x3 << 62)) | (0x2 << 62))
 }
 
-fn new_replicas(topic: &NewTopic, room: usize, basis: &mut Basis<'_>) -> Result<Vec<Vec<NodeId>>, Refusal> {
+fn new_replicas(
+    topic: &NewTopic,
+    id: TopicId,
+    room: usize,
+    basis: &Basis<'_>,
+    site: &Site,
+) -> Result<Vec<Vec<NodeId>>, Refusal> {
     if !topic.assignment.is_empty() {
         return assigned_replicas(topic, room);
     }
@@ -89,24 +99,45 @@ fn new_replicas(topic: &NewTopic, room: usize, basis: &mut Basis<'_>) -> Result<
         return Err(Refusal::new(Why::InvalidPartitions, "a topic needs at least one partition"));
     }
     let count = within(usize::try_from(count).unwrap_or(usize::MAX), room)?;
-    let factor = topic.replication_factor.unwrap_or(basis.defaults.replication_factor);
-    place_on_nodes(count, usize::from(factor), basis)
+    let factor = usize::from(topic.replication_factor.unwrap_or(basis.defaults.replication_factor));
+    site.place(basis.placement, &NewPartitions { topic: id, first: PartitionIndex(0), count, factor })
 }
 
-fn place_on_nodes(count: usize, factor: usize, basis: &mut Basis<'_>) -> Result<Vec<Vec<NodeId>>, Refusal> {
-    let start = basis.entropy.next_u64();
-    let placed = place(basis.image, start, count, factor).ok_or_else(|| {
-        let nodes = basis.image.nodes.values().filter(|n| n.takes_replicas()).count();
-        let words = match factor {
-            0 => "a replication factor of 0: each partition needs a replica".to_owned(),
-            _ => format!(
-                "a replication factor of {factor} needs as many nodes; {nodes} of the cluster can be used"
-            ),
-        };
-        Refusal::new(Why::InvalidReplicationFactor, words)
-    })?;
-    check_factor(factor)?;
-    Ok(placed)
+/// The nodes that take replicas, and what they hold when the request's topics are there.
+struct Site {
+    nodes: Vec<NodeView>,
+    load: Load,
+}
+
+impl Site {
+    fn new(image: &Image) -> Self {
+        let nodes = image.nodes.values().filter(|node| node.takes_replicas());
+        let nodes = nodes.map(|node| NodeView { rack: node.rack.clone(), ..NodeView::new(node.id) });
+        let mut load = Load::default();
+        for (node, held) in image.loads() {
+            load.put(node, held);
+        }
+        Self { nodes: nodes.collect(), load }
+    }
+
+    fn place(&self, placement: &Placement, new: &NewPartitions) -> Result<Vec<Vec<NodeId>>, Refusal> {
+        let placed = placement.place(&self.nodes, &self.load, new).map_err(|error| {
+            let why = match error {
+                PlacementError::NoReplicas | PlacementError::TooFewNodes { .. } => {
+                    Why::InvalidReplicationFactor
+                }
+                PlacementError::NoRoom { .. } | PlacementError::TooManyNodes => Why::LimitReached,
+                _ => Why::InvalidRequest,
+            };
+            Refusal::new(why, error.to_string())
+        })?;
+        check_factor(new.factor)?;
+        Ok(placed)
+    }
+
+    fn add(&mut self, replicas: &[Vec<NodeId>]) {
+        replicas.iter().for_each(|set| self.load.add(set));
+    }
 }
 
 fn check_factor(factor: usize) -> Result<(), Refusal> {
@@ -118,19 +149,6 @@ fn check_factor(factor: usize) -> Result<(), Refusal> {
          node only ({REPLICATION_FACTOR_MAX})"
     );
     Err(Refusal::new(Why::InvalidReplicationFactor, words))
-}
-
-/// Replicas for `count` partitions, `factor` each, on nodes that take them: round the nodes from `start` on, so that
-/// leaders and followers spread evenly. `None` when there are fewer nodes than that.
-pub(super) fn place(image: &Image, start: u64, count: usize, factor: usize) -> Option<Vec<Vec<NodeId>>> {
-    let nodes: Vec<NodeId> = image.nodes.values().filter(|n| n.takes_replicas()).map(|n| n.id).collect();
-    if factor == 0 || factor > nodes.len() {
-        return None;
-    }
-    let start = usize::try_from(start % nodes.len() as u64).expect("less than the number of nodes");
-    let replicas =
-        |partition: usize| (0..factor).map(|r| nodes[(start + partition + r) % nodes.len()]).collect();
-    Some((0..count).map(replicas).collect())
 }
 
 fn within(count: usize, room: usize) -> Result<usize, Refusal> {
@@ -178,8 +196,10 @@ pub(super) fn partitions(topics: &[MorePartitions], basis: &mut Basis<'_>) -> Pl
     let mut room = PARTITIONS_PER_REQUEST_MAX;
     let mut plan = Plan::empty(Kind::CreatePartitions, topics.len());
     let mut pack = Pack::new(Command::CreatePartitions);
+    let mut site = Site::new(basis.image);
     for (slot, more) in topics.iter().enumerate() {
-        let checked = once.check(&more.topic, "a topic").and_then(|()| more_partitions(more, room, basis));
+        let checked =
+            once.check(&more.topic, "a topic").and_then(|()| more_partitions(more, room, basis, &site));
         let more = match checked {
             Ok(more) => more,
             Err(refusal) => {
@@ -189,6 +209,7 @@ pub(super) fn partitions(topics: &[MorePartitions], basis: &mut Basis<'_>) -> Pl
         };
         let (weight, partitions) = (more.weight(), more.replicas.len());
         room -= partitions;
+        site.add(&more.replicas);
         if weight <= STEP_BYTES_MAX && partitions <= STEP_PARTITIONS_MAX {
             pack.add(&mut plan, slot, more, weight, partitions);
             continue;
@@ -206,7 +227,8 @@ pub(super) fn partitions(topics: &[MorePartitions], basis: &mut Basis<'_>) -> Pl
 fn more_partitions(
     more: &MorePartitions,
     room: usize,
-    basis: &mut Basis<'_>,
+    basis: &Basis<'_>,
+    site: &Site,
 ) -> Result<CreatePartitions, Refusal> {
     let id = known(&more.topic, basis.image)?;
     let topic = basis.image.topic_by_id(id).expect("it was found by its name").clone();
@@ -218,14 +240,14 @@ fn more_partitions(
     };
     let count = within(count, room)?;
     let factor = topic.partitions.head().map_or(1, |p| p.replicas.len());
+    let first = PartitionIndex(u32::try_from(had).expect("bounded by PARTITIONS_PER_TOPIC_MAX"));
     let replicas = if more.assignment.is_empty() {
-        place_on_nodes(count, factor, basis)?
+        site.place(basis.placement, &NewPartitions { topic: id, first, count, factor })?
     } else if more.assignment.len() == count && more.assignment.iter().all(|set| set.len() == factor) {
         more.assignment.clone()
     } else {
         let words = format!("{count} new partitions with {factor} replicas each are to be assigned");
         return Err(Refusal::new(Why::InvalidAssignment, words));
     };
-    let first = PartitionIndex(u32::try_from(had).expect("bounded by PARTITIONS_PER_TOPIC_MAX"));
     Ok(CreatePartitions { topic: id, first, replicas })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use highwater::control::metadata::command::RegisterNode;
 use highwater::control::metadata::image::{DiskId, Endpoint, Image, Incarnation};
 use highwater::control::metadata::topic_config::TopicDefaults;
+use highwater::control::placement::{Placement, Strategy};
 use highwater::control::request::Reply;
 use highwater::control::{Control, ControlConfig, ProposalId};
 use highwater_shards::ids::{NodeId, PartitionId, Revision, ShardId};
@@ -14,6 +15,7 @@ use highwater_shards::mail::FromControl;
 use crate::rng::Rng;
 
 pub const SHARDS: u16 = 2;
+const STRATEGIES: [Strategy; 3] = [Strategy::RoundRobin, Strategy::ConsistentHash, Strategy::LeastLoaded];
 
 /// What a shard hears.
 pub type Told = FromControl<Arc<Image>, Reply>;
@@ -86,7 +88,13 @@ impl Node {
             client: Endpoint { host: format!("node-{}", self.id), port: 9092 },
             ..RegisterNode::default()
         };
-        let config = ControlConfig { register, shards: SHARDS, defaults: TopicDefaults::default(), seed };
+        let config = ControlConfig {
+            register,
+            shards: SHARDS,
+            defaults: TopicDefaults::default(),
+            placement: Placement { strategy: *rng.pick(&STRATEGIES), ..Placement::default() },
+            seed,
+        };
         self.control = Some(Control::new(config, image));
     }
 

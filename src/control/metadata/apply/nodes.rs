@@ -146,8 +146,7 @@ impl Image {
 
     pub(super) fn remove_node(&mut self, node: NodeId, delta: &mut Delta) -> Result<(), Refusal> {
         self.known_node(node)?;
-        let held = |t: &Arc<Topic>| t.partitions.iter().filter(|p| p.replicas.contains(&node)).count();
-        let replicas: usize = self.topics_from(Default::default()).map(held).sum();
+        let replicas = self.loads().find(|(holder, _)| *holder == node).map_or(0, |(_, load)| load.replicas);
         if replicas > 0 {
             let words = format!("node {node} holds {replicas} replicas: move them to other nodes first");
             return Err(Refusal::new(Why::NodeInUse, words));

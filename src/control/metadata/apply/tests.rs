@@ -11,6 +11,7 @@ use crate::control::metadata::image::{
     Capabilities, DiskId, Endpoint, FeatureLevel, Incarnation, RegistrationEpoch,
 };
 use crate::control::metadata::snapshot;
+use crate::control::placement::Load;
 
 const ME: NodeId = NodeId(1);
 
@@ -577,7 +578,7 @@ fn random_entries_give_one_image_and_deltas_name_exactly_what_changed() {
     for seed in 0..200 {
         let mut random = Random(Xoshiro256PlusPlus::seed_from_u64(seed));
         let (mut first, mut second) = (Image::default(), Image::default());
-        for revision in 1..60 {
+        for revision in 1..140 {
             let commands = match revision {
                 1 => (0..4)
                     .flat_map(|node| {
@@ -612,6 +613,11 @@ fn random_entries_give_one_image_and_deltas_name_exactly_what_changed() {
             assert!(known.filter(|&id| nodes_differ(id)).all(|id| delta.nodes.contains(id)), "seed {seed}");
             let leaderless = after.values().filter(|(state, _)| state.leader.is_none()).count();
             assert_eq!(first.leaderless_count(), leaderless, "seed {seed}");
+            let sets = after.values().map(|(state, _)| &state.replicas[..]);
+            let counted: Load = sets.collect();
+            let mut kept = Load::default();
+            first.loads().for_each(|(node, load)| kept.put(node, load));
+            assert_eq!(kept, counted, "seed {seed}");
             changes_seen += differing.len() + gone.len();
 
             let again = snapshot::decode(&snapshot::encode(&first)).expect("a snapshot can be read");
