@@ -373,6 +373,8 @@ impl Storage {
         log.segments.splice(..count, done.by.iter().copied());
         log.recount();
         log.cleaned = done.cleaned;
+        // Else consumers would be given what was compacted away for as long as memory has it.
+        log.evict_compacted(done.cleaned);
         let after = (log.segments.len(), log.segment_bytes);
         let partition = log.partition;
         for (&name, &end) in done.replaced.iter().zip(&ends) {

@@ -278,6 +278,14 @@ impl Log {
         }
     }
 
+    /// Lets go of the batches in memory that end at or before `end` and were moved: the segments hold what is left of
+    /// them. The budget of memory counts them until it is their turn.
+    pub fn evict_compacted(&mut self, end: Offset) {
+        let count = self.tail.partition_point(|batch| batch.next <= end).min(self.tail_moved);
+        self.tail.drain(..count);
+        self.tail_moved -= count;
+    }
+
     /// Of the batches that end at or before `below` in memory, those from the one that holds `from` on.
     pub fn find_in_tail(&self, wanted: super::Wanted) -> Vec<Bytes> {
         let first = self.tail.partition_point(|batch| batch.next <= wanted.from);

@@ -553,6 +553,24 @@ fn small_segments_are_closed_and_compacted_though_moves_are_large() {
     check_log(&mut rig, 0, false);
 }
 
+#[test]
+fn what_was_compacted_away_is_not_read_from_memory() {
+    let mut rig = Rig::with(StorageConfig { tail_bytes_max: 1 << 20, ..config() }, 10);
+    rig.log_config = compacted();
+    rig.recover();
+    rig.wait(1000);
+    for _ in 0..60 {
+        put(&mut rig, 0, 150);
+        rig.settle();
+    }
+    assert!(rig.storage.stats().compactions > 0);
+    let slot = rig.open(0);
+    let batches: Vec<Bytes> = rig.content(0).batches.into_iter().map(|(.., bytes)| bytes).collect();
+    let (appended, got) = (records_of(&batches).len(), records_of(&rig.read_all(slot, Offset::ZERO)).len());
+    assert!(got < appended, "all {appended} records are read though some were compacted away");
+    check_log(&mut rig, 0, false);
+}
+
 /// One life of random work.
 fn live(rig: &mut Rig, cut: &mut BTreeSet<PartitionId>, steps: usize) {
     for _ in 0..steps {
