@@ -114,7 +114,7 @@ fn every_key_can_be_set_by_its_variable_and_by_a_flag() {
 
 #[test]
 fn every_key_sets_its_own_field_and_no_other() {
-    const SAMPLES: [&str; 17] = [
+    const SAMPLES: [&str; 18] = [
         "false",
         "7",
         "2000",
@@ -132,6 +132,7 @@ fn every_key_sets_its_own_field_and_no_other() {
         "10.0.0.1:1",
         "some/where",
         "r1",
+        "least_loaded",
     ];
     let defaults = Config::default();
     // One value only: it cannot differ from its default.
