@@ -18,6 +18,7 @@ const USAGE: &str = "\
 Measures the membership protocol in virtual time.
 
   highwater-swim COMMAND [--seeds N] [--jobs N] [--alpha A] [--arm ARM] [--loss PERMILLE] [--members N]
+                         [--anomalous N]
 
   crash     members stop; first and full detection, over all counts of anomalous members
   grid      members block again and again; false deaths (the paper's interval runs)
@@ -30,7 +31,7 @@ Measures the membership protocol in virtual time.
   restart   all restart within a second
   trace     the same seed twice
 
-  ARM is swim, probe, suspicion, buddy, lifeguard or all (default: all)
+  ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone or all (default: all)
 ";
 
 struct Args {
@@ -41,6 +42,7 @@ struct Args {
     arm: Extensions,
     loss: Option<u32>,
     members: Option<usize>,
+    anomalous: Option<usize>,
 }
 
 fn parse() -> Result<Args, String> {
@@ -48,7 +50,8 @@ fn parse() -> Result<Args, String> {
     let command = words.next().ok_or("a command is missing")?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let arm = Extensions::ALL;
-    let mut args = Args { command, seeds: None, jobs, alpha: None, arm, loss: None, members: None };
+    let mut args =
+        Args { command, seeds: None, jobs, alpha: None, arm, loss: None, members: None, anomalous: None };
     while let Some(word) = words.next() {
         let value = words.next().ok_or_else(|| format!("{word} wants a value"))?;
         let number = || value.parse::<u64>().map_err(|_| format!("{word} wants a number, not {value}"));
@@ -59,6 +62,7 @@ fn parse() -> Result<Args, String> {
             "--alpha" => args.alpha = Some(small()?),
             "--loss" => args.loss = Some(small()?),
             "--members" => args.members = Some(small()? as usize),
+            "--anomalous" => args.anomalous = Some(small()? as usize),
             "--arm" => args.arm = arm_of(&value)?,
             _ => return Err(format!("{word} is unknown")),
         }
@@ -74,6 +78,8 @@ fn arm_of(name: &str) -> Result<Extensions, String> {
         "suspicion" => Extensions { dynamic_suspicion: true, ..swim },
         "buddy" => Extensions { buddy: true, ..swim },
         "lifeguard" => Extensions::LIFEGUARD,
+        "unfair" => Extensions { fair_health: false, ..Extensions::ALL },
+        "alone" => Extensions { second_opinion: false, ..Extensions::ALL },
         "all" => Extensions::ALL,
         _ => return Err(format!("{name} is no arm")),
     })
@@ -112,6 +118,9 @@ fn crash(args: &Args) {
     let (mut first, mut full, mut wrong, mut crashed) = (Vec::new(), Vec::new(), 0, 0);
     for count in ANOMALOUS.into_iter().filter(|count| count * 4 <= members) {
         let runs = stats::seeds(each, args.jobs, |seed| runs::crash(paper(seed, members, alpha, args.arm), count));
+        let mut all: Vec<Duration> = runs.iter().flat_map(|run| run.full.iter().copied()).collect();
+        let [p50, p99] = [500, 990].map(|part| permille(&mut all, part));
+        println!("  {count:2} crashed: full detection p50 {p50:.2} s, p99 {p99:.2} s");
         for run in runs {
             first.extend(run.first);
             full.extend(run.full);
@@ -134,7 +143,7 @@ fn grid(args: &Args) {
     let (alpha, members) = (args.alpha.unwrap_or(3), args.members.unwrap_or(PAPER_MEMBERS));
     let each = args.seeds.unwrap_or(1);
     let mut cells = Vec::new();
-    for count in ANOMALOUS {
+    for count in ANOMALOUS.into_iter().filter(|count| args.anomalous.is_none_or(|only| only == *count)) {
         for length in LENGTHS_MS {
             cells.extend(PAUSES_MS.map(|pause| (count, length, pause)));
         }

@@ -65,6 +65,13 @@ pub struct Extensions {
     pub reassert: bool,
     /// A datagram from the suspect itself starts its timer anew.
     pub evidence_veto: bool,
+    /// A failed probe is no fault of one's own when most relays say that they failed too, and less of one when others
+    /// accuse the member as well; and suspects are not asked to probe for others. When many members crash at once,
+    /// those that live keep their pace.
+    pub fair_health: bool,
+    /// A few of those that hear of a suspicion probe the suspect next, out of turn: whoever crashed is confirmed by
+    /// others soon, and who lives hears of it and answers.
+    pub second_opinion: bool,
     /// Time in which this process was stalled counts neither for probes nor for suspicions.
     pub stall_aware: bool,
 }
@@ -77,12 +84,21 @@ impl Extensions {
         fresh_timer: false,
         reassert: false,
         evidence_veto: false,
+        fair_health: false,
+        second_opinion: false,
         stall_aware: false,
     };
     pub const LIFEGUARD: Self =
         Self { local_health: true, dynamic_suspicion: true, buddy: true, ..Self::SWIM };
-    pub const ALL: Self =
-        Self { fresh_timer: true, reassert: true, evidence_veto: true, stall_aware: true, ..Self::LIFEGUARD };
+    pub const ALL: Self = Self {
+        fresh_timer: true,
+        reassert: true,
+        evidence_veto: true,
+        fair_health: true,
+        second_opinion: true,
+        stall_aware: true,
+        ..Self::LIFEGUARD
+    };
 }
 
 impl SwimConfig {

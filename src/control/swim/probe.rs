@@ -7,15 +7,20 @@ use std::time::Duration;
 use highwater_shards::time::Instant;
 
 use super::auth::Reject;
-use super::member::{Id, Slot};
+use super::member::{Id, Slot, Status};
 use super::members::below;
 use super::membership::{Membership, Peer, nanos};
 use super::wire::Message;
 use super::{RELAYS_MAX, RELAYS_PER_SECOND_MAX};
 
+/// Members that probe a suspect out of turn, on average over the cluster.
+const SECOND_OPINIONS: usize = 6;
+
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     current: Option<Probe>,
+    /// Who is probed next, out of turn, if it still is a suspect then.
+    second_opinion: Option<(Slot, Id)>,
     /// The end of the current interval, when the next probe begins.
     next_at: Option<Instant>,
     nonce: u32,
@@ -32,6 +37,7 @@ struct Probe {
     /// When others are asked.
     ask_at: Instant,
     asked: bool,
+    relays: u32,
     /// Relays that should say at least that they could not reach it.
     nacks_missing: u32,
     acked: bool,
@@ -113,7 +119,11 @@ impl Membership {
 
     fn start_probe(&mut self, now: Instant) {
         self.probes.next_at = None;
-        let Some(slot) = self.members.next_target(&mut self.rng) else { return };
+        let out_of_turn = self.probes.second_opinion.take().filter(|(slot, id)| {
+            self.members.same(*slot, *id) && self.members.get(*slot).status == Status::Suspect
+        });
+        let in_turn = |this: &mut Self| this.members.next_target(&mut this.rng);
+        let Some(slot) = out_of_turn.map(|(slot, _)| slot).or_else(|| in_turn(self)) else { return };
         let nonce = self.probes.next_nonce();
         self.probes.next_at = Some(now + self.health.scaled(self.config.ping_interval));
         self.probes.current = Some(Probe {
@@ -122,6 +132,7 @@ impl Membership {
             nonce,
             ask_at: now + self.health.scaled(self.config.ping_timeout),
             asked: false,
+            relays: 0,
             nacks_missing: 0,
             acked: false,
             void: false,
@@ -130,19 +141,32 @@ impl Membership {
         self.send(Peer::Member(slot), Message::Ping { nonce, view: self.members.view() }, true);
     }
 
+    /// Others accuse a member: perhaps it is this one that looks for itself.
+    pub(super) fn consider_second_opinion(&mut self, slot: Slot) {
+        if self.config.extensions.second_opinion
+            && self.probes.second_opinion.is_none()
+            && below(&mut self.rng, self.members.live()) < SECOND_OPINIONS
+        {
+            self.probes.second_opinion = Some((slot, self.members.get(slot).id));
+        }
+    }
+
     /// The direct answer is late: others try.
     fn ask_others(&mut self) {
         let Some(probe) = &mut self.probes.current else { return };
         probe.asked = true;
         let (target, nonce, slot) = (probe.id, probe.nonce, probe.slot);
         let mut picked = std::mem::take(&mut self.picked);
-        self.members.pick(self.config.indirect_probes, &mut self.rng, |other| other == slot, &mut picked);
+        let (fair, members) = (self.config.extensions.fair_health, &self.members);
+        let unfit = |other| other == slot || fair && members.get(other).status == Status::Suspect;
+        members.pick(self.config.indirect_probes, &mut self.rng, unfit, &mut picked);
         for relay in &picked {
             self.stats.indirect_probes += 1;
             self.send(Peer::Member(*relay), Message::PingRequest { nonce, target }, true);
         }
         if let Some(probe) = &mut self.probes.current {
-            probe.nacks_missing = u32::try_from(picked.len()).expect("a handful of relays");
+            probe.relays = u32::try_from(picked.len()).expect("a handful of relays");
+            probe.nacks_missing = probe.relays;
         }
         self.picked = picked;
     }
@@ -162,9 +186,23 @@ impl Membership {
         }
         self.stats.probes_failed += 1;
         if self.config.extensions.local_health {
-            self.health.worse(1 + probe.nacks_missing);
+            self.health.worse(self.blame(&probe));
         }
         self.suspect(now, probe.slot, Some(self.id));
+    }
+
+    /// How much of a probe's failure is one's own fault: one for the failure, and one for each relay that should have
+    /// said at least that it failed too.
+    fn blame(&self, probe: &Probe) -> u32 {
+        let suspicion = self.members.get(probe.slot).suspicion.as_ref();
+        let shared = suspicion.is_some_and(|suspicion| suspicion.is_shared(self.id));
+        // Who hears from most of its relays is heard and hears.
+        let heard = probe.nacks_missing * 2 < probe.relays;
+        match self.config.extensions.fair_health {
+            true if heard => 0,
+            true if shared => probe.nacks_missing,
+            _ => probe.nacks_missing + 1,
+        }
     }
 
     pub(super) fn on_ack(&mut self, peer: Peer, nonce: u32) {

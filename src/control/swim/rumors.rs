@@ -267,7 +267,12 @@ impl Membership {
         }
         match status {
             Status::Left => self.mark_left(now, slot),
-            Status::Suspect if is.is_live() => self.suspect(now, slot, Some(accuser)),
+            Status::Suspect if is.is_live() => {
+                self.suspect(now, slot, Some(accuser));
+                if is == Status::Alive {
+                    self.consider_second_opinion(slot);
+                }
+            }
             Status::Dead if is.is_live() => self.mark_dead(now, slot, false),
             _ => {}
         }

@@ -51,6 +51,11 @@ impl Suspicion {
         self.accusers[self.count - 1]
     }
 
+    /// Whether a member other than this one accuses it.
+    pub(super) fn is_shared(&self, own: Id) -> bool {
+        self.accusers[..self.count].iter().any(|accuser| *accuser != own && *accuser != Id::NOBODY)
+    }
+
     /// The suspect gave a sign of life; whether that still counts.
     pub(super) fn veto(&mut self, now: Instant, limits: &Limits) -> bool {
         if self.vetoes >= VETOES_MAX {
