@@ -242,7 +242,7 @@ impl Membership {
             self.on_sign_of_life(now, slot);
         }
         // Accusations of this member come first in a datagram: the answer to the message then carries the objection.
-        let merge = matches!(message, Message::Records | Message::Echo { .. });
+        let merge = matches!(message, Message::Records);
         let (id, boot) = self.name_of(peer);
         let greeted = matches!(peer, Peer::Greeted(_));
         self.on_news(now, peer, news, merge)?;
@@ -265,7 +265,11 @@ impl Membership {
             Message::Nack { nonce } => self.on_nack(peer, nonce),
             Message::Gossip | Message::Records => {}
             Message::Join { .. } => return Err(Reject::Unasked),
-            Message::Challenge { challenge, .. } => self.send_echo(peer, challenge),
+            Message::Challenge { challenge, .. } => {
+                self.send_echo(peer, challenge);
+                // Whatever it was sent meanwhile did not count.
+                self.arm_sync(now, Some(id));
+            }
             Message::Echo { .. } => self.welcome(peer),
             Message::Hashes(hashes) => self.on_hashes(peer, hashes),
             Message::Page { buckets, entries } => self.on_page(now, peer, buckets, entries),

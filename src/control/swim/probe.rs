@@ -122,8 +122,7 @@ impl Membership {
         let out_of_turn = self.probes.second_opinion.take().filter(|(slot, id)| {
             self.members.same(*slot, *id) && self.members.get(*slot).status == Status::Suspect
         });
-        let in_turn = |this: &mut Self| this.members.next_target(&mut this.rng);
-        let Some(slot) = out_of_turn.map(|(slot, _)| slot).or_else(|| in_turn(self)) else { return };
+        let Some(slot) = out_of_turn.map(|(slot, _)| slot).or_else(|| self.next_in_turn()) else { return };
         let nonce = self.probes.next_nonce();
         self.probes.next_at = Some(now + self.health.scaled(self.config.ping_interval));
         self.probes.current = Some(Probe {
@@ -139,6 +138,22 @@ impl Membership {
         });
         self.stats.probes += 1;
         self.send(Peer::Member(slot), Message::Ping { nonce, view: self.members.view() }, true);
+    }
+
+    /// The next one to probe. Suspects that no further accuser could harm more are passed over: they hear of it with
+    /// the news, and the turn is better spent on others.
+    fn next_in_turn(&mut self) -> Option<Slot> {
+        let limits = self.limits();
+        for _ in 0..self.members.others().len() {
+            let slot = self.members.next_target(&mut self.rng)?;
+            let suspicion = self.members.get(slot).suspicion.as_ref();
+            let passed = self.config.extensions.second_opinion
+                && suspicion.is_some_and(|suspicion| suspicion.is_confirmed(&limits));
+            if !passed {
+                return Some(slot);
+            }
+        }
+        self.members.next_target(&mut self.rng)
     }
 
     /// Others accuse a member: perhaps it is this one that looks for itself.

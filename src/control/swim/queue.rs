@@ -37,6 +37,10 @@ impl Queue {
         self.heap.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     pub(super) fn contains(&self, slot: Slot) -> bool {
         self.places.get(slot.index()).is_some_and(|place| *place != NOWHERE)
     }

@@ -108,7 +108,7 @@ impl Membership {
             return;
         }
         let Some(slot) = self.members.find(id) else {
-            self.on_new(now, record, effects);
+            self.on_new(now, record, merge, effects);
             return;
         };
         let member = self.members.get(slot);
@@ -117,7 +117,7 @@ impl Membership {
         }
         let (known, status) = (member.incarnation, member.status);
         if record.incarnation > known {
-            self.renew(now, slot, record);
+            self.renew(now, slot, record, merge);
         } else if record.incarnation == known && record.boot == member.boot {
             match (status, record.status) {
                 (Status::Alive, Status::Suspect) => self.suspect(now, slot, None),
@@ -148,7 +148,7 @@ impl Membership {
         self.spread_self(now);
     }
 
-    fn on_new(&mut self, now: Instant, record: &Record<'_>, effects: &mut Effects) {
+    fn on_new(&mut self, now: Instant, record: &Record<'_>, merge: bool, effects: &mut Effects) {
         if record.status == Status::Left || self.leaving {
             return;
         }
@@ -163,12 +163,24 @@ impl Membership {
         };
         self.begin_session(slot);
         self.joined_event(slot);
-        self.queue.put(slot);
-        self.arm_gossip(now);
+        self.pass_on(now, slot, merge);
         self.arm_probes(now);
         if record.status == Status::Suspect {
             self.suspect(now, slot, None);
         }
+    }
+
+    /// What one table lacked, others find by comparing too: it need not be told around.
+    fn pass_on(&mut self, now: Instant, slot: Slot, merge: bool) {
+        if merge {
+            // Older news of it are out of date all the same.
+            if self.queue.contains(slot) {
+                self.queue.put(slot);
+            }
+            return;
+        }
+        self.queue.put(slot);
+        self.arm_gossip(now);
     }
 
     /// The session of a member that is new or began a new life.
@@ -180,7 +192,7 @@ impl Membership {
     }
 
     /// A later incarnation of a known member.
-    fn renew(&mut self, now: Instant, slot: Slot, record: &Record<'_>) {
+    fn renew(&mut self, now: Instant, slot: Slot, record: &Record<'_>, merge: bool) {
         let member = self.members.get(slot);
         let (was, other_life) = (member.status, member.boot != record.boot);
         let changed = *member.metadata != *record.metadata || member.addr != record.addr;
@@ -220,8 +232,7 @@ impl Membership {
                 self.event(Event::MetadataChanged { name, addr, incarnation, metadata });
             }
         }
-        self.queue.put(slot);
-        self.arm_gossip(now);
+        self.pass_on(now, slot, merge);
         self.arm_probes(now);
         match record.status {
             Status::Suspect if !goes_on => self.suspect(now, slot, None),

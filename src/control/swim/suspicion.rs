@@ -51,6 +51,11 @@ impl Suspicion {
         self.accusers[self.count - 1]
     }
 
+    /// Whether it is as short as it gets.
+    pub(super) fn is_confirmed(&self, limits: &Limits) -> bool {
+        self.count > limits.confirmations as usize
+    }
+
     /// Whether a member other than this one accuses it.
     pub(super) fn is_shared(&self, own: Id) -> bool {
         self.accusers[..self.count].iter().any(|accuser| *accuser != own && *accuser != Id::NOBODY)

@@ -22,6 +22,7 @@ const PAGES_MAX: usize = 4;
 const RECORD_DATAGRAMS_MAX: usize = 10;
 /// News spread on their own: while some wait, a difference is looked into only after so many intervals.
 const PATIENCE_INTERVALS: u32 = 10;
+const FEW_NEWS: usize = 16;
 
 #[derive(Debug, Default)]
 pub(super) struct Sync {
@@ -47,15 +48,21 @@ impl Membership {
         if view == self.members.view() || self.sync.due.is_some() || self.leaving {
             return;
         }
-        let patience = self.config.ping_interval * PATIENCE_INTERVALS;
-        if !self.queue.is_empty() && self.sync.last.is_some_and(|last| now.since(last) < patience) {
+        // A few news will have spread before pages could; many at once are faster found by comparing.
+        let patience = match self.queue.len() {
+            0 => 0,
+            1..FEW_NEWS => PATIENCE_INTERVALS,
+            _ => 1,
+        };
+        let patience = self.config.ping_interval * patience;
+        if self.sync.last.is_some_and(|last| now.since(last) < patience) {
             return;
         }
         let (id, _) = self.name_of(peer);
         self.arm_sync(now, Some(id));
     }
 
-    fn arm_sync(&mut self, now: Instant, with: Option<Id>) {
+    pub(super) fn arm_sync(&mut self, now: Instant, with: Option<Id>) {
         if self.sync.due.is_none() {
             self.sync.with = with;
             self.sync.due = Some(now + self.jittered(self.config.ping_interval / 2));
@@ -187,8 +194,10 @@ impl Membership {
         if !lacking.is_empty() {
             self.pull(peer, &lacking);
         }
-        if !lacking.is_empty() || refused {
-            self.arm_sync(now, None);
+        if (!lacking.is_empty() || refused) && self.sync.due.is_none() {
+            // There is more to learn, from anyone.
+            self.sync.with = None;
+            self.sync.due = Some(now + self.jittered(self.config.ping_interval / 4));
         }
     }
 
