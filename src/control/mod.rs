@@ -11,6 +11,7 @@ mod plan;
 mod producer_ids;
 pub mod request;
 mod shard_load;
+pub mod swim;
 
 pub use self::core::{Control, ControlConfig, ControlStats};
 pub use self::io::{ControlFatal, Input, KeepId, LocalId, Output, Placements, ProposalId};

@@ -1,6 +1,23 @@
 //! Measures the membership protocol in virtual time: the goals of its design, and the grids of the Lifeguard paper.
+//!
+//! | goal | command |
+//! |---|---|
+//! | 1 the same seed is the same run; the paper's medians | `trace`; `crash --alpha 5 --arm lifeguard` |
+//! | 2 detection of crashes | `crash` |
+//! | 3 interval grid | `grid`, beside `grid --arm lifeguard` and `grid --arm swim` |
+//! | 4 starved members | `starve` |
+//! | 5 loss alone | `quiet` |
+//! | 6 joins at once | `joins` |
+//! | 7 idle bytes | `idle` |
+//! | 8 cost of a datagram | `cost` |
+//! | 9 split | `split` |
+//! | 10 scale-down | `leave` |
+//! | 11 restart of all | `restart` |
 
-#![expect(clippy::disallowed_methods, reason = "driver: reads the clock for the costs of handling a datagram")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "driver: reads the clock for the costs of handling a datagram"
+)]
 
 mod runs;
 mod stats;
@@ -9,7 +26,7 @@ mod world;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use highwater::control::swim::Extensions;
+use highwater::control::swim::{Extensions, Input};
 
 use crate::runs::{ANOMALOUS, LENGTHS_MS, PAPER_MEMBERS, PAUSES_MS, paper};
 use crate::stats::permille;
@@ -30,6 +47,7 @@ Measures the membership protocol in virtual time.
   leave     seven of ten leave
   restart   all restart within a second
   trace     the same seed twice
+  cost      time that a member of many spends on a datagram
 
   ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone or all (default: all)
 ";
@@ -104,6 +122,7 @@ fn main() -> ExitCode {
         "leave" => leave(&args),
         "restart" => restart(&args),
         "trace" => trace(&args),
+        "cost" => cost(&args),
         other => {
             eprintln!("{other} is no command\n\n{USAGE}");
             return ExitCode::from(2);
@@ -117,7 +136,8 @@ fn crash(args: &Args) {
     let each = args.seeds.unwrap_or(5);
     let (mut first, mut full, mut wrong, mut crashed) = (Vec::new(), Vec::new(), 0, 0);
     for count in ANOMALOUS.into_iter().filter(|count| count * 4 <= members) {
-        let runs = stats::seeds(each, args.jobs, |seed| runs::crash(paper(seed, members, alpha, args.arm), count));
+        let runs =
+            stats::seeds(each, args.jobs, |seed| runs::crash(paper(seed, members, alpha, args.arm), count));
         let mut all: Vec<Duration> = runs.iter().flat_map(|run| run.full.iter().copied()).collect();
         let [p50, p99] = [500, 990].map(|part| permille(&mut all, part));
         println!("  {count:2} crashed: full detection p50 {p50:.2} s, p99 {p99:.2} s");
@@ -225,7 +245,9 @@ fn idle(args: &Args) {
     let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(3));
     let runs = stats::seeds(each, args.jobs, |seed| runs::idle(paper(seed, members, 3, args.arm)));
     for (seed, (bytes, datagrams)) in runs.into_iter().enumerate() {
-        println!("idle: {members} members, seed {seed}: {bytes:.1} B and {datagrams:.2} datagrams a second and member");
+        println!(
+            "idle: {members} members, seed {seed}: {bytes:.1} B and {datagrams:.2} datagrams a second and member"
+        );
     }
 }
 
@@ -271,5 +293,32 @@ fn trace(args: &Args) {
     let run = |seed| runs::crash(paper(seed, members, 3, args.arm), 4).trace;
     let runs = stats::seeds(each, args.jobs, |seed| (run(seed), run(seed)));
     let same = runs.iter().filter(|(a, b)| a == b).count();
-    println!("trace: {members} members, {each} seeds run twice: {same} with the same hash, the first {:016x}", runs[0].0);
+    println!(
+        "trace: {members} members, {each} seeds run twice: {same} with the same hash, the first {:016x}",
+        runs[0].0
+    );
+}
+
+/// What it takes to open a ping, to answer it and to seal the answer: two MACs are in it.
+fn cost(args: &Args) {
+    let members = args.members.unwrap_or(1000);
+    let mut world = world::World::joined(paper(args.seeds.unwrap_or(0), members, 3, args.arm));
+    world.run(Duration::from_secs(120));
+    let mut times = Vec::new();
+    for node in 1..members.min(400) {
+        let datagrams = world.intercept(node, Duration::from_secs(3));
+        let now = world.now;
+        let member = world.member_mut(node);
+        for (from, bytes) in datagrams.iter().filter(|(_, bytes)| bytes[26] == 1) {
+            let start = std::time::Instant::now();
+            member.handle(now, Input::Datagram { from: *from, bytes });
+            times.push(start.elapsed());
+            while member.poll_output().is_some() {}
+        }
+    }
+    let [p50, p99] = [500, 990].map(|part| permille(&mut times, part) * 1e6);
+    println!(
+        "cost: {members} members, {} pings with two MACs each: p50 {p50:.2} us, p99 {p99:.2} us",
+        times.len()
+    );
 }

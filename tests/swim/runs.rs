@@ -240,7 +240,8 @@ pub fn scale_down(setup: Setup) -> (usize, bool) {
 pub fn restart_all(setup: Setup) -> (usize, usize) {
     let mut draw = Rng::new(setup.seed, "swim restart", 0);
     let mut world = World::joined(setup);
-    let mut times: Vec<(u64, usize)> = (0..world.len()).map(|node| (draw.below(1_000_000_000), node)).collect();
+    let mut times: Vec<(u64, usize)> =
+        (0..world.len()).map(|node| (draw.below(1_000_000_000), node)).collect();
     times.sort_unstable();
     let start = world.now;
     for (at, node) in times {

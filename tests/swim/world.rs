@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use highwater::control::swim::{
-    Entropy, Event, Extensions, Incarnation, Input, Keyring, Membership, Output, Status, SwimConfig,
+    Entropy, Event, Extensions, Input, Keyring, Membership, Output, Status, SwimConfig,
 };
 use highwater_shards::time::Instant;
 use highwater_sim::rng::Rng;
@@ -211,10 +211,6 @@ impl World {
         self.at(until, What::Unblock { node, life });
     }
 
-    pub fn is_blocked(&self, node: usize) -> bool {
-        self.nodes[node].blocked.is_some()
-    }
-
     pub fn run(&mut self, time: Duration) {
         self.run_until(self.now + time);
     }
@@ -299,7 +295,7 @@ impl World {
                 Output::Send { to, bytes } => sends.push((to, bytes.to_vec())),
                 Output::Event(event) => {
                     if let Some((of, what)) = said(&event) {
-                        self.trace = xxh3_64_with_seed(&[what as u8], self.trace ^ of as u64);
+                        self.trace = xxh3_64_with_seed(&[what], self.trace ^ of as u64);
                         self.reports.push(Report { at: now, by: node, of, what: what.into() });
                     }
                 }
@@ -343,12 +339,19 @@ impl World {
         self.at(at, What::Arrive { to, from, bytes });
     }
 
-    pub fn member(&self, node: usize) -> &Membership {
-        &self.nodes[node].member
+    /// What reaches a member within this time, which it does not get.
+    pub fn intercept(&mut self, node: usize, time: Duration) -> Vec<(SocketAddr, Vec<u8>)> {
+        self.block(node, time * 2);
+        self.run(time);
+        self.nodes[node].inbox.drain(..).collect()
     }
 
-    pub fn keyring(&mut self, node: usize) -> &mut Keyring {
-        self.nodes[node].member.keyring()
+    pub fn member_mut(&mut self, node: usize) -> &mut Membership {
+        &mut self.nodes[node].member
+    }
+
+    pub fn member(&self, node: usize) -> &Membership {
+        &self.nodes[node].member
     }
 
     pub fn len(&self) -> usize {
@@ -362,11 +365,6 @@ impl World {
     pub fn status(&self, by: usize, of: usize) -> Option<Status> {
         let name = name(of);
         self.nodes[by].member.members().find(|member| **member.name == *name).map(|member| member.status)
-    }
-
-    pub fn incarnation(&self, by: usize, of: usize) -> Option<Incarnation> {
-        let name = name(of);
-        self.nodes[by].member.members().find(|member| **member.name == *name).map(|m| m.incarnation)
     }
 
     /// Whether all that are up hold exactly all that are up for live.

@@ -96,7 +96,9 @@ pub(super) fn open<'a>(
         return Err(Reject::Tag);
     }
     let number = |at: usize| {
-        u64::from_le_bytes(sealed[at..at + 8].try_into().expect("the length was checked: the header is whole"))
+        u64::from_le_bytes(
+            sealed[at..at + 8].try_into().expect("the length was checked: the header is whole"),
+        )
     };
     Ok(Opened {
         from: Id(number(2)),

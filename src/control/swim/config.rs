@@ -170,10 +170,14 @@ pub enum ConfigError {
     Metadata(usize),
     #[error("{0} cannot be told to others: give the address and port at which they reach this member")]
     Address(SocketAddr),
-    #[error("the time to answer a ping, {0:?}, must be above zero and below the interval between pings, {1:?}")]
+    #[error(
+        "the time to answer a ping, {0:?}, must be above zero and below the interval between pings, {1:?}"
+    )]
     Times(Duration, Duration),
     #[error("the interval of gossip must be above zero")]
     Gossip,
-    #[error("datagrams of {0} bytes: the bound must be {1} to {DATAGRAM_BYTES_MAX}, so that any member's record fits")]
+    #[error(
+        "datagrams of {0} bytes: the bound must be {1} to {DATAGRAM_BYTES_MAX}, so that any member's record fits"
+    )]
     Datagram(usize, usize),
 }

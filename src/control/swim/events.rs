@@ -41,15 +41,38 @@ pub enum Output<'a> {
 #[non_exhaustive]
 pub enum Event {
     /// New, back from the dead, or in a new life.
-    Joined { name: Arc<str>, addr: SocketAddr, incarnation: Incarnation, metadata: Arc<[u8]> },
-    Suspected { name: Arc<str>, incarnation: Incarnation },
+    Joined {
+        name: Arc<str>,
+        addr: SocketAddr,
+        incarnation: Incarnation,
+        metadata: Arc<[u8]>,
+    },
+    Suspected {
+        name: Arc<str>,
+        incarnation: Incarnation,
+    },
     /// A suspect objected.
-    Alive { name: Arc<str>, incarnation: Incarnation },
+    Alive {
+        name: Arc<str>,
+        incarnation: Incarnation,
+    },
     /// It said so itself.
-    Left { name: Arc<str>, incarnation: Incarnation },
+    Left {
+        name: Arc<str>,
+        incarnation: Incarnation,
+    },
     /// `by_us`: our own timer expired, others are not yet known to agree.
-    Died { name: Arc<str>, incarnation: Incarnation, by_us: bool },
-    MetadataChanged { name: Arc<str>, addr: SocketAddr, incarnation: Incarnation, metadata: Arc<[u8]> },
+    Died {
+        name: Arc<str>,
+        incarnation: Incarnation,
+        by_us: bool,
+    },
+    MetadataChanged {
+        name: Arc<str>,
+        addr: SocketAddr,
+        incarnation: Incarnation,
+        metadata: Arc<[u8]>,
+    },
 }
 
 /// One member, as this member knows it.

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use highwater_shards::ids::Map;
 use highwater_shards::time::Instant;
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
@@ -20,6 +21,8 @@ use super::{GREETED_MAX, SEEDS_MAX};
 
 /// A challenge is good for this time, and for the rest of the one before.
 const CHALLENGE_PERIOD: Duration = Duration::from_secs(10);
+/// Boots that proved themselves within two such times; more must wait.
+const PROVEN_MAX: usize = 8192;
 
 #[derive(Debug)]
 pub(super) struct Hello {
@@ -33,6 +36,9 @@ pub(super) struct Hello {
     nonces: u64,
     greeted: Vec<Greeted>,
     greetings: u64,
+    /// Boots that echoed a challenge that is still good: its period, and the number of the echo. A recorded echo has
+    /// no later number.
+    proven: Map<(Id, u64), (u64, u64)>,
 }
 
 /// A peer that proved itself and is no member (yet).
@@ -57,6 +63,7 @@ impl Hello {
             nonces: 0,
             greeted: Vec::new(),
             greetings: 0,
+            proven: Map::default(),
         }
     }
 
@@ -113,6 +120,27 @@ impl Hello {
             greeting: self.greetings,
         });
         self.greeted.len() - 1
+    }
+
+    /// Whether this echo proves that the boot lives: it answers a challenge that is good, and comes for the first time.
+    fn accept_echo(&mut self, now: Instant, opened: &Opened<'_>, addr: SocketAddr, challenge: u128) -> bool {
+        let period = period(now);
+        let mut good = [period, period.saturating_sub(1)].into_iter();
+        if !good.any(|period| self.challenge(period, opened, addr) == challenge) {
+            return false;
+        }
+        let boot = (opened.from, opened.from_boot);
+        if self.proven.get(&boot).is_some_and(|(_, number)| *number >= opened.number) {
+            return false;
+        }
+        if self.proven.len() >= PROVEN_MAX {
+            self.proven.retain(|_, (of, _)| *of + 1 >= period);
+            if self.proven.len() >= PROVEN_MAX {
+                return false;
+            }
+        }
+        self.proven.insert(boot, (period, opened.number));
+        true
     }
 
     fn random(&self, purpose: u8, parts: &[u64]) -> u128 {
@@ -236,9 +264,7 @@ impl Membership {
             }
             Message::Challenge { .. } => Err(Reject::Unasked),
             Message::Echo { challenge } => {
-                let period = period(now);
-                let mut periods = [period, period.saturating_sub(1)].into_iter();
-                if !periods.any(|period| self.hello.challenge(period, opened, from) == challenge) {
+                if !self.hello.accept_echo(now, opened, from, challenge) {
                     return Err(Reject::Unasked);
                 }
                 if let Some(slot) = self.members.find(opened.from) {

@@ -57,7 +57,11 @@ impl Id {
     pub(super) const NOBODY: Self = Self(0);
 
     pub(super) fn of(name: &str) -> Self {
-        Self(SipHasher13::new_with_keys(0x6869_6768_7761_7465, 0x7273_7769_6d2d_6964).hash(name.as_bytes()).max(1))
+        Self(
+            SipHasher13::new_with_keys(0x6869_6768_7761_7465, 0x7273_7769_6d2d_6964)
+                .hash(name.as_bytes())
+                .max(1),
+        )
     }
 }
 
@@ -126,4 +130,19 @@ pub(super) fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_takes_at_most_400_bytes() {
+        // Beside the member: its name and metadata with their counts, its places in the index (at most 7/8 full, half
+        // full at worst), in the order of probing, in the queue and in the list of the free.
+        let shared = 2 * (2 * 8) + 24;
+        let places = 2 * (size_of::<(Id, Slot)>() + 1) + 4 + 24 + 4;
+        let bytes = size_of::<Option<Member>>() + shared + places;
+        assert!(bytes <= 400, "{bytes}");
+    }
 }

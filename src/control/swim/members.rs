@@ -294,9 +294,7 @@ impl Members {
             return None;
         }
         let dead = |slot: Slot, id: Id| {
-            self.same(slot, id)
-                && self.get(slot).status == Status::Dead
-                && self.get(slot).since >= since
+            self.same(slot, id) && self.get(slot).status == Status::Dead && self.get(slot).since >= since
         };
         let young = self.tombstones.partition_point(|(at, _, _)| *at < since);
         let len = self.tombstones.len() - young;

@@ -10,6 +10,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng as _;
 use siphasher::sip::SipHasher24;
 
+use super::METADATA_BYTES_MAX;
 use super::auth::{self, Reject, To};
 use super::config::{ConfigError, SwimConfig};
 use super::events::{Event, Input, MemberView, Output, SwimStats};
@@ -25,7 +26,6 @@ use super::rumors::Allowance;
 use super::suspicion::Limits;
 use super::sync::Sync;
 use super::wire::{self, CHALLENGE_BYTES, Message};
-use super::METADATA_BYTES_MAX;
 
 /// Random bytes that nobody else knows: the only source of chance in a [`Membership`].
 pub struct Entropy(pub [u8; 32]);

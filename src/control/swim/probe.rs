@@ -16,6 +16,9 @@ use super::{RELAYS_MAX, RELAYS_PER_SECOND_MAX};
 /// Members that probe a suspect out of turn, on average over the cluster.
 const SECOND_OPINIONS: usize = 6;
 
+/// Suspects that are passed over in one turn.
+const PASSED_OVER_MAX: usize = 32;
+
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     current: Option<Probe>,
@@ -140,11 +143,11 @@ impl Membership {
         self.send(Peer::Member(slot), Message::Ping { nonce, view: self.members.view() }, true);
     }
 
-    /// The next one to probe. Suspects that no further accuser could harm more are passed over: they hear of it with
-    /// the news, and the turn is better spent on others.
+    /// The next one to probe. Suspects whom no further accuser could harm more are told so and passed over: the turn is
+    /// better spent on others.
     fn next_in_turn(&mut self) -> Option<Slot> {
         let limits = self.limits();
-        for _ in 0..self.members.others().len() {
+        for _ in 0..PASSED_OVER_MAX.min(self.members.others().len()) {
             let slot = self.members.next_target(&mut self.rng)?;
             let suspicion = self.members.get(slot).suspicion.as_ref();
             let passed = self.config.extensions.second_opinion
@@ -152,6 +155,7 @@ impl Membership {
             if !passed {
                 return Some(slot);
             }
+            self.send(Peer::Member(slot), Message::Gossip, true);
         }
         self.members.next_target(&mut self.rng)
     }

@@ -301,9 +301,8 @@ impl Membership {
     /// Suspects a live member, or confirms that. No accuser: the suspicion was found in another one's table, which
     /// confirms nothing.
     pub(super) fn suspect(&mut self, now: Instant, slot: Slot, accuser: Option<Id>) {
-        let accuser = accuser.filter(|id| {
-            self.members.find(*id).is_some_and(|slot| self.members.get(slot).status.is_live())
-        });
+        let accuser = accuser
+            .filter(|id| self.members.find(*id).is_some_and(|slot| self.members.get(slot).status.is_live()));
         let limits = self.limits();
         let member = self.members.get_mut(slot);
         if let Some(suspicion) = &mut member.suspicion {
@@ -468,12 +467,12 @@ impl Membership {
         self.members.pick(self.config.gossip_fanout, &mut self.rng, |_| false, &mut picked);
         // The recently dead get their share, so that those that live hear what is said of them.
         let young = now.as_nanos().saturating_sub(nanos(self.config.gossip_to_dead));
-        for at in 0..picked.len() {
+        for slot in &mut picked {
             let all = self.members.others().len() + self.members.gone();
             if below(&mut self.rng, all) >= self.members.others().len()
                 && let Some(dead) = self.members.random_dead(Instant::from_nanos(young), &mut self.rng)
             {
-                picked[at] = dead;
+                *slot = dead;
             }
         }
         for slot in &picked {

@@ -94,7 +94,7 @@ impl Limits {
         let log10 = (log2(members) * 65536 / log2(10)).max(65536);
         let interval = u64::try_from(config.ping_interval.as_nanos()).unwrap_or(u64::MAX);
         let factor = u128::from(config.suspicion_multiplier) * u128::from(log10);
-        let least = u64::try_from(u128::from(interval) * factor >> 16).unwrap_or(u64::MAX);
+        let least = u64::try_from((u128::from(interval) * factor) >> 16).unwrap_or(u64::MAX);
         let least = Duration::from_nanos(least);
         // The accused and the first accuser cannot confirm.
         let others = members.saturating_sub(2);
@@ -113,7 +113,7 @@ impl Limits {
         let range = u64::try_from((self.most - self.least).as_nanos()).unwrap_or(u64::MAX);
         let part = u128::from(log2(confirmations + 1)) << 16;
         let part = part / u128::from(log2(self.confirmations + 1));
-        let less = u64::try_from(u128::from(range) * part >> 16).unwrap_or(u64::MAX);
+        let less = u64::try_from((u128::from(range) * part) >> 16).unwrap_or(u64::MAX);
         (self.most - Duration::from_nanos(less)).max(self.least)
     }
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use highwater_shards::time::Instant;
 
+use super::NEW_PER_DATAGRAM_MAX;
 use super::auth;
 use super::keyring::TAG_BYTES;
 use super::member::{Id, Slot, Status};
 use super::members::{Members, below};
 use super::membership::{Membership, Peer};
 use super::wire::{self, BUCKETS, Message, Numbers, PAGE_ENTRY_BYTES, PAGE_FIXED_BYTES, PULL_FIXED_BYTES};
-use super::NEW_PER_DATAGRAM_MAX;
 
 /// Pages in answer to one list of hashes.
 const PAGES_MAX: usize = 4;
@@ -214,7 +214,8 @@ impl Membership {
 
     fn send_records(&mut self, peer: Peer, slots: &[Slot]) {
         let most = self.config.datagram_bytes_max - TAG_BYTES;
-        let mut slots = slots.iter().filter(|slot| self.members.get(**slot).status != Status::Dead).peekable();
+        let mut slots =
+            slots.iter().filter(|slot| self.members.get(**slot).status != Status::Dead).peekable();
         let mut packets: Vec<Vec<u8>> = Vec::new();
         while slots.peek().is_some() && packets.len() < RECORD_DATAGRAMS_MAX {
             let mut packet = Vec::with_capacity(most);

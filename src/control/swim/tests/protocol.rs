@@ -26,7 +26,7 @@ fn a_crash_is_known_everywhere_and_nobody_else_suffers() {
 fn a_member_that_cannot_be_reached_for_a_moment_objects_and_lives() {
     let mut net = Net::joined(8);
     net.deaf.push(3);
-    net.run(Duration::from_millis(350));
+    net.run(Duration::from_millis(220));
     net.deaf.clear();
     net.run(SECOND * 5);
     assert!(net.events.iter().any(|(_, event)| matches!(event, Event::Suspected { .. })), "it was suspected");
