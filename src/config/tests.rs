@@ -114,7 +114,7 @@ fn every_key_can_be_set_by_its_variable_and_by_a_flag() {
 
 #[test]
 fn every_key_sets_its_own_field_and_no_other() {
-    const SAMPLES: [&str; 20] = [
+    const SAMPLES: [&str; 21] = [
         "false",
         "7",
         "2000",
@@ -135,6 +135,7 @@ fn every_key_sets_its_own_field_and_no_other() {
         "cluster",
         "[voter]",
         "sixteen bytes or more",
+        "least_loaded",
     ];
     let defaults = Config::default();
     for key in KEYS {

@@ -14,6 +14,7 @@ mod producer_ids;
 pub mod request;
 mod review;
 mod shard_load;
+pub mod swim;
 
 pub use self::core::{Control, ControlConfig, ControlStats};
 pub use self::io::{ControlFatal, Input, KeepId, LocalId, Output, Placements, ProposalId};

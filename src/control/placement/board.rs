@@ -103,9 +103,8 @@ impl Board {
 
     /// One replica fewer.
     pub(super) fn give(&mut self, node: usize) {
-        if self.room[node] != u32::MAX {
-            self.room[node] += 1;
-        }
+        // No bound stays no bound.
+        self.room[node] = self.room[node].saturating_add(1);
         self.load[node] -= 1;
         self.total -= 1;
     }

@@ -1,0 +1,324 @@
+//! Measures the membership protocol in virtual time: the goals of its design, and the grids of the Lifeguard paper.
+//!
+//! | goal | command |
+//! |---|---|
+//! | 1 the same seed is the same run; the paper's medians | `trace`; `crash --alpha 5 --arm lifeguard` |
+//! | 2 detection of crashes | `crash` |
+//! | 3 interval grid | `grid`, beside `grid --arm lifeguard` and `grid --arm swim` |
+//! | 4 starved members | `starve` |
+//! | 5 loss alone | `quiet` |
+//! | 6 joins at once | `joins` |
+//! | 7 idle bytes | `idle` |
+//! | 8 cost of a datagram | `cost` |
+//! | 9 split | `split` |
+//! | 10 scale-down | `leave` |
+//! | 11 restart of all | `restart` |
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "driver: reads the clock for the costs of handling a datagram"
+)]
+
+mod runs;
+mod stats;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use highwater::control::swim::{Extensions, Input};
+
+use crate::runs::{ANOMALOUS, LENGTHS_MS, PAPER_MEMBERS, PAUSES_MS, paper};
+use crate::stats::permille;
+
+const USAGE: &str = "\
+Measures the membership protocol in virtual time.
+
+  highwater-swim COMMAND [--seeds N] [--jobs N] [--alpha A] [--arm ARM] [--loss PERMILLE] [--members N]
+                         [--anomalous N]
+
+  crash     members stop; first and full detection, over all counts of anomalous members
+  grid      members block again and again; false deaths (the paper's interval runs)
+  starve    members read late, one crashes; false deaths and detection, at 0 to 5 % loss
+  quiet     nothing happens but loss; false deaths
+  joins     all join through one seed at once
+  idle      bytes and datagrams of a quiet cluster
+  split     two halves for ten minutes
+  leave     seven of ten leave
+  restart   all restart within a second
+  trace     the same seed twice
+  cost      time that a member of many spends on a datagram
+
+  ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone or all (default: all)
+";
+
+struct Args {
+    command: String,
+    seeds: Option<u64>,
+    jobs: usize,
+    alpha: Option<u32>,
+    arm: Extensions,
+    loss: Option<u32>,
+    members: Option<usize>,
+    anomalous: Option<usize>,
+}
+
+fn parse() -> Result<Args, String> {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().ok_or("a command is missing")?;
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let arm = Extensions::ALL;
+    let mut args =
+        Args { command, seeds: None, jobs, alpha: None, arm, loss: None, members: None, anomalous: None };
+    while let Some(word) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{word} wants a value"))?;
+        let number = || value.parse::<u64>().map_err(|_| format!("{word} wants a number, not {value}"));
+        let small = || u32::try_from(number()?).map_err(|_| format!("{value} is too large"));
+        match word.as_str() {
+            "--seeds" => args.seeds = Some(number()?),
+            "--jobs" => args.jobs = small()? as usize,
+            "--alpha" => args.alpha = Some(small()?),
+            "--loss" => args.loss = Some(small()?),
+            "--members" => args.members = Some(small()? as usize),
+            "--anomalous" => args.anomalous = Some(small()? as usize),
+            "--arm" => args.arm = arm_of(&value)?,
+            _ => return Err(format!("{word} is unknown")),
+        }
+    }
+    Ok(args)
+}
+
+fn arm_of(name: &str) -> Result<Extensions, String> {
+    let swim = Extensions::SWIM;
+    Ok(match name {
+        "swim" => swim,
+        "probe" => Extensions { local_health: true, ..swim },
+        "suspicion" => Extensions { dynamic_suspicion: true, ..swim },
+        "buddy" => Extensions { buddy: true, ..swim },
+        "lifeguard" => Extensions::LIFEGUARD,
+        "unfair" => Extensions { fair_health: false, ..Extensions::ALL },
+        "alone" => Extensions { second_opinion: false, ..Extensions::ALL },
+        "all" => Extensions::ALL,
+        _ => return Err(format!("{name} is no arm")),
+    })
+}
+
+fn main() -> ExitCode {
+    let args = match parse() {
+        Ok(args) => args,
+        Err(e) => {
+            eprintln!("{e}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match args.command.as_str() {
+        "crash" => crash(&args),
+        "grid" => grid(&args),
+        "starve" => starve(&args),
+        "quiet" => quiet(&args),
+        "joins" => joins(&args),
+        "idle" => idle(&args),
+        "split" => split(&args),
+        "leave" => leave(&args),
+        "restart" => restart(&args),
+        "trace" => trace(&args),
+        "cost" => cost(&args),
+        other => {
+            eprintln!("{other} is no command\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn crash(args: &Args) {
+    let (alpha, members) = (args.alpha.unwrap_or(3), args.members.unwrap_or(PAPER_MEMBERS));
+    let each = args.seeds.unwrap_or(5);
+    let (mut first, mut full, mut wrong, mut crashed) = (Vec::new(), Vec::new(), 0, 0);
+    for count in ANOMALOUS.into_iter().filter(|count| count * 4 <= members) {
+        let runs =
+            stats::seeds(each, args.jobs, |seed| runs::crash(paper(seed, members, alpha, args.arm), count));
+        let mut all: Vec<Duration> = runs.iter().flat_map(|run| run.full.iter().copied()).collect();
+        let [p50, p99] = [500, 990].map(|part| permille(&mut all, part));
+        println!("  {count:2} crashed: full detection p50 {p50:.2} s, p99 {p99:.2} s");
+        for run in runs {
+            first.extend(run.first);
+            full.extend(run.full);
+            wrong += run.false_deaths;
+            crashed += count;
+        }
+    }
+    println!(
+        "crash: alpha {alpha}, {members} members, {each} seeds for each of {ANOMALOUS:?} crashed: {crashed} crashes, \
+         {} detected everywhere, {wrong} false deaths",
+        full.len()
+    );
+    for (words, times) in [("first", &mut first), ("full", &mut full)] {
+        let [p50, p99, p999] = [500, 990, 999].map(|part| permille(times, part));
+        println!("  {words:5} detection: p50 {p50:.2} s, p99 {p99:.2} s, p99.9 {p999:.2} s");
+    }
+}
+
+fn grid(args: &Args) {
+    let (alpha, members) = (args.alpha.unwrap_or(3), args.members.unwrap_or(PAPER_MEMBERS));
+    let each = args.seeds.unwrap_or(1);
+    let mut cells = Vec::new();
+    for count in ANOMALOUS.into_iter().filter(|count| args.anomalous.is_none_or(|only| only == *count)) {
+        for length in LENGTHS_MS {
+            cells.extend(PAUSES_MS.map(|pause| (count, length, pause)));
+        }
+    }
+    let all = cells.len() as u64 * each;
+    let runs = stats::seeds(all, args.jobs, |run| {
+        let (count, length, pause) = cells[(run % cells.len() as u64) as usize];
+        let setup = paper(run / cells.len() as u64, members, alpha, args.arm);
+        runs::interval(setup, count, Duration::from_millis(length), Duration::from_millis(pause))
+    });
+    let sum = |part: fn(&runs::IntervalRun) -> u64| runs.iter().map(part).sum::<u64>();
+    println!(
+        "grid: alpha {alpha}, {members} members, {} cells x {each} seeds: false deaths {} at the origin, {} in all, {} at \
+         healthy members; {} datagrams, {} bytes",
+        cells.len(),
+        sum(|run| run.wrong.at_origin as u64),
+        sum(|run| run.wrong.any as u64),
+        sum(|run| run.wrong.at_healthy as u64),
+        sum(|run| run.datagrams),
+        sum(|run| run.bytes),
+    );
+}
+
+fn starve(args: &Args) {
+    let alpha = args.alpha.unwrap_or(4);
+    let each = args.seeds.unwrap_or(50);
+    let losses = args.loss.map_or(vec![0, 10, 20, 30, 40, 50], |loss| vec![loss]);
+    for loss_permille in losses {
+        let runs = stats::seeds(each, args.jobs, |seed| {
+            let setup = paper(seed, args.members.unwrap_or(50), alpha, args.arm);
+            runs::starve(runs_setup(setup, loss_permille))
+        });
+        let per_run = |sum: usize| sum as f64 / each as f64;
+        let mut times: Vec<Duration> = runs.iter().filter_map(|run| run.detection).collect();
+        println!(
+            "starve: alpha {alpha}, loss {loss_permille} permille, {each} seeds: false deaths a run {:.3} healthy + {:.3} \
+             starved members ({:.2} transitions); detected everywhere {} times, p50 {:.2} s",
+            per_run(runs.iter().map(|run| run.healthy).sum()),
+            per_run(runs.iter().map(|run| run.starved).sum()),
+            per_run(runs.iter().map(|run| run.transitions).sum()),
+            times.len(),
+            permille(&mut times, 500),
+        );
+    }
+}
+
+fn runs_setup(setup: world::Setup, loss_permille: u32) -> world::Setup {
+    world::Setup { loss_permille, ..setup }
+}
+
+fn quiet(args: &Args) {
+    let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(1000));
+    let (alpha, loss) = (args.alpha.unwrap_or(3), args.loss.unwrap_or(50));
+    let runs = stats::seeds(each, args.jobs, |seed| {
+        runs::quiet(runs_setup(paper(seed, members, alpha, args.arm), loss))
+    });
+    println!(
+        "quiet: alpha {alpha}, {members} members, loss {loss} permille, {each} seeds of 60 s: {} false deaths",
+        runs.iter().sum::<usize>()
+    );
+}
+
+fn joins(args: &Args) {
+    let (members, each) = (args.members.unwrap_or(1000), args.seeds.unwrap_or(3));
+    let most = Duration::from_secs(60);
+    let runs = stats::seeds(each, args.jobs, |seed| runs::joins(paper(seed, members, 3, args.arm), most));
+    let mut times: Vec<Duration> = runs.iter().flatten().flatten().copied().collect();
+    println!(
+        "joins: {members} members through one seed, {each} seeds: {} of {} know all; p50 {:.2} s, p99 {:.2} s, last {:.2} s",
+        times.len(),
+        members as u64 * each,
+        permille(&mut times, 500),
+        permille(&mut times, 990),
+        permille(&mut times, 1000)
+    );
+}
+
+fn idle(args: &Args) {
+    let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(3));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::idle(paper(seed, members, 3, args.arm)));
+    for (seed, (bytes, datagrams)) in runs.into_iter().enumerate() {
+        println!(
+            "idle: {members} members, seed {seed}: {bytes:.1} B and {datagrams:.2} datagrams a second and member"
+        );
+    }
+}
+
+fn split(args: &Args) {
+    let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(5));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::split(paper(seed, members, 3, args.arm)));
+    let mut times: Vec<Duration> = runs.into_iter().flatten().collect();
+    println!(
+        "split: {members} members in halves for 600 s, {each} seeds: {} merged; p50 {:.1} s, last {:.1} s after healing",
+        times.len(),
+        permille(&mut times, 500),
+        permille(&mut times, 1000)
+    );
+}
+
+fn leave(args: &Args) {
+    let each = args.seeds.unwrap_or(1000);
+    let loss = args.loss.unwrap_or(0);
+    let runs = stats::seeds(each, args.jobs, |seed| {
+        runs::scale_down(runs_setup(paper(seed, 10, 3, args.arm), loss))
+    });
+    println!(
+        "leave: 7 of 10, loss {loss} permille, {each} seeds: {} deaths of leavers; the others agree in {}",
+        runs.iter().map(|run| run.0).sum::<usize>(),
+        runs.iter().filter(|run| run.1).count()
+    );
+}
+
+fn restart(args: &Args) {
+    let (members, each) = (args.members.unwrap_or(1000), args.seeds.unwrap_or(1));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::restart_all(paper(seed, members, 3, args.arm)));
+    for (seed, (dead, lacking)) in runs.into_iter().enumerate() {
+        println!(
+            "restart: {members} members, seed {seed}: after 30 s {dead} live members are held for dead, {lacking} members \
+             do not know all"
+        );
+    }
+}
+
+fn trace(args: &Args) {
+    let each = args.seeds.unwrap_or(5);
+    let members = args.members.unwrap_or(PAPER_MEMBERS);
+    let run = |seed| runs::crash(paper(seed, members, 3, args.arm), 4).trace;
+    let runs = stats::seeds(each, args.jobs, |seed| (run(seed), run(seed)));
+    let same = runs.iter().filter(|(a, b)| a == b).count();
+    println!(
+        "trace: {members} members, {each} seeds run twice: {same} with the same hash, the first {:016x}",
+        runs[0].0
+    );
+}
+
+/// What it takes to open a ping, to answer it and to seal the answer: two MACs are in it.
+fn cost(args: &Args) {
+    let members = args.members.unwrap_or(1000);
+    let mut world = world::World::joined(paper(args.seeds.unwrap_or(0), members, 3, args.arm));
+    world.run(Duration::from_secs(120));
+    let mut times = Vec::new();
+    for node in 1..members.min(400) {
+        let datagrams = world.intercept(node, Duration::from_secs(3));
+        let now = world.now;
+        let member = world.member_mut(node);
+        for (from, bytes) in datagrams.iter().filter(|(_, bytes)| bytes[26] == 1) {
+            let start = std::time::Instant::now();
+            member.handle(now, Input::Datagram { from: *from, bytes });
+            times.push(start.elapsed());
+            while member.poll_output().is_some() {}
+        }
+    }
+    let [p50, p99] = [500, 990].map(|part| permille(&mut times, part) * 1e6);
+    println!(
+        "cost: {members} members, {} pings with two MACs each: p50 {p50:.2} us, p99 {p99:.2} us",
+        times.len()
+    );
+}
