@@ -196,7 +196,9 @@ impl Storage {
     fn begin_checkpoint(&mut self) {
         let live = self.journal.as_ref().map_or(0, |journal| journal.live_bytes());
         let bytes = self.config.checkpoint_bytes;
-        let is_above = live >= bytes && self.flushed > self.checkpoints.flushed_then;
+        // Of less than a file behind the bound, none may be there to be released.
+        let releasable = bytes + self.config.journal.file_bytes;
+        let is_above = live >= releasable && self.flushed > self.checkpoints.flushed_then;
         let rest_at = is_above.then(|| self.checkpoints.ended + REST_MAX);
         self.checkpoints.rest_at = rest_at;
         // Whole files are released: what is left of the last one may be nearly enough by itself.

@@ -256,9 +256,10 @@ impl Storage {
             todo.push_back(Amendment::Remove(FileName::Index(name)));
         }
         if let &Then::Noted { end, .. } = &then {
-            // Of this note: what an earlier one took away, the checkpoint that is there may count on again.
+            // Of this note: what an earlier one took away, the checkpoint that is there may count on again. One that takes
+            // no segment does not wait for a compaction's end, and none of the old files is uncovered by it.
             let start = match log.notes.front() {
-                Some(Noticed { note: Note::Started { start }, .. }) => *start,
+                Some(Noticed { note: Note::Started { start }, .. }) if !removed.is_empty() => *start,
                 _ => Offset::ZERO,
             };
             todo.extend(self.checkpoints.take_doomed(log.partition, (start, end)).map(Amendment::Remove));

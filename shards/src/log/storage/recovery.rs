@@ -311,9 +311,15 @@ impl Storage {
     pub(super) fn replay_note(&mut self, partition: PartitionId, note: Note, lsn: Lsn) {
         self.flushed = self.flushed.max(lsn.chunk);
         if note == Note::Dropped {
-            self.recovery().expect("entries are replayed in recovery").told.remove(&partition);
+            // It may be the end of an earlier log of the partition.
+            let is_news = self.tombs.get(&partition).is_none_or(|&gone| gone <= lsn);
+            if is_news {
+                self.recovery().expect("entries are replayed in recovery").told.remove(&partition);
+            }
             if self.slot(partition).is_none() {
-                self.tombs.insert(partition, lsn);
+                if is_news {
+                    self.tombs.insert(partition, lsn);
+                }
                 return;
             }
         }

@@ -198,8 +198,9 @@ impl Storage {
             // Nothing is put behind what is not there.
             self.log_mut(slot).expect("it was just found").is_growing = false;
         }
-        // Whoever rebuilds the log without a checkpoint must not find again what is removed here.
-        self.log_mut(slot).expect("it was just found").folder_unsynced |= !todo.is_empty();
+        // Whoever rebuilds the log without a checkpoint must not find again what is removed here, nor what an earlier life
+        // removed that was killed: that is not listed, and a loss of power brings it back.
+        self.log_mut(slot).expect("it was just found").folder_unsynced = true;
         if self.amend(slot, &[], todo, Then::Tidied) {
             self.reconsider(slot);
         }
@@ -265,6 +266,7 @@ impl Storage {
         let segment = log.segments[seek.at];
         let name = log.name(&segment);
         let file = FileName::Segment(name);
+        let is_there = result.is_ok();
         let window = match result {
             Ok(window) => window,
             Err(DiskError::Missing) => Bytes::new(),
@@ -274,7 +276,7 @@ impl Storage {
         let is_cut_short = (window.len() as u64) < asked.min(segment.bytes - seek.position);
         let mut scanner =
             Scanner::new(Seed::of_segment(&name), Check::Headers, &window, seek.position, segment.bytes);
-        let (end, hint) = (seek.end, seek.hint);
+        let (end, hint, seek_from) = (seek.end, seek.hint, seek.position);
         let (mut reached, mut is_misled) = (seek.reached, false);
         let found = loop {
             match scanner.scan() {
@@ -287,6 +289,7 @@ impl Storage {
             }
         };
         let position = scanner.position();
+        let ends_between = is_there && seek_from + window.len() as u64 == position;
         match found {
             _ if is_misled => self.seek_without_hint(slot),
             Scanned::Frame(frame) => self.cut_segment(slot, frame.position, segment, frame.base.min(end)),
@@ -300,6 +303,11 @@ impl Storage {
             // An earlier life cut it here already; what it put behind is not whole.
             _ if reached == Some(end) => self.cut_segment(slot, position, segment, end),
             _ if hint.is_some() => self.seek_without_hint(slot),
+            // Compaction took what ended there. Such a segment was durable as a whole before it came into use, and nothing
+            // but truncations shortened it since: a file that ends between two batches was cut by one, maybe by this.
+            Scanned::End | Scanned::Incomplete { .. } if segment.generation > 0 && ends_between => {
+                self.cut_segment(slot, position, segment, end);
+            }
             // An earlier life cut deeper, by a note that is still to come here: that one finds its place.
             _ if self.is_cut_again(slot, end) => self.cut_loosely(slot, position),
             _ if self.is_recovering() => {

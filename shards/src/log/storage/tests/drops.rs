@@ -1,23 +1,34 @@
 //! Partitions that are dropped while the journal takes no note of it.
 
-use super::rig::{Rig, partition};
+use super::rig::{Rig, partition, small_config};
 use crate::ids::Offset;
-use crate::log::disk::FileName;
+use crate::log::disk::{DiskOp, FileName};
 use crate::log::journal::{AppendRefused, Urgency};
-use crate::log::storage::Start;
+use crate::log::storage::{Start, StorageConfig};
 
 /// A life that ends with a stop and a partition 0 whose drop only the checkpoint tells of.
 fn stopped_with_an_untold_drop(seed: u64) -> Rig {
-    let mut rig = Rig::started(seed);
+    // No checkpoint comes between, which would find the disk full.
+    let mut rig = Rig::with(StorageConfig { checkpoint_bytes: 1 << 20, ..small_config() }, seed);
+    rig.recover();
+    let mut rig = with_an_untold_drop(rig);
+    rig.stop_untold();
+    rig
+}
+
+/// Partition 0 is dropped, and the journal has not found out yet that there is room for the note.
+fn with_an_untold_drop(mut rig: Rig) -> Rig {
     for _ in 0..10 {
         rig.append(0, 3_000, Urgency::Sync).unwrap();
         rig.rest();
     }
     rig.disk.is_full = true;
+    // Notes that change nothing, until there is no room for another one.
+    let slot = rig.open(1);
+    let end = Offset::ZERO;
     let refused = (0..2_000).find_map(|_| {
-        let refused = rig.append(1, 5_000, Urgency::Sync).err();
+        let refused = rig.storage.truncate(rig.now, slot, end).err();
         rig.settle();
-        rig.wait(10);
         refused
     });
     assert_eq!(refused, Some(AppendRefused::Full));
@@ -25,7 +36,6 @@ fn stopped_with_an_untold_drop(seed: u64) -> Rig {
     assert_eq!((rig.storage.slot(partition(0)), rig.storage.undropped.len()), (None, 1));
     // The disk has room again, which the journal finds out in a while only.
     rig.disk.is_full = false;
-    rig.stop_untold();
     rig
 }
 
@@ -60,12 +70,42 @@ fn drop_that_only_the_checkpoint_tells_holds_when_that_is_lost_later() {
             rig.append(0, 2_000, Urgency::Sync).unwrap();
         }
         rig.rest();
-        rig.disk.files.remove(&FileName::Checkpoint);
         rig.crash(true);
+        rig.disk.files.remove(&FileName::Checkpoint);
         rig.recover();
-        assert_eq!(rig.report.unwrap().start, Start::Rebuilt);
         rig.check_recovered();
     }
+}
+
+#[test]
+fn drop_that_only_the_checkpoint_tells_is_not_taken_for_an_earlier_one() {
+    let mut rig = Rig::started(5);
+    rig.append(0, 3_000, Urgency::Sync).unwrap();
+    rig.rest();
+    rig.drop_log(0);
+    rig.rest();
+    let mut rig = with_an_untold_drop(rig);
+    let checkpoints = rig.storage.stats().checkpoints;
+    rig.storage.checkpoints.need();
+    while rig.storage.stats().checkpoints == checkpoints {
+        rig.drain();
+        // The journal gets no file that it could write the note to.
+        let makes_file = |op: &DiskOp| matches!(op, DiskOp::Prepare { .. } | DiskOp::Recycle { .. });
+        match rig.disk.in_flight.iter().position(|(op, _)| !makes_file(op)) {
+            Some(index) => {
+                let event = rig.disk.complete(index);
+                rig.storage.handle(rig.now, event);
+            }
+            None => rig.wait(1_000),
+        }
+    }
+    assert_eq!(rig.storage.undropped.len(), 1);
+    rig.flushed = 0;
+    rig.crash(true);
+    rig.recover();
+    // The first one is replayed, and the second one still holds.
+    assert_eq!((rig.fatal.clone(), rig.report.unwrap().start), (None, Start::Checkpoint));
+    assert_eq!(rig.storage.slot(partition(0)), None);
 }
 
 #[test]
@@ -84,8 +124,8 @@ fn folder_of_an_untold_drop_stays_until_the_journal_has_the_note() {
             assert!(told.is_none_or(|chunk| chunk <= rig.storage.flushed));
         }
         // Whenever the power and the checkpoint go, the log is as it was, or gone.
-        rig.disk.files.remove(&FileName::Checkpoint);
         rig.crash(true);
+        rig.disk.files.remove(&FileName::Checkpoint);
         rig.recover();
         assert_eq!(rig.fatal, None, "after {steps} operations");
         if let Some(slot) = rig.storage.slot(partition(0)) {
