@@ -288,6 +288,10 @@ impl Control {
             }
             if plan.is_complete() {
                 again.retain(|waiting| *waiting != no);
+                // A part that was refused ends the request, although others of its parts were still to come.
+                if self.queue.front() == Some(&no) {
+                    self.queue.pop_front();
+                }
                 let reply = asked.plan.take().expect("it was just seen").reply();
                 self.answer_once_applied(revision, no, reply);
             }

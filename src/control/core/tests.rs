@@ -8,7 +8,7 @@ use rand_xoshiro::rand_core::RngCore;
 use super::*;
 use crate::control::io::{KeepId, Placements};
 use crate::control::limits::{DELTAS_MAX, ENTRY_BYTES_MAX, RETRY_MAX};
-use crate::control::metadata::command::{Command, CreateTopic};
+use crate::control::metadata::command::{Command, CreateTopic, Stage};
 use crate::control::metadata::image::Incarnation;
 use crate::control::request::{
     AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, NodeChange, TopicRef,
@@ -799,6 +799,27 @@ fn what_a_slow_shard_has_not_applied_is_gathered_into_one_change() {
     assert!(world.shards[0].told.len() <= DELTAS_MAX, "{}", world.shards[0].told.len());
     world.run();
     assert_eq!(world.local.len(), 100);
+    world.check_shards();
+}
+
+#[test]
+fn a_large_topic_whose_part_is_refused_is_answered_once_and_not_begun_anew() {
+    let mut world = World::serving(1);
+    world.ask(1, create(&["large"], 3000));
+    world.commit();
+    assert_eq!(world.proposals.len(), 1, "the second part is under way");
+    let other = Stage { by: ME, topic: TopicId(5), at: 0, replicas: vec![vec![ME]] };
+    let entry = Entry { commands: vec![Command::Stage(other)] };
+    let revision = Revision(world.disk.image.revision.0 + 1);
+    world.disk.image.apply(revision, &entry);
+    world.input(Input::Committed { revision, proposal: None, entry });
+    world.run();
+    assert_eq!(refusals(&world.reply(1).unwrap()), [Some(Why::Conflict)]);
+    assert!(world.local.is_empty() && world.proposals.is_empty());
+    assert_eq!(world.control.image().topic_count(), 0);
+    world.ask(2, create(&["large"], 3000));
+    world.run();
+    assert_eq!(refusals(&world.reply(2).unwrap()), [None]);
     world.check_shards();
 }
 
