@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use highwater::api::Engine;
-use highwater::cli::{Cli, Command, ServeArgs};
+use highwater::cli::{Cli, Command, DevCommand, ServeArgs};
 use highwater::error::{ExitStatus, Failure};
 use highwater::logging;
 use highwater::runtime::boot::Addresses;
@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Config(command) => command.run().and_then(|text| print(&text)),
         Command::Topic(command) => command.run(&mut std::io::stdout().lock()),
+        Command::Cluster(command) => command.run(&mut std::io::stdout().lock()),
+        Command::Dev(DevCommand::Cluster(args)) => args.run(),
         Command::Log(command) => command.run(&mut std::io::stdout().lock()),
     };
     match done {

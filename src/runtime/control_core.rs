@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::bell::Bell;
 use super::data_dir::DataDir;
 use super::{Command, NodeError, Snapshot};
+use crate::control::membership::change::Unchanged;
 use crate::control::request::Reply;
 use crate::control::{Control, Input, LocalId, Output};
 use crate::kafka::Kafka;
@@ -267,6 +268,12 @@ impl Loop {
             }
             Command::Snapshot { reply } => {
                 self.ask_stats(reply);
+                Ok(())
+            }
+            Command::Cluster { reply, .. } => {
+                // Who asked may have gone.
+                let _ =
+                    reply.send(Err(Unchanged::refused("this node stands alone: `cluster.mode: standalone`")));
                 Ok(())
             }
             Command::Stop => self.handle(Input::Stop { deadline: STOP_DEADLINE }),

@@ -1,9 +1,12 @@
-//! The admin HTTP: metrics, health, readiness and a summary of the cluster. GET only, and nothing here changes the node.
+//! The admin HTTP: metrics, health, readiness and a summary of the cluster; `cluster` changes who is in it.
 //!
 //! Driver; runs on the control core's thread, so that an answer also says that the control core is alive. Connections,
-//! headers and times are bounded; a body that a client sends is not read.
+//! headers and times are bounded; a body that a client sends is read only by `cluster`.
+
+mod cluster;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,8 +49,8 @@ pub(super) async fn serve(listener: TcpListener, commands: mpsc::Sender<Command>
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-        let socket = match listener.accept().await {
-            Ok((socket, _)) => socket,
+        let (socket, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "admin HTTP: a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -58,7 +61,7 @@ pub(super) async fn serve(listener: TcpListener, commands: mpsc::Sender<Command>
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let commands = commands.clone();
-                async move { Ok::<_, Infallible>(answer(&request, &commands).await) }
+                async move { Ok::<_, Infallible>(answer(request, client, &commands).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -73,11 +76,15 @@ pub(super) async fn serve(listener: TcpListener, commands: mpsc::Sender<Command>
     }
 }
 
-async fn answer(request: &Request<Incoming>, commands: &mpsc::Sender<Command>) -> Answer {
+async fn answer(request: Request<Incoming>, client: SocketAddr, commands: &mpsc::Sender<Command>) -> Answer {
+    if cluster::is_change(request.uri().path()) {
+        if request.method() == Method::POST {
+            return cluster::change(request, client, commands).await;
+        }
+        return not_allowed("POST", "only POST is answered here\n");
+    }
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
-        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return refused;
+        return not_allowed("GET, HEAD", "only GET is answered here\n");
     }
     let path = request.uri().path();
     if path == "/" {
@@ -100,6 +107,12 @@ async fn answer(request: &Request<Incoming>, commands: &mpsc::Sender<Command>) -
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the node is starting or stopping\n"),
         _ => typed(StatusCode::OK, "application/json", cluster(&snapshot)),
     }
+}
+
+fn not_allowed(allowed: &'static str, words: &'static str) -> Answer {
+    let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, words);
+    refused.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    refused
 }
 
 fn health(snapshot: &Snapshot) -> Answer {

@@ -19,6 +19,7 @@ use highwater_shards::shard::FatalReason;
 use highwater_shards::stats::ShardStats;
 use tokio::sync::oneshot;
 
+use crate::control::membership::change::{Change, Changed};
 use crate::control::metadata::image::Image;
 use crate::control::request::{Reply, Request};
 use crate::control::{ControlFatal, ControlStats};
@@ -39,6 +40,11 @@ pub enum Command {
     },
     Snapshot {
         reply: oneshot::Sender<Snapshot>,
+    },
+    /// An operator's wish about the members of the cluster.
+    Cluster {
+        change: Change,
+        reply: oneshot::Sender<Changed>,
     },
     /// A clean end: nothing new is taken, everything is flushed, connections close.
     Stop,

@@ -8,6 +8,8 @@
 //! the number of voters is odd, since an even one tolerates no more failures than the odd one below it; otherwise
 //! nobody's vote changes.
 
+pub mod change;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
