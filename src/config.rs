@@ -35,6 +35,8 @@ pub use shape::HostPort;
 use shape::show_size;
 pub use yaml::FILE_BYTES_MAX;
 
+use crate::control::placement::Placement;
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -75,6 +77,8 @@ pub struct Cluster {
     pub roles: Roles,
     pub raft: Raft,
     pub topic_defaults: TopicDefaults,
+    /// Where replicas of new partitions go.
+    pub placement: Placement,
 }
 
 /// With core-direct routing a shard is advertised as broker `node_id * 1024 + shard`, a signed 32-bit number.
@@ -278,6 +282,7 @@ impl Default for Config {
                     compaction_lag: Duration::ZERO,
                     dirty_permille: 500,
                 },
+                placement: Placement::default(),
             },
             security: Security { cluster_secret: None, cluster_secret_file: None },
             cores: Cores { control: None, shards: None, shard_count: None, pin: None, spin: None },

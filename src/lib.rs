@@ -18,6 +18,10 @@ pub mod log_inspect;
 #[cfg(feature = "engine")]
 pub mod logging;
 #[cfg(feature = "engine")]
+pub mod net;
+#[cfg(feature = "engine")]
+pub mod raft;
+#[cfg(feature = "engine")]
 pub mod runtime;
 #[cfg(feature = "engine")]
 pub mod store;

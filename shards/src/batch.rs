@@ -1,8 +1,9 @@
 //! Record batches of Kafka's format version 2, read and checked where they lie.
 //!
 //! Floor 0. On the path of a record from its producer to its consumers nothing here copies record bytes, decompresses
-//! them or keeps them; the one copy that a produced batch makes is [`put_patched`], into the journal's block. Only
-//! compaction looks into records, and writes batches anew: [`Records`], [`codec`], [`put_rebuilt`].
+//! them or keeps them; the one copy that a produced batch makes is [`put_patched`], into the journal's block. Only a
+//! search by time looks into one batch's records, and compaction, which writes batches anew: [`Records`], [`codec`],
+//! [`put_rebuilt`].
 //!
 //! | at | bytes | field | |
 //! |---:|---:|---|---|
@@ -25,6 +26,7 @@
 
 mod builder;
 pub mod codec;
+mod found;
 mod rebuild;
 mod record;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use bytes::{BufMut, BytesMut};
 
 pub use builder::BatchBuilder;
 use codec::CodecError;
+pub use found::{Found, first_at_or_after, largest_timestamp};
 pub use rebuild::{Rebuilt, put_rebuilt};
 pub use record::{Record, Records};
 
@@ -425,54 +428,23 @@ pub fn put_patched(out: &mut BytesMut, batch: &[u8], base: Offset, epoch: Leader
     out.put_slice(&batch[PATCHED_PREFIX_BYTES..]);
 }
 
-/// Where in a batch something was found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Found {
-    pub offset: Offset,
-    pub timestamp_ms: i64,
-}
-
-/// The first record of the stored `batch` whose timestamp is at least `timestamp_ms`; `None` if there is none, as in
-/// a batch that compaction left without records.
+/// The records of a stored `batch`: where they lie, or if they are compressed in `unpacked`, whose content is replaced;
+/// at most `unpacked_bytes_max` bytes of them.
 ///
-/// Exact for uncompressed batches. Compressed ones are not unpacked: if the batch's max timestamp is large enough
-/// the answer is its base offset, which may be older than asked for, so that a reader who starts there misses
-/// nothing; its timestamp is that of the first record, or the batch's largest if compaction changed it.
-pub fn first_at_or_after(header: &BatchHeader, batch: &[u8], timestamp_ms: i64) -> Option<Found> {
-    if header.max_timestamp_ms < timestamp_ms || header.records == 0 {
-        return None;
+/// `batch` is at least its header; shorter is a bug of the caller.
+pub fn plain_records<'a>(
+    header: &BatchHeader,
+    batch: &'a [u8],
+    unpacked_bytes_max: usize,
+    unpacked: &'a mut Vec<u8>,
+) -> Result<&'a [u8], CodecError> {
+    unpacked.clear();
+    let records = &batch[HEADER_BYTES..];
+    match header.attributes.compression().ok_or(CodecError::Malformed)? {
+        Compression::None => Ok(records),
+        codec => {
+            codec::decompress(codec, records, unpacked_bytes_max, unpacked)?;
+            Ok(unpacked)
+        }
     }
-    let base = header.base()?;
-    if header.is_as_produced() && (header.base_timestamp_ms >= timestamp_ms || !is_plain(header)) {
-        return Some(Found { offset: base, timestamp_ms: header.base_timestamp_ms });
-    }
-    if !is_plain(header) {
-        return Some(Found { offset: base, timestamp_ms: header.max_timestamp_ms });
-    }
-    record::timestamps(batch.get(HEADER_BYTES..)?, header)
-        .find(|&(_, at)| at >= timestamp_ms)
-        .map(|(delta, at)| Found { offset: base.plus(u64::from(delta)), timestamp_ms: at })
-}
-
-/// The first record of the stored `batch` with its largest timestamp; `None` without records.
-///
-/// Exact for uncompressed batches whose records have the max timestamp of the header; otherwise the last offset.
-pub fn largest_timestamp(header: &BatchHeader, batch: &[u8]) -> Option<Found> {
-    if header.records == 0 {
-        return None;
-    }
-    let base = header.base()?;
-    let delta = if is_plain(header) {
-        record::timestamps(batch.get(HEADER_BYTES..)?, header)
-            .find(|&(_, at)| at == header.max_timestamp_ms)
-            .map(|(delta, _)| delta)
-    } else {
-        None
-    };
-    let delta = delta.unwrap_or(header.last_offset_delta);
-    Some(Found { offset: base.plus(u64::from(delta)), timestamp_ms: header.max_timestamp_ms })
-}
-
-fn is_plain(header: &BatchHeader) -> bool {
-    header.attributes.compression() == Some(Compression::None)
 }

@@ -85,8 +85,7 @@ pub enum Locate {
     Earliest,
     /// The high watermark: what a consumer that starts "at the end" will read first.
     Latest,
-    /// The record with the largest timestamp. Nothing, as with Kafka, while that record is not committed or when it was
-    /// deleted and others of its segment were not.
+    /// The first committed record with the largest timestamp.
     LargestTimestamp,
     /// The first record with this timestamp, in ms since the epoch, or a later one.
     Timestamp(i64),

@@ -11,6 +11,7 @@ use super::{
     SECRET_BYTES_MAX, SECRET_BYTES_MIN, SHARDS_MAX, Secret,
 };
 use crate::control::metadata::topic_config::{BATCH_BYTES_LIMIT, SEGMENT_BYTES_MIN};
+use crate::control::placement::{Strategy, VIRTUAL_NODES_MAX};
 
 /// One key of the configuration.
 pub struct Key {
@@ -82,6 +83,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("cluster", "Who this node is and what it serves."),
     ("cluster.raft", "How the nodes agree on who they are, on topics and on settings."),
     ("cluster.topic_defaults", "What a topic gets when its creator says nothing else."),
+    ("cluster.placement", "Where the replicas of new partitions go."),
     ("security", "How nodes prove to each other that they belong together."),
     (
         "cores",
@@ -265,6 +267,27 @@ pub static KEYS: &[Key] = &[
             "How much of a compacted log, in thousandths, must be new before it is compacted again",
             "(min.cleanable.dirty.ratio).",
         ]
+    ),
+    key!(
+        "cluster.placement.strategy",
+        words::<Strategy>(),
+        |c| c.cluster.placement.strategy,
+        [
+            "`round_robin`: each topic evenly over all nodes. `least_loaded`: on the nodes with the fewest replicas.",
+            "`consistent_hash`: near a partition's point on a hash ring, with loads kept near the mean.",
+        ]
+    ),
+    key!(
+        "cluster.placement.virtual_nodes",
+        count("a number", 1, VIRTUAL_NODES_MAX),
+        |c| c.cluster.placement.virtual_nodes,
+        ["Points of each node on the ring of `consistent_hash`.",]
+    ),
+    key!(
+        "cluster.placement.rack_aware",
+        Flag,
+        |c| c.cluster.placement.rack_aware,
+        ["Whether the replicas of a partition are spread over racks (cluster.rack), with any strategy.",]
     ),
     key!(
         "security.cluster_secret",
@@ -463,6 +486,14 @@ impl Words for Profile {
 
 impl Words for Durability {
     const ALL: &'static [(&'static str, Self)] = &[("fsync", Self::Fsync), ("replicated", Self::Replicated)];
+}
+
+impl Words for Strategy {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("round_robin", Self::RoundRobin),
+        ("least_loaded", Self::LeastLoaded),
+        ("consistent_hash", Self::ConsistentHash),
+    ];
 }
 
 impl Words for CleanupPolicy {

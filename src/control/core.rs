@@ -2,8 +2,10 @@
 //! for each shard, and a request is answered once every shard has applied it.
 //!
 //! Control core, pure. One proposal is under way at a time; what is asked meanwhile goes into the next one, so the
-//! log's flush is shared. A shard hears of its partitions only after where they belong is durable.
+//! log's flush is shared. Whichever node leads the log, each plans its own proposals on its own image, and what they
+//! come to is decided where they are applied. A shard hears of its partitions only after where they belong is durable.
 
+mod propose;
 mod publish;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,21 +17,20 @@ use highwater_shards::time::{Instant, TimerTable};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
-use self::publish::Publication;
-use super::io::{ControlFatal, Input, KeepId, LocalId, Output, ProposalId};
+use self::propose::{Proposed, Retry};
+use self::publish::Publications;
+use super::io::{ControlFatal, Input, LocalId, Output, ProposalId};
 use super::limits::{
-    ENTRY_BYTES_MAX, KEEP_RETRY, PUBLICATIONS_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, REQUESTS_MAX,
-    STOP_GRACE,
+    KEEP_RETRY, LEADER_WAIT, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, REQUESTS_MAX, STOP_GRACE,
 };
-use super::metadata::apply::Outcome;
-use super::metadata::command::{Command, Entry, PRODUCER_ID_BLOCK, RegisterNode};
-use super::metadata::delta::Delta;
-use super::metadata::image::Image;
+use super::metadata::command::{Entry, RegisterNode};
+use super::metadata::image::{Image, NodeInfo};
 use super::metadata::topic_config::TopicDefaults;
-use super::placement::ShardLoad;
-use super::plan::{self, Basis, Plan};
+use super::plan::{self, Plan};
 use super::producer_ids::ProducerIds;
 use super::request::{Refusal, Reply, Request, Why};
+use super::review::Review;
+use super::shard_load::ShardLoad;
 
 #[derive(Clone, Debug)]
 pub struct ControlConfig {
@@ -50,6 +51,9 @@ pub struct ControlStats {
     pub proposals: u64,
     pub proposals_failed: u64,
     pub commits: u64,
+    /// Who leads the metadata log, as far as this node knows, and in which term.
+    pub leader: Option<NodeId>,
+    pub term: u64,
 }
 
 /// See the module's description.
@@ -59,6 +63,15 @@ pub struct Control {
     phase: Phase,
     /// Everything that is committed, with placements on shards that may not be durable yet.
     image: Image,
+    /// This life of the node is registered: from here on, being gone from the image means having been removed.
+    is_registered: bool,
+    /// Who leads the metadata log; nothing is proposed while nobody does.
+    leader: Option<NodeId>,
+    term: u64,
+    /// Nobody has led for [`LEADER_WAIT`]: requests are refused at once.
+    is_leaderless: bool,
+    /// As the controller: which partitions are still to be looked at.
+    review: Review,
     load: ShardLoad,
     shards: Vec<Shard>,
     requests: BTreeMap<RequestNo, Asked>,
@@ -70,13 +83,10 @@ pub struct Control {
     ids: ProducerIds,
     proposal: Option<Proposed>,
     proposal_next: ProposalId,
+    retry: Retry,
     /// Replies that wait until every shard has applied a revision.
     replies: BTreeMap<Revision, Vec<(RequestNo, Reply)>>,
-    /// Told to the shards in this order, once what they rely on is kept.
-    publications: VecDeque<Publication>,
-    /// The write of the first publication's placements is under way.
-    keeping: Option<KeepId>,
-    keep_next: KeepId,
+    publications: Publications,
     timers: TimerTable<Timer>,
     entropy: Xoshiro256PlusPlus,
     outputs: VecDeque<Output>,
@@ -86,12 +96,14 @@ pub struct Control {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     /// Until this node is registered and every shard has recovered.
-    Starting {
-        registered: bool,
-    },
+    Starting,
     /// Until every shard has its partitions, as of this revision.
     Assigning {
         revision: Revision,
+    },
+    /// Until this node is unfenced, and every shard has heard of that, which it does with this revision.
+    Joining {
+        unfenced: Option<Revision>,
     },
     Serving,
     Stopping,
@@ -114,6 +126,8 @@ struct RequestNo(u64);
 struct Asked {
     asker: Asker,
     request: Request,
+    /// Once it was begun.
+    plan: Option<Plan>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -122,32 +136,28 @@ enum Asker {
     Local(LocalId),
 }
 
-#[derive(Debug)]
-struct Proposed {
-    id: ProposalId,
-    registers: bool,
-    reserves: bool,
-    /// Each with its plan and the number of its first command in the entry.
-    requests: Vec<(RequestNo, Plan, usize)>,
-    /// Answered with the entry without being part of it.
-    settled: Vec<(RequestNo, Reply)>,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Timer {
     Request(RequestNo),
+    /// To propose again what failed.
+    Retry,
+    /// Nobody has led the log for too long.
+    Leader,
     Keep,
     Stop,
 }
 
 impl Control {
     /// `image` is what the store holds: committed metadata with the placements on this node's shards.
-    pub fn new(config: ControlConfig, mut image: Image) -> Self {
+    pub fn new(config: ControlConfig, image: Image) -> Self {
         assert!(config.shards > 0, "a node has at least one shard");
-        // Who leads the metadata log is the controller, and a standalone node has its log for itself.
-        image.controller = Some(config.register.node);
-        let mut control = Self {
-            phase: Phase::Starting { registered: false },
+        Self {
+            phase: Phase::Starting,
+            is_registered: false,
+            leader: None,
+            term: 0,
+            is_leaderless: false,
+            review: Review::default(),
             load: ShardLoad::of(&image, config.shards),
             shards: (0..config.shards).map(|_| Shard::default()).collect(),
             requests: BTreeMap::new(),
@@ -157,19 +167,16 @@ impl Control {
             ids: ProducerIds::default(),
             proposal: None,
             proposal_next: ProposalId(0),
+            retry: Retry::default(),
             replies: BTreeMap::new(),
-            publications: VecDeque::new(),
-            keeping: None,
-            keep_next: KeepId(0),
+            publications: Publications::default(),
             timers: TimerTable::default(),
             entropy: Xoshiro256PlusPlus::from_seed(config.seed),
             outputs: VecDeque::new(),
             stats: ControlStats::default(),
             image,
             config,
-        };
-        control.propose_next();
-        control
+        }
     }
 
     pub fn handle(&mut self, now: Instant, input: Input) {
@@ -180,11 +187,12 @@ impl Control {
             Input::Timeout => self.on_timeout(now),
             Input::FromShard { shard, message } => self.on_shard(now, shard, message),
             Input::Committed { revision, proposal, entry } => self.on_committed(revision, proposal, &entry),
-            Input::ProposalFailed { proposal, reason } => self.on_proposal_failed(proposal, reason),
+            Input::ProposalFailed { proposal, reason } => self.on_proposal_failed(now, proposal, reason),
+            Input::Image(image) => self.on_image(*image),
+            Input::Leadership { term, leader } => self.on_leadership(now, term, leader),
             Input::Kept { id } => self.on_kept(id),
             Input::KeepFailed { id, reason } => {
-                assert_eq!(self.keeping, Some(id), "one placement is written at a time");
-                tracing::warn!("where partitions belong could not be stored, trying again: {reason}");
+                self.on_keep_failed(id, &reason);
                 self.timers.set(Timer::Keep, now + KEEP_RETRY);
             }
             Input::Local { id, request } => self.on_request(now, Asker::Local(id), request),
@@ -214,11 +222,21 @@ impl Control {
     }
 
     pub fn stats(&self) -> ControlStats {
-        ControlStats { requests_waiting: self.requests.len() as u64, ..self.stats }
+        let (leader, term) = (self.leader, self.term);
+        ControlStats { requests_waiting: self.requests.len() as u64, leader, term, ..self.stats }
     }
 
-    fn node(&self) -> NodeId {
+    pub fn node(&self) -> NodeId {
         self.config.register.node
+    }
+
+    /// This node as it is registered, whichever of its lives that is.
+    fn this(&self) -> Option<&NodeInfo> {
+        self.image.nodes.get(&self.node()).map(AsRef::as_ref)
+    }
+
+    fn leads(&self) -> bool {
+        self.leader == Some(self.node())
     }
 
     fn fatal(&mut self, reason: ControlFatal) {
@@ -254,14 +272,17 @@ impl Control {
     fn on_request(&mut self, now: Instant, asker: Asker, request: Request) {
         self.stats.requests += 1;
         let refusal = if self.phase == Phase::Stopping {
-            Some("the node is stopping".to_owned())
+            Some(Refusal::new(Why::TimedOut, "the node is stopping"))
         } else if self.requests.len() >= REQUESTS_MAX {
-            Some(format!("{REQUESTS_MAX} requests wait for the control core already: try again"))
+            let words = format!("{REQUESTS_MAX} requests wait for the control core already: try again");
+            Some(Refusal::new(Why::TimedOut, words))
+        } else if self.is_leaderless {
+            Some(no_leader())
         } else {
             None
         };
-        if let Some(words) = refusal {
-            let reply = plan::refuse(&request, &Refusal::new(Why::TimedOut, words));
+        if let Some(refusal) = refusal {
+            let reply = plan::refuse(&request, &refusal);
             self.send_reply(asker, reply);
             return;
         }
@@ -270,13 +291,15 @@ impl Control {
         let (timeout, queue) = match &request {
             Request::CreateTopics { timeout, .. }
             | Request::DeleteTopics { timeout, .. }
-            | Request::CreatePartitions { timeout, .. } => (*timeout, &mut self.queue),
+            | Request::CreatePartitions { timeout, .. }
+            | Request::ChangeNode { timeout, .. }
+            | Request::SetFeatureLevel { timeout, .. } => (*timeout, &mut self.queue),
             Request::AlterConfigs { .. } => (REQUEST_TIMEOUT, &mut self.queue),
             Request::NewProducerId => (REQUEST_TIMEOUT, &mut self.id_queue),
         };
         queue.push_back(no);
         self.timers.set(Timer::Request(no), now + timeout.min(REQUEST_TIMEOUT_MAX));
-        self.requests.insert(no, Asked { asker, request });
+        self.requests.insert(no, Asked { asker, request, plan: None });
         self.hand_out_ids();
     }
 
@@ -289,140 +312,104 @@ impl Control {
         }
     }
 
-    /// Starts the next proposal when none is under way and something waits.
-    fn propose_next(&mut self) {
-        let registers = self.phase == (Phase::Starting { registered: false });
-        let reserves = self.ids.wants_block(self.id_queue.len());
-        let held_up = self.proposal.is_some() || self.publications.len() >= PUBLICATIONS_MAX;
-        let over = matches!(self.phase, Phase::Stopping | Phase::Over);
-        if held_up || over || !(registers || reserves || !self.queue.is_empty()) {
-            return;
-        }
-        let id = self.proposal_next;
-        let mut proposed = Proposed { id, registers, reserves, requests: Vec::new(), settled: Vec::new() };
-        let mut entry = Entry::default();
-        let mut draft = self.image.clone();
-        if registers {
-            let command = Command::RegisterNode(self.config.register.clone());
-            try_out(&mut draft, std::slice::from_ref(&command));
-            entry.commands.push(command);
-        }
-        if reserves {
-            self.ids.on_reserving();
-            let command = Command::ReserveProducerIds { node: self.node(), count: PRODUCER_ID_BLOCK };
-            entry.commands.push(command);
-        }
-        self.take_requests(&mut draft, &mut entry, &mut proposed);
-        if entry.commands.is_empty() {
-            let revision = self.image.revision;
-            for (no, reply) in proposed.settled {
-                self.answer_once_applied(revision, no, reply);
-            }
-            return;
-        }
-        self.proposal_next.0 += 1;
-        self.stats.proposals += 1;
-        self.outputs.push_back(Output::Propose { proposal: id, entry });
-        self.proposal = Some(proposed);
-    }
-
-    /// Plans waiting requests against `draft`, which is the image as the entry will leave it.
-    fn take_requests(&mut self, draft: &mut Image, entry: &mut Entry, proposed: &mut Proposed) {
-        let mut weight = 0;
-        while weight < ENTRY_BYTES_MAX
-            && let Some(no) = self.queue.pop_front()
-        {
-            let request = &self.requests[&no].request;
-            let mut basis =
-                Basis { image: draft, defaults: &self.config.defaults, entropy: &mut self.entropy };
-            let plan = Plan::new(request, &mut basis).expect("requests for ids wait elsewhere");
-            let mut after = draft.clone();
-            let (changes, outcomes) = try_out(&mut after, &plan.commands);
-            if changes.is_empty() || plan::validate_only(request) {
-                proposed.settled.push((no, plan.reply(&outcomes)));
-                continue;
-            }
-            *draft = after;
-            weight += plan.commands.iter().map(Command::weight).sum::<usize>();
-            let first = entry.commands.len();
-            entry.commands.extend(plan.commands.iter().cloned());
-            proposed.requests.push((no, plan, first));
-        }
-    }
-
     fn on_committed(&mut self, revision: Revision, proposal: Option<ProposalId>, entry: &Entry) {
         self.stats.commits += 1;
         let old = self.image.clone();
         let (delta, outcomes) = self.image.apply(revision, entry);
+        if !delta.nodes.is_empty() {
+            self.review.restart();
+        }
         if proposal.is_some() {
             let proposed = self.proposal.take().expect("only what was proposed comes back");
             assert_eq!(Some(proposed.id), proposal, "one proposal is under way at a time");
             self.on_own_entry(proposed, outcomes);
         }
+        self.look_at_this_node();
         match self.phase {
-            Phase::Starting { .. } => self.assign_when_all_recovered(),
-            Phase::Assigning { .. } | Phase::Serving | Phase::Stopping => self.publish(&old, &delta),
+            Phase::Starting => self.assign_when_all_recovered(),
+            Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Stopping => {
+                self.publish(&old, &delta);
+            }
             Phase::Over => {}
         }
+        self.on_applied();
     }
 
-    fn on_own_entry(&mut self, proposed: Proposed, mut outcomes: Vec<Outcome>) {
-        let revision = self.image.revision;
-        for (no, plan, first) in proposed.requests {
-            let end = first + plan.commands.len();
-            let reply = plan.reply(&outcomes[first..end]);
-            self.answer_once_applied(revision, no, reply);
+    /// A snapshot took the place of entries that this node never saw.
+    fn on_image(&mut self, image: Image) {
+        assert!(image.revision >= self.image.revision, "a snapshot never takes the node back");
+        let old = std::mem::replace(&mut self.image, image);
+        if self.image.cluster_id.is_empty() {
+            self.image.cluster_id = old.cluster_id.clone();
         }
-        for (no, reply) in proposed.settled {
-            self.answer_once_applied(revision, no, reply);
+        self.review.restart();
+        if let Some(proposed) = &mut self.proposal {
+            proposed.in_doubt = true;
         }
-        let mut own = outcomes.drain(..);
-        if proposed.registers {
-            match own.next() {
-                Some(Outcome::Registered(Ok(()))) => self.phase = Phase::Starting { registered: true },
-                Some(Outcome::Registered(Err(refusal))) => {
-                    return self.fatal(ControlFatal::RegistrationRefused(refusal.message));
-                }
-                other => unreachable!("the registration stands first in its entry, not {other:?}"),
+        self.take_over_placements(&old);
+        self.look_at_this_node();
+        match self.phase {
+            Phase::Starting => self.assign_when_all_recovered(),
+            Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Stopping => {
+                self.publish_all(&old);
             }
+            Phase::Over => {}
         }
-        if proposed.reserves {
-            match own.next() {
-                Some(Outcome::ProducerIds(result)) => {
-                    if let Err(refusal) = &result {
-                        self.refuse_ids(refusal);
-                    }
-                    self.ids.on_reserved(result.ok());
-                }
-                other => unreachable!("the reservation stands before requests, not {other:?}"),
+        self.on_applied();
+    }
+
+    /// Whether this life of the node is in the image, and is still the one that counts.
+    fn look_at_this_node(&mut self) {
+        if self.phase == Phase::Over {
+            return;
+        }
+        let own = self.config.register.incarnation;
+        match self.this().map(|info| info.incarnation) {
+            Some(incarnation) if incarnation == own => self.is_registered = true,
+            Some(incarnation) if self.is_registered && incarnation > own => {
+                self.fatal(ControlFatal::Superseded { incarnation });
             }
-            self.hand_out_ids();
+            None if self.is_registered => self.fatal(ControlFatal::Removed),
+            _ => {}
         }
     }
 
-    fn on_proposal_failed(&mut self, proposal: ProposalId, reason: String) {
-        self.stats.proposals_failed += 1;
-        let proposed = self.proposal.take().expect("only what was proposed can fail");
-        assert_eq!(proposed.id, proposal, "one proposal is under way at a time");
-        if proposed.registers {
-            return self.fatal(ControlFatal::RegistrationFailed(reason));
+    fn on_leadership(&mut self, now: Instant, term: u64, leader: Option<NodeId>) {
+        (self.term, self.leader) = (term, leader);
+        if leader.is_none() {
+            self.timers.set(Timer::Leader, now + LEADER_WAIT);
+            return;
         }
-        tracing::warn!("a change of the metadata could not be stored: {reason}");
-        let refusal = Refusal::new(Why::StorageFailed, reason);
-        for (no, ..) in proposed.requests {
-            if let Some(asked) = self.requests.get(&no) {
-                let reply = plan::refuse(&asked.request, &refusal);
-                self.answer(no, reply);
+        self.is_leaderless = false;
+        self.timers.cancel(Timer::Leader);
+        // Another leader may take what the last one could not.
+        self.timers.cancel(Timer::Retry);
+        self.retry = Retry::default();
+        if self.leads() {
+            self.review.restart();
+        }
+    }
+
+    fn on_leaderless(&mut self) {
+        self.is_leaderless = true;
+        tracing::warn!("nobody leads the metadata log: requests to change the metadata are refused");
+        let waiting: Vec<RequestNo> = self.queue.drain(..).chain(self.id_queue.drain(..)).collect();
+        for no in waiting {
+            self.give_up(no, &no_leader());
+        }
+    }
+
+    /// Answers the request, whatever is not known of it with the refusal.
+    fn give_up(&mut self, no: RequestNo, refusal: &Refusal) {
+        let Some(asked) = self.requests.get_mut(&no) else { return };
+        let reply = match asked.plan.take() {
+            Some(mut plan) => {
+                plan.give_up(refusal);
+                plan.reply()
             }
-        }
-        let revision = self.image.revision;
-        for (no, reply) in proposed.settled {
-            self.answer_once_applied(revision, no, reply);
-        }
-        if proposed.reserves {
-            self.ids.on_reserved(None);
-            self.refuse_ids(&refusal);
-        }
+            None => plan::refuse(&asked.request, refusal),
+        };
+        self.answer(no, reply);
     }
 
     fn refuse_ids(&mut self, refusal: &Refusal) {
@@ -465,13 +452,27 @@ impl Control {
 
     fn on_applied(&mut self) {
         let applied = self.applied_everywhere();
+        self.publications.on_applied(applied);
+        self.send_publications();
         if let Phase::Assigning { revision } = self.phase
+            && applied >= revision
+        {
+            self.phase = Phase::Joining { unfenced: None };
+        }
+        if let Phase::Joining { unfenced: None } = self.phase
+            && self.is_registered
+            && self.this().is_some_and(|info| !info.fenced)
+            && !(self.leads() && self.review.is_due())
+        {
+            self.phase = Phase::Joining { unfenced: Some(self.image.revision) };
+        }
+        if let Phase::Joining { unfenced: Some(revision) } = self.phase
             && applied >= revision
         {
             self.phase = Phase::Serving;
             self.outputs.push_back(Output::Ready);
         }
-        if matches!(self.phase, Phase::Starting { .. } | Phase::Assigning { .. }) {
+        if matches!(self.phase, Phase::Starting | Phase::Assigning { .. }) {
             return;
         }
         while let Some(first) = self.replies.first_entry()
@@ -490,15 +491,12 @@ impl Control {
                     self.stats.requests_timed_out += 1;
                     self.queue.retain(|waiting| *waiting != no);
                     self.id_queue.retain(|waiting| *waiting != no);
-                    let asked = &self.requests[&no];
                     let words = "the change was not complete in time; it may still come about";
-                    let reply = plan::refuse(&asked.request, &Refusal::new(Why::TimedOut, words));
-                    self.answer(no, reply);
+                    self.give_up(no, &Refusal::new(Why::TimedOut, words));
                 }
-                Timer::Keep => {
-                    self.keeping = None;
-                    self.send_publications();
-                }
+                Timer::Retry => self.retry.is_due(),
+                Timer::Leader => self.on_leaderless(),
+                Timer::Keep => self.keep_again(),
                 Timer::Stop => self.on_all_stopped(),
             }
         }
@@ -529,10 +527,8 @@ impl Control {
     }
 }
 
-/// What the commands would do to `draft`, and does it.
-fn try_out(draft: &mut Image, commands: &[Command]) -> (Delta, Vec<Outcome>) {
-    let revision = Revision(draft.revision.0 + 1);
-    draft.apply(revision, &Entry { commands: commands.to_vec() })
+fn no_leader() -> Refusal {
+    Refusal::new(Why::NoController, "nobody leads the metadata log at the moment: try again")
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_shards::ids::{PartitionId, Revision, ShardId};
+use highwater_shards::ids::{NodeId, PartitionId, Revision, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
 
 use super::metadata::command::Entry;
-use super::metadata::image::Image;
+use super::metadata::image::{Image, Incarnation};
 use super::request::{Reply, Request};
 
 /// A proposal of this node in this life.
@@ -44,6 +44,16 @@ pub enum Input {
     ProposalFailed {
         proposal: ProposalId,
         reason: String,
+    },
+    /// The whole image, from a snapshot that took the place of entries which this node never saw; never an older one
+    /// than the node has. Placements on shards are no part of it. A proposal that is under way is still answered: with
+    /// [`Input::ProposalFailed`] when it is not known whether its entry is part of the snapshot, which is the one case
+    /// in which an entry may have come about nevertheless.
+    Image(Box<Image>),
+    /// Who leads the metadata log now, as far as this node knows; told at each change.
+    Leadership {
+        term: u64,
+        leader: Option<NodeId>,
     },
     /// A placement is durable.
     Kept {
@@ -100,8 +110,13 @@ pub enum Output {
 pub enum ControlFatal {
     #[error("the cluster refused this node: {0}")]
     RegistrationRefused(String),
-    #[error("the metadata store could not take the registration of this node: {0}")]
-    RegistrationFailed(String),
+    #[error("this node was removed from the cluster")]
+    Removed,
+    #[error(
+        "this node registered again, as incarnation {}: another process runs as this node, or its data directory was \
+         copied", incarnation.0
+    )]
+    Superseded { incarnation: Incarnation },
     #[error(
         "shard {first} and shard {second} both hold records of partition {partition}: the files of the data \
          directory do not belong together. Restore all of them from one copy"

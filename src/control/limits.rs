@@ -9,8 +9,15 @@ pub const REQUESTS_MAX: usize = 4096;
 pub const ITEMS_MAX: usize = 10_000;
 /// Partitions that one request creates, over all of its topics; topics beyond are refused.
 pub const PARTITIONS_PER_REQUEST_MAX: usize = 10_000;
-/// No further request joins an entry of the metadata log that is this large, in bytes.
+/// Bytes of an entry of the metadata log. A larger one would hold up the heartbeats of the Raft group.
 pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
+/// Partitions that one entry makes, so that applying it takes no longer than a few ms.
+pub const ENTRY_PARTITIONS_MAX: usize = 1000;
+/// Bytes, and new partitions, of one command of a request; what is larger comes in several.
+pub const STEP_BYTES_MAX: usize = 30 * 1024;
+pub const STEP_PARTITIONS_MAX: usize = 1000;
+/// Replicas that a new partition can be asked to have: records are not replicated yet.
+pub const REPLICATION_FACTOR_MAX: usize = 1;
 /// The longest that a request waits, whatever it asks for.
 pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 /// How long a request waits that does not say.
@@ -19,6 +26,13 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub const KEEP_RETRY: Duration = Duration::from_secs(1);
 /// What a shard gets on top of its deadline before it counts as late with stopping.
 pub const STOP_GRACE: Duration = Duration::from_secs(1);
-/// Changes that shards are not told of yet, because what they rely on is not durable; with so many, no further
-/// change is proposed.
-pub const PUBLICATIONS_MAX: usize = 64;
+/// How long requests wait for a leader of the metadata log; about two elections. After that, they are refused until
+/// there is one.
+pub const LEADER_WAIT: Duration = Duration::from_secs(4);
+/// Between attempts of what the node proposes by itself: grows with each failure from the first to the last.
+pub const RETRY_MIN: Duration = Duration::from_millis(100);
+pub const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Changes that a shard was told and has not applied yet; further ones are gathered into one.
+pub const DELTAS_MAX: usize = 16;
+/// Partitions of this node whose changes wait to be told; with so many, no further request is proposed.
+pub const CHANGES_WAITING_MAX: usize = 10_000;

@@ -8,10 +8,12 @@ mod io;
 mod limits;
 pub mod membership;
 pub mod metadata;
-mod placement;
+pub mod placement;
 mod plan;
 mod producer_ids;
 pub mod request;
+mod review;
+mod shard_load;
 
 pub use self::core::{Control, ControlConfig, ControlStats};
 pub use self::io::{ControlFatal, Input, KeepId, LocalId, Output, Placements, ProposalId};

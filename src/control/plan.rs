@@ -1,25 +1,23 @@
 //! Turns a request into commands for the metadata log, and what became of them into the reply.
 //!
 //! Control core, pure. A plan is made against the image that its commands will meet, so that most refusals are
-//! found here and never reach the log.
+//! found here and never reach the log. What is too large for one entry becomes several steps.
 
-use std::collections::BTreeMap;
+mod create;
+
+use std::collections::{BTreeMap, VecDeque};
 
 use highwater_shards::ids::{NodeId, PartitionIndex, TopicId};
 use rand_xoshiro::Xoshiro256PlusPlus;
-use rand_xoshiro::rand_core::RngCore;
 
-use super::limits::{ITEMS_MAX, PARTITIONS_PER_REQUEST_MAX};
-use super::metadata::apply::{Outcome, PARTITIONS_PER_TOPIC_MAX};
-use super::metadata::command::{
-    Command, CreatePartitions, CreateTopic, SetTopicConfig, SettingChange, SettingOp,
-};
-use super::metadata::image::Image;
+use super::limits::{ITEMS_MAX, STEP_BYTES_MAX, STEP_PARTITIONS_MAX};
+use super::metadata::apply::Outcome;
+use super::metadata::command::{Command, SetTopicConfig, SettingChange, SettingOp, Stage, replica_set};
+use super::metadata::image::{FeatureLevel, Image};
 use super::metadata::topic_config::{InvalidSetting, TopicDefaults};
-use super::placement::spread_over_nodes;
 use super::request::{
-    AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, Refusal, Reply, Request,
-    TopicRef, Why,
+    AlterConfig, ConfigChange, ConfigOp, ConfigResource, CreatedTopic, DeletedTopic, NodeChange, Refusal,
+    Reply, Request, TopicRef, Why,
 };
 
 /// What a plan is made from.
@@ -28,112 +26,228 @@ pub struct Basis<'a> {
     pub defaults: &'a TopicDefaults,
     /// For topic ids.
     pub entropy: &'a mut Xoshiro256PlusPlus,
+    /// The node that proposes.
+    pub node: NodeId,
 }
 
 /// A request on its way through the log.
 #[derive(Debug)]
 pub struct Plan {
     kind: Kind,
-    /// One per item of the request.
-    slots: Vec<Slot>,
-    pub commands: Vec<Command>,
+    /// One per item of the request: what became of it, once that is known.
+    slots: Vec<Option<Result<Done, Refusal>>>,
+    /// What is still to be proposed, in this order.
+    steps: VecDeque<Step>,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A command, and the items of the request that its outcome is for, in its order.
+#[derive(Debug)]
+pub struct Step {
+    pub command: Command,
+    pub slots: Vec<usize>,
+    /// Bytes that it adds to an entry, at most.
+    pub weight: usize,
+    /// Partitions that it makes.
+    pub partitions: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     CreateTopics,
     DeleteTopics,
     CreatePartitions,
     AlterConfigs,
+    ChangeNode,
+    SetFeatureLevel,
 }
 
-/// What becomes of one item of a request.
 #[derive(Debug)]
-enum Slot {
-    Refused(Refusal),
-    /// The result of the item with this number, of the plan's command with that number.
-    Item {
-        command: usize,
-        item: usize,
-    },
+enum Done {
+    Created(CreatedTopic),
+    Deleted(DeletedTopic),
+    Changed,
 }
-
-type Slots<T> = Vec<Result<T, Refusal>>;
 
 impl Plan {
     /// `None` for requests that need no command of their own.
     pub fn new(request: &Request, basis: &mut Basis<'_>) -> Option<Self> {
         match request {
-            Request::CreateTopics { topics, .. } => Some(create_topics(topics, basis)),
+            Request::CreateTopics { topics, .. } => Some(create::topics(topics, basis)),
             Request::DeleteTopics { topics, .. } => Some(delete_topics(topics, basis)),
-            Request::CreatePartitions { topics, .. } => Some(create_partitions(topics, basis)),
+            Request::CreatePartitions { topics, .. } => Some(create::partitions(topics, basis)),
             Request::AlterConfigs { resources, .. } => Some(alter_configs(resources, basis)),
+            Request::ChangeNode { node, change, .. } => Some(change_node(*node, *change, basis)),
+            Request::SetFeatureLevel { level, .. } => {
+                let mut plan = Self::empty(Kind::SetFeatureLevel, 1);
+                plan.push(Command::SetFeatureLevel(FeatureLevel(*level)), vec![0], 0);
+                Some(plan)
+            }
             Request::NewProducerId => None,
         }
     }
 
-    /// The reply, from the outcomes of the plan's commands.
-    pub fn reply(self, outcomes: &[Outcome]) -> Reply {
-        match self.kind {
-            Kind::CreateTopics => {
-                Reply::CreateTopics(self.collect(|command, item| match &outcomes[command] {
-                    Outcome::Created(results) => results[item].clone(),
-                    other => unreachable!("topics are created by a command of that kind, not {other:?}"),
-                }))
-            }
-            Kind::DeleteTopics => {
-                Reply::DeleteTopics(self.collect(|command, item| match &outcomes[command] {
-                    Outcome::Deleted(results) => results[item].clone(),
-                    other => unreachable!("topics are deleted by a command of that kind, not {other:?}"),
-                }))
-            }
-            Kind::CreatePartitions => {
-                Reply::CreatePartitions(self.collect(|command, item| match &outcomes[command] {
-                    Outcome::Grown(results) => results[item].clone(),
-                    other => unreachable!("partitions are created by a command of that kind, not {other:?}"),
-                }))
-            }
-            Kind::AlterConfigs => {
-                Reply::AlterConfigs(self.collect(|command, item| match &outcomes[command] {
-                    Outcome::TopicConfigSet(results) => results[item].clone(),
-                    Outcome::ClusterConfigSet(result) => result.clone(),
-                    other => unreachable!("settings are changed by commands of that kind, not {other:?}"),
-                }))
-            }
+    fn empty(kind: Kind, items: usize) -> Self {
+        Self { kind, slots: (0..items).map(|_| None).collect(), steps: VecDeque::new() }
+    }
+
+    fn push(&mut self, command: Command, slots: Vec<usize>, partitions: usize) {
+        let weight = command.weight();
+        self.steps.push_back(Step { command, slots, weight, partitions });
+    }
+
+    fn refuse(&mut self, slot: usize, refusal: Refusal) {
+        self.slots[slot] = Some(Err(refusal));
+    }
+
+    /// The next thing to propose. What was refused meanwhile is left out.
+    pub fn next_step(&mut self) -> Option<&Step> {
+        while let Some(step) = self.steps.front()
+            && step.slots.iter().all(|&slot| self.slots[slot].is_some())
+        {
+            self.steps.pop_front();
+        }
+        self.steps.front()
+    }
+
+    pub fn take_step(&mut self) -> Option<Step> {
+        self.next_step()?;
+        self.steps.pop_front()
+    }
+
+    /// Puts back what was not proposed after all.
+    pub fn put_back(&mut self, step: Step) {
+        self.steps.push_front(step);
+    }
+
+    /// Notes what became of a step.
+    pub fn fill(&mut self, slots: &[usize], outcome: Outcome) {
+        fn all<T>(results: Vec<Result<T, Refusal>>, done: impl Fn(T) -> Done) -> Vec<Result<Done, Refusal>> {
+            results.into_iter().map(|result| result.map(&done)).collect()
+        }
+        let results = match outcome {
+            Outcome::Created(results) => all(results, Done::Created),
+            Outcome::Deleted(results) => all(results, Done::Deleted),
+            Outcome::Grown(results) | Outcome::TopicConfigSet(results) => all(results, |()| Done::Changed),
+            Outcome::ClusterConfigSet(result)
+            | Outcome::NodeConfigSet(result)
+            | Outcome::Fenced(result)
+            | Outcome::NodeRemoved(result)
+            | Outcome::FeatureLevelSet(result) => all(vec![result], |()| Done::Changed),
+            // The topic comes with a later step, unless it cannot come about any more.
+            Outcome::Staged(Ok(())) => return,
+            Outcome::Staged(Err(refusal)) => vec![Err(refusal)],
+            other => unreachable!("no step of a plan has the outcome {other:?}"),
+        };
+        assert_eq!(results.len(), slots.len(), "one result for each item of the step");
+        for (&slot, result) in slots.iter().zip(results) {
+            self.slots[slot].get_or_insert(result);
         }
     }
 
-    fn collect<T>(self, result: impl Fn(usize, usize) -> Result<T, Refusal>) -> Slots<T> {
-        let slots = self.slots.into_iter();
-        slots
-            .map(|slot| match slot {
-                Slot::Refused(refusal) => Err(refusal),
-                Slot::Item { command, item } => result(command, item),
-            })
-            .collect()
+    /// Refuses all that nothing is known of yet.
+    pub fn give_up(&mut self, refusal: &Refusal) {
+        self.steps.clear();
+        for slot in &mut self.slots {
+            slot.get_or_insert_with(|| Err(refusal.clone()));
+        }
     }
 
-    /// A plan of at most one command, from what each item of the request wants of it.
-    fn of<T>(kind: Kind, items: Slots<T>, command: impl FnOnce(Vec<T>) -> Command) -> Self {
-        let mut wanted = Vec::with_capacity(items.len());
-        let mut slots = Vec::with_capacity(items.len());
-        for item in items {
-            match item {
-                Ok(item) => {
-                    slots.push(Slot::Item { command: 0, item: wanted.len() });
-                    wanted.push(item);
-                }
-                Err(refusal) => slots.push(Slot::Refused(refusal)),
-            }
+    pub fn is_complete(&self) -> bool {
+        self.slots.iter().all(Option::is_some)
+    }
+
+    /// The reply of a complete plan.
+    pub fn reply(self) -> Reply {
+        let kind = self.kind;
+        let results = self.slots.into_iter().map(|slot| slot.expect("the plan is complete"));
+        match kind {
+            Kind::CreateTopics => Reply::CreateTopics(collect(results, |done| match done {
+                Done::Created(topic) => topic,
+                other => unreachable!("creating a topic does not come to {other:?}"),
+            })),
+            Kind::DeleteTopics => Reply::DeleteTopics(collect(results, |done| match done {
+                Done::Deleted(topic) => topic,
+                other => unreachable!("deleting a topic does not come to {other:?}"),
+            })),
+            Kind::CreatePartitions => Reply::CreatePartitions(collect(results, |_| ())),
+            Kind::AlterConfigs => Reply::AlterConfigs(collect(results, |_| ())),
+            Kind::ChangeNode => Reply::ChangeNode(only(results)),
+            Kind::SetFeatureLevel => Reply::SetFeatureLevel(only(results)),
         }
-        let commands = if wanted.is_empty() { Vec::new() } else { vec![command(wanted)] };
-        Self { kind, slots, commands }
+    }
+
+    /// Lays all but the last few of the replica sets ready; gives back how many those are, and the rest.
+    fn stage(
+        &mut self,
+        by: NodeId,
+        topic: TopicId,
+        slot: usize,
+        replicas: Vec<Vec<NodeId>>,
+    ) -> (u32, Vec<Vec<NodeId>>) {
+        let (mut at, mut part, mut bytes) = (0, Vec::new(), 0);
+        for set in replicas {
+            let weight = replica_set(&set);
+            if part.len() >= STEP_PARTITIONS_MAX || bytes + weight > STEP_BYTES_MAX {
+                let count = part.len();
+                let stage = Stage { by, topic, at, replicas: std::mem::take(&mut part) };
+                self.push(Command::Stage(stage), vec![slot], count);
+                at += u32::try_from(count).expect("bounded by STEP_PARTITIONS_MAX");
+                bytes = 0;
+            }
+            bytes += weight;
+            part.push(set);
+        }
+        (at, part)
+    }
+}
+
+fn collect<T>(
+    results: impl Iterator<Item = Result<Done, Refusal>>,
+    map: impl Fn(Done) -> T,
+) -> Vec<Result<T, Refusal>> {
+    results.map(|result| result.map(&map)).collect()
+}
+
+fn only(mut results: impl Iterator<Item = Result<Done, Refusal>>) -> Result<(), Refusal> {
+    results.next().expect("such a request has one item").map(|_| ())
+}
+
+/// Items of one kind on their way into commands, each command small enough for an entry.
+struct Pack<T> {
+    command: fn(Vec<T>) -> Command,
+    items: Vec<T>,
+    slots: Vec<usize>,
+    bytes: usize,
+    partitions: usize,
+}
+
+impl<T> Pack<T> {
+    fn new(command: fn(Vec<T>) -> Command) -> Self {
+        Self { command, items: Vec::new(), slots: Vec::new(), bytes: 0, partitions: 0 }
+    }
+
+    fn add(&mut self, plan: &mut Plan, slot: usize, item: T, bytes: usize, partitions: usize) {
+        if self.bytes + bytes > STEP_BYTES_MAX || self.partitions + partitions > STEP_PARTITIONS_MAX {
+            self.finish(plan);
+        }
+        self.items.push(item);
+        self.slots.push(slot);
+        self.bytes += bytes;
+        self.partitions += partitions;
+    }
+
+    fn finish(&mut self, plan: &mut Plan) {
+        if !self.items.is_empty() {
+            let command = (self.command)(std::mem::take(&mut self.items));
+            plan.push(command, std::mem::take(&mut self.slots), self.partitions);
+        }
+        (self.bytes, self.partitions) = (0, 0);
     }
 }
 
 /// The reply that refuses all of the request.
 pub fn refuse(request: &Request, refusal: &Refusal) -> Reply {
-    fn all<T>(len: usize, refusal: &Refusal) -> Slots<T> {
+    fn all<T>(len: usize, refusal: &Refusal) -> Vec<Result<T, Refusal>> {
         (0..len).map(|_| Err(refusal.clone())).collect()
     }
     match request {
@@ -141,6 +255,8 @@ pub fn refuse(request: &Request, refusal: &Refusal) -> Reply {
         Request::DeleteTopics { topics, .. } => Reply::DeleteTopics(all(topics.len(), refusal)),
         Request::CreatePartitions { topics, .. } => Reply::CreatePartitions(all(topics.len(), refusal)),
         Request::AlterConfigs { resources, .. } => Reply::AlterConfigs(all(resources.len(), refusal)),
+        Request::ChangeNode { .. } => Reply::ChangeNode(Err(refusal.clone())),
+        Request::SetFeatureLevel { .. } => Reply::SetFeatureLevel(Err(refusal.clone())),
         Request::NewProducerId => Reply::NewProducerId(Err(refusal.clone())),
     }
 }
@@ -151,7 +267,10 @@ pub fn validate_only(request: &Request) -> bool {
         Request::CreateTopics { validate_only, .. }
         | Request::CreatePartitions { validate_only, .. }
         | Request::AlterConfigs { validate_only, .. } => *validate_only,
-        Request::DeleteTopics { .. } | Request::NewProducerId => false,
+        Request::DeleteTopics { .. }
+        | Request::ChangeNode { .. }
+        | Request::SetFeatureLevel { .. }
+        | Request::NewProducerId => false,
     }
 }
 
@@ -183,113 +302,24 @@ impl<'a, K: Ord> Once<'a, K> {
     }
 }
 
-fn create_topics(topics: &[NewTopic], basis: &mut Basis<'_>) -> Plan {
-    let mut once = Once::new(topics.iter().map(|t| &t.name));
-    let mut room = PARTITIONS_PER_REQUEST_MAX;
-    let items = topics.iter().map(|topic| {
-        once.check(&topic.name, "a topic")?;
-        let replicas = new_replicas(topic, room, basis)?;
-        room -= replicas.len();
-        let config = topic.config.iter().map(|(name, value)| match value {
-            Some(value) => {
-                basis.defaults.check(name, value).map_err(|invalid| invalid_config(&invalid))?;
-                Ok((name.clone(), value.clone()))
-            }
-            None => {
-                let words = format!("topic setting '{name}' has no value: leave it out to get the default");
-                Err(Refusal::new(Why::InvalidConfig, words))
-            }
-        });
-        Ok(CreateTopic {
-            id: draw_topic_id(basis.entropy),
-            name: topic.name.clone(),
-            replicas,
-            config: config.collect::<Result<_, _>>()?,
-            automatic: topic.automatic,
-        })
-    });
-    Plan::of(Kind::CreateTopics, items.collect(), Command::CreateTopics)
-}
-
-/// A random id in the form of a version 4 UUID, so that it is neither of Kafka's reserved ones.
-fn draw_topic_id(entropy: &mut Xoshiro256PlusPlus) -> TopicId {
-    let random = (u128::from(entropy.next_u64()) << 64) | u128::from(entropy.next_u64());
-    let version = (random & !(0xf << 76)) | (0x4 << 76);
-    TopicId((version & !(0x3 << 62)) | (0x2 << 62))
-}
-
-fn new_replicas(topic: &NewTopic, room: usize, basis: &mut Basis<'_>) -> Result<Vec<Vec<NodeId>>, Refusal> {
-    if !topic.assignment.is_empty() {
-        return assigned_replicas(topic, room);
-    }
-    let count = topic.partitions.unwrap_or(basis.defaults.partitions);
-    if count == 0 {
-        return Err(Refusal::new(Why::InvalidPartitions, "a topic needs at least one partition"));
-    }
-    let count = within(usize::try_from(count).unwrap_or(usize::MAX), room)?;
-    let factor = topic.replication_factor.unwrap_or(basis.defaults.replication_factor);
-    place_on_nodes(count, usize::from(factor), basis)
-}
-
-fn place_on_nodes(count: usize, factor: usize, basis: &mut Basis<'_>) -> Result<Vec<Vec<NodeId>>, Refusal> {
-    let start = basis.entropy.next_u64();
-    spread_over_nodes(basis.image, start, count, factor).ok_or_else(|| {
-        let nodes = basis.image.nodes.values().filter(|n| !n.fenced).count();
-        let words = match factor {
-            0 => "a replication factor of 0: each partition needs a replica".to_owned(),
-            _ => format!("a replication factor of {factor} needs as many nodes; {nodes} are in the cluster"),
-        };
-        Refusal::new(Why::InvalidReplicationFactor, words)
-    })
-}
-
-fn within(count: usize, room: usize) -> Result<usize, Refusal> {
-    if count > PARTITIONS_PER_TOPIC_MAX {
-        let words = format!("a topic has at most {PARTITIONS_PER_TOPIC_MAX} partitions, not {count}");
-        return Err(Refusal::new(Why::LimitReached, words));
-    }
-    if count > room {
-        let words = format!("more than {PARTITIONS_PER_REQUEST_MAX} new partitions in one request: split it");
-        return Err(Refusal::new(Why::LimitReached, words));
-    }
-    Ok(count)
-}
-
-fn assigned_replicas(topic: &NewTopic, room: usize) -> Result<Vec<Vec<NodeId>>, Refusal> {
-    let count = within(topic.assignment.len(), room)?;
-    let asked = topic.partitions.map(|n| usize::try_from(n) == Ok(count));
-    let first = &topic.assignment[0].1;
-    let factor = topic.replication_factor.map(|n| usize::from(n) == first.len());
-    if asked == Some(false) || factor == Some(false) {
-        let words = "the assignment contradicts the number of partitions or the replication factor";
-        return Err(Refusal::new(Why::InvalidRequest, words));
-    }
-    let mut sets: BTreeMap<PartitionIndex, &Vec<NodeId>> = BTreeMap::new();
-    for (index, replicas) in &topic.assignment {
-        if sets.insert(*index, replicas).is_some() {
-            let words = format!("partition {index} is assigned twice");
-            return Err(Refusal::new(Why::InvalidAssignment, words));
-        }
-        if replicas.len() != first.len() {
-            let words = "all partitions of a topic are created with the same number of replicas";
-            return Err(Refusal::new(Why::InvalidAssignment, words));
-        }
-    }
-    if !sets.keys().zip(0..).all(|(index, expected)| index.0 == expected) {
-        let words = "the assignment has gaps: partitions are numbered from 0 on";
-        return Err(Refusal::new(Why::InvalidAssignment, words));
-    }
-    Ok(sets.into_values().cloned().collect())
-}
-
 fn delete_topics(topics: &[TopicRef], basis: &Basis<'_>) -> Plan {
-    let ids: Slots<TopicId> = topics.iter().map(|topic| resolve(topic, basis.image)).collect();
+    let ids: Vec<Result<TopicId, Refusal>> = topics.iter().map(|topic| resolve(topic, basis.image)).collect();
     let mut once = Once::new(ids.iter().filter_map(|id| id.as_ref().ok()));
-    let items = ids.iter().map(|id| match id {
-        Ok(id) => once.check(id, "a topic").map(|()| *id),
-        Err(refusal) => Err(refusal.clone()),
-    });
-    Plan::of(Kind::DeleteTopics, items.collect(), Command::DeleteTopics)
+    let mut plan = Plan::empty(Kind::DeleteTopics, topics.len());
+    let mut pack = Pack::new(Command::DeleteTopics);
+    for (slot, id) in ids.iter().enumerate() {
+        let checked =
+            id.as_ref().map_err(Clone::clone).and_then(|id| once.check(id, "a topic").map(|()| *id));
+        match checked {
+            Ok(id) => {
+                let partitions = basis.image.topic_by_id(id).map_or(0, |t| t.partitions.len());
+                pack.add(&mut plan, slot, id, 19, partitions);
+            }
+            Err(refusal) => plan.refuse(slot, refusal),
+        }
+    }
+    pack.finish(&mut plan);
+    plan
 }
 
 fn resolve(topic: &TopicRef, image: &Image) -> Result<TopicId, Refusal> {
@@ -307,77 +337,36 @@ fn known(name: &str, image: &Image) -> Result<TopicId, Refusal> {
     }
 }
 
-fn create_partitions(topics: &[MorePartitions], basis: &mut Basis<'_>) -> Plan {
-    let mut once = Once::new(topics.iter().map(|t| &t.topic));
-    let mut room = PARTITIONS_PER_REQUEST_MAX;
-    let items = topics.iter().map(|more| {
-        once.check(&more.topic, "a topic")?;
-        let id = known(&more.topic, basis.image)?;
-        let topic = basis.image.topic_by_id(id).expect("it was found by its name").clone();
-        let had = topic.partitions.len();
-        let total = usize::try_from(more.total).unwrap_or(usize::MAX);
-        let Some(count) = total.checked_sub(had).filter(|&count| count > 0) else {
-            let words = format!("topic '{}' has {had} partitions already; {total} is not more", topic.name);
-            return Err(Refusal::new(Why::InvalidPartitions, words));
-        };
-        let count = within(count, room)?;
-        let factor = topic.partitions.head().map_or(1, |p| p.replicas.len());
-        let replicas = if more.assignment.is_empty() {
-            place_on_nodes(count, factor, basis)?
-        } else if more.assignment.len() == count && more.assignment.iter().all(|set| set.len() == factor) {
-            more.assignment.clone()
-        } else {
-            let words = format!("{count} new partitions with {factor} replicas each are to be assigned");
-            return Err(Refusal::new(Why::InvalidAssignment, words));
-        };
-        room -= count;
-        let first = PartitionIndex(u32::try_from(had).expect("bounded by PARTITIONS_PER_TOPIC_MAX"));
-        Ok(CreatePartitions { topic: id, first, replicas })
-    });
-    Plan::of(Kind::CreatePartitions, items.collect(), Command::CreatePartitions)
-}
-
 fn alter_configs(resources: &[AlterConfig], basis: &Basis<'_>) -> Plan {
     let mut once = Once::new(resources.iter().map(|r| &r.resource));
-    let mut topics = Vec::new();
-    let mut cluster = None;
-    let mut slots = Vec::with_capacity(resources.len());
-    for AlterConfig { resource, changes: asked } in resources {
+    let mut plan = Plan::empty(Kind::AlterConfigs, resources.len());
+    let mut pack = Pack::new(Command::SetTopicConfig);
+    for (slot, AlterConfig { resource, changes: asked }) in resources.iter().enumerate() {
         let changes = || asked.iter().map(|c| SettingChange { name: c.key.clone(), op: op(&c.op) }).collect();
-        let checked = once.check(resource, "a resource").and_then(|()| check_values(asked, basis));
-        let slot = checked.and_then(|()| match resource {
+        let checked = once.check(resource, "a resource").and_then(|()| match resource {
             ConfigResource::Topic(name) => {
-                topics.push(SetTopicConfig { topic: known(name, basis.image)?, changes: changes() });
-                Ok(Slot::Item { command: 0, item: topics.len() - 1 })
+                check_values(asked, basis)?;
+                let set = SetTopicConfig { topic: known(name, basis.image)?, changes: changes() };
+                let weight = set.weight();
+                pack.add(&mut plan, slot, set, weight, 0);
+                Ok(())
             }
             ConfigResource::Cluster => {
-                cluster = Some(changes());
-                Ok(Slot::Item { command: 1, item: 0 })
+                check_values(asked, basis)?;
+                plan.push(Command::SetClusterConfig(changes()), vec![slot], 0);
+                Ok(())
             }
-            ConfigResource::Node(_) => Err(Refusal::new(
-                Why::InvalidConfig,
-                "a single node has no settings that change while it runs: set the default of the cluster \
-                 (empty name), or use its config file",
-            )),
+            ConfigResource::Node(node) => {
+                plan.push(Command::SetNodeConfig { node: *node, changes: changes() }, vec![slot], 0);
+                Ok(())
+            }
         });
-        slots.push(slot.unwrap_or_else(Slot::Refused));
-    }
-    let mut commands = Vec::new();
-    let topics_first = !topics.is_empty();
-    if topics_first {
-        commands.push(Command::SetTopicConfig(topics));
-    }
-    if let Some(changes) = cluster {
-        commands.push(Command::SetClusterConfig(changes));
-    }
-    if !topics_first {
-        for slot in &mut slots {
-            if let Slot::Item { command, .. } = slot {
-                *command = 0;
-            }
+        if let Err(refusal) = checked {
+            plan.refuse(slot, refusal);
         }
     }
-    Plan { kind: Kind::AlterConfigs, slots, commands }
+    pack.finish(&mut plan);
+    plan
 }
 
 /// What only this node can refuse; the rest is checked when the change is applied.
@@ -402,3 +391,21 @@ fn op(op: &ConfigOp) -> SettingOp {
         ConfigOp::Subtract(items) => SettingOp::Subtract(items.clone()),
     }
 }
+
+fn change_node(node: NodeId, change: NodeChange, basis: &Basis<'_>) -> Plan {
+    let mut plan = Plan::empty(Kind::ChangeNode, 1);
+    match (basis.image.nodes.get(&node), change) {
+        (None, _) => {
+            let words = format!("node {node} is not in the cluster");
+            plan.refuse(0, Refusal::new(Why::UnknownNode, words));
+        }
+        (Some(info), NodeChange::Fence) => {
+            plan.push(Command::FenceNode { node, epoch: info.epoch }, vec![0], 0);
+        }
+        (Some(_), NodeChange::Remove) => plan.push(Command::RemoveNode { node }, vec![0], 0),
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests;

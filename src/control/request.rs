@@ -27,6 +27,25 @@ pub enum Request {
     },
     /// A producer id that nobody was given before, at epoch 0.
     NewProducerId,
+    /// An operator's, or a failure detector's.
+    ChangeNode {
+        node: NodeId,
+        change: NodeChange,
+        timeout: Duration,
+    },
+    /// Formats of this level may be written from here on; never back.
+    SetFeatureLevel {
+        level: u16,
+        timeout: Duration,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NodeChange {
+    /// It is taken for dead: it leads nothing any more, until it comes back by itself.
+    Fence,
+    /// It leaves the cluster; refused while it holds replicas.
+    Remove,
 }
 
 /// Answers the request of the same name. Topics and resources stand in the order of the request. An answer to a
@@ -38,6 +57,8 @@ pub enum Reply {
     CreatePartitions(Vec<Result<(), Refusal>>),
     AlterConfigs(Vec<Result<(), Refusal>>),
     NewProducerId(Result<(ProducerId, ProducerEpoch), Refusal>),
+    ChangeNode(Result<(), Refusal>),
+    SetFeatureLevel(Result<(), Refusal>),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -138,6 +159,17 @@ pub enum Why {
     TimedOut,
     /// The metadata store refused or failed.
     StorageFailed,
+    /// Nobody leads the metadata log, or the one who did could not take the change: it did not come about.
+    NoController,
+    /// Decided on an older state of things than there is by now: look again, then try again.
+    Conflict,
+    /// A node that may not have this part: fenced, or not meant for it.
+    IneligibleNode,
+    UnknownNode,
+    /// Another process, another disk or an earlier life of the node.
+    DuplicateNode,
+    /// The node still holds replicas.
+    NodeInUse,
 }
 
 impl Refusal {

@@ -18,6 +18,7 @@ use super::route::Brokers;
 use super::session::{Header, Kafka, Other, Step};
 use super::wire::{DecodeError, Reader};
 use crate::control::metadata::image::Image;
+use crate::control::metadata::node_config;
 use crate::control::metadata::topic_config::{self, ConfigEntry, ConfigKind, ConfigSource};
 use crate::control::request::{
     AlterConfig, ConfigChange, ConfigOp, ConfigResource, Refusal, Reply, Request, Why,
@@ -34,6 +35,7 @@ pub(super) const SOURCE_TOPIC: i8 = 1;
 pub(super) fn source(source: ConfigSource) -> i8 {
     match source {
         ConfigSource::Topic => SOURCE_TOPIC,
+        ConfigSource::Node => 2,
         ConfigSource::Cluster => 3,
         ConfigSource::File => 4,
         ConfigSource::Default => 5,
@@ -72,12 +74,12 @@ pub(super) fn describe(
             ..DescribeConfigsResult::default()
         };
         match entries(kafka, image, resource) {
-            Ok((entries, read_only)) => {
+            Ok(entries) => {
                 let keys = resource.configuration_keys.as_deref().filter(|keys| !keys.is_empty());
                 result.configs = entries
                     .into_iter()
-                    .filter(|entry| keys.is_none_or(|keys| keys.iter().any(|key| key == entry.name)))
-                    .map(|entry| described(&request, entry, read_only))
+                    .filter(|(entry, _)| keys.is_none_or(|keys| keys.iter().any(|key| key == entry.name)))
+                    .map(|(entry, read_only)| described(&request, entry, read_only))
                     .collect();
             }
             Err(refusal) => {
@@ -112,25 +114,31 @@ fn described(
     }
 }
 
-/// All settings of a resource, and whether they can only be read.
+/// All settings of a resource, each with whether it can only be read.
 fn entries(
     kafka: &Kafka,
     image: &Image,
     resource: &DescribeConfigsResource,
-) -> Result<(Vec<ConfigEntry>, bool), Refusal> {
+) -> Result<Vec<(ConfigEntry, bool)>, Refusal> {
+    let changeable = |entries: Vec<ConfigEntry>| entries.into_iter().map(|entry| (entry, false)).collect();
     let defaults = &kafka.config.topic_defaults;
     let name = resource.resource_name.as_str();
     match resource.resource_type {
         RESOURCE_TOPIC => {
             let unknown = || Refusal::new(Why::UnknownTopic, "there is no topic of this name");
             let topic = image.topic(name).ok_or_else(unknown)?;
-            Ok((topic_config::describe(topic, image, defaults), false))
+            Ok(changeable(topic_config::describe(topic, image, defaults)))
         }
-        RESOURCE_BROKER if name.is_empty() => Ok((topic_config::describe_cluster(image, defaults), false)),
+        RESOURCE_BROKER if name.is_empty() => Ok(changeable(topic_config::describe_cluster(image, defaults))),
         RESOURCE_BROKER => {
             let this = kafka.config.node;
             if node(kafka, image, name)? == this {
-                return Ok((node_entries(kafka, image), true));
+                let dynamic =
+                    image.nodes.get(&this).map(|info| node_config::describe(&info.config).collect());
+                let mut entries = changeable(dynamic.unwrap_or_default());
+                entries.extend(node_entries(kafka, image).into_iter().map(|entry| (entry, true)));
+                entries.sort_by_key(|(entry, _)| entry.name);
+                return Ok(entries);
             }
             let words = format!("this is broker {this}: ask broker {name} itself for its settings");
             Err(Refusal::new(Why::InvalidRequest, words))

@@ -42,6 +42,7 @@ codes! {
     NotLeaderOrFollower = 6,
     RequestTimedOut = 7,
     MessageTooLarge = 10,
+    CoordinatorLoadInProgress = 14,
     CoordinatorNotAvailable = 15,
     InvalidTopic = 17,
     NotEnoughReplicas = 19,
@@ -53,6 +54,7 @@ codes! {
     InvalidReplicationFactor = 38,
     InvalidReplicaAssignment = 39,
     InvalidConfig = 40,
+    NotController = 41,
     InvalidRequest = 42,
     UnsupportedForMessageFormat = 43,
     PolicyViolation = 44,
@@ -65,7 +67,11 @@ codes! {
     UnknownLeaderEpoch = 75,
     OffsetNotAvailable = 78,
     InvalidRecord = 87,
+    InvalidUpdateVersion = 95,
     UnknownTopicId = 100,
+    DuplicateBrokerRegistration = 101,
+    BrokerIdNotRegistered = 102,
+    IneligibleReplica = 107,
     MismatchedEndpointType = 114,
 }
 
@@ -108,6 +114,12 @@ impl From<Why> for ErrorCode {
             Why::LimitReached => Self::PolicyViolation,
             Why::TimedOut => Self::RequestTimedOut,
             Why::StorageFailed => Self::KafkaStorageError,
+            Why::NoController => Self::NotController,
+            Why::Conflict => Self::InvalidUpdateVersion,
+            Why::IneligibleNode => Self::IneligibleReplica,
+            Why::UnknownNode => Self::BrokerIdNotRegistered,
+            Why::DuplicateNode => Self::DuplicateBrokerRegistration,
+            Why::NodeInUse => Self::InvalidRequest,
         }
     }
 }

@@ -168,7 +168,7 @@ fn answer(
             })
             .collect(),
         cluster_id: Some(image.cluster_id.clone()),
-        controller_id: image.controller.map_or(-1, |node| brokers.id(node)),
+        controller_id: brokers.controller(),
         topics,
         cluster_authorized_operations: operations(
             request.include_cluster_authorized_operations,
@@ -241,7 +241,7 @@ pub(super) fn describe_cluster(
     let shown = image.nodes.values().filter(|node| request.include_fenced_brokers || !node.fenced);
     Ok(header.answer(&DescribeClusterResponse {
         cluster_id: image.cluster_id.clone(),
-        controller_id: image.controller.map_or(-1, |node| brokers.id(node)),
+        controller_id: brokers.controller(),
         brokers: shown
             .flat_map(|node| {
                 Brokers::of(node).map(|(broker_id, at)| DescribeClusterBroker {

@@ -9,7 +9,7 @@ use super::errors::ErrorCode;
 use super::messages::offsets::{InitProducerIdRequest, InitProducerIdResponse};
 use super::session::{Header, Kafka, Other, Step};
 use super::wire::{DecodeError, Reader};
-use crate::control::request::{Reply, Request};
+use crate::control::request::{Refusal, Reply, Request, Why};
 
 pub(super) fn start(
     kafka: &mut Kafka,
@@ -36,6 +36,10 @@ pub(super) fn on_reply(kafka: &mut Kafka, header: &Header, reply: Reply) -> Step
             producer_epoch: i16::try_from(epoch.0).expect("a new producer is at epoch 0"),
             ..InitProducerIdResponse::default()
         }),
+        // As Kafka says it while a broker waits for ids: every client asks again.
+        Err(Refusal { why: Why::NoController, .. }) => {
+            refuse(kafka, header, ErrorCode::CoordinatorLoadInProgress)
+        }
         Err(refusal) => refuse(kafka, header, refusal.why.into()),
     }
 }

@@ -102,6 +102,11 @@ impl<'i> Brokers<'i> {
         }
     }
 
+    /// The broker that clients send changes of the metadata to, which any node takes; -1 while nobody is known.
+    pub fn controller(&self) -> i32 {
+        self.image.controller.filter(|&node| self.serves(node)).map_or(-1, |node| self.id(node))
+    }
+
     /// The broker that stands for a node's replica of a partition.
     pub fn replica(&self, node: NodeId, partition: PartitionId) -> i32 {
         let shards = self.image.nodes.get(&node).map_or(0, |info| info.shard_clients.len());
@@ -118,7 +123,7 @@ impl<'i> Brokers<'i> {
 
     /// Whether clients are sent to this node.
     pub fn serves(&self, node: NodeId) -> bool {
-        self.image.nodes.get(&node).is_some_and(|info| !info.fenced)
+        self.image.serves(node)
     }
 
     /// The leader of a partition, when clients can be sent to it.

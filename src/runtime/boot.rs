@@ -1,4 +1,4 @@
-//! Starts a node: data directory, store, shards, control core, in this order; a failure at any step leaves nothing
+//! Starts a node: data directory, store, metadata log, shards, control core, in this order; a failure at any step leaves nothing
 //! running. Driver; runs on the thread that starts the node.
 
 #![expect(clippy::disallowed_methods, reason = "driver: reads the wall clock")]
@@ -15,7 +15,7 @@ use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{Shard, ShardConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::control_core::{self, ControlCore};
+use super::control_core::{self, ControlCore, RaftParts};
 use super::data_dir::DataDir;
 use super::reshard::reshard;
 use super::{COMMANDS_MAX, Command, NodeError};
@@ -24,6 +24,7 @@ use crate::control::metadata::command::RegisterNode;
 use crate::control::metadata::image::{Endpoint, Image};
 use crate::control::{Control, ControlConfig};
 use crate::kafka::{Kafka, KafkaConfig};
+use crate::raft::{self, DiskId, Member, RaftConfig};
 use crate::store::{self, StoreConfig};
 
 /// Requests of one connection that are worked on at once.
@@ -58,19 +59,27 @@ pub struct Node {
 pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
     let data_dir = DataDir::hold(&config.storage.data_dir)?;
     let shard_count = u16::try_from(plan.shards.len()).expect("the plan is bounded by its keys");
-    let (events_sender, events) = mpsc::unbounded_channel();
-    // The store has a bounded number of events to tell: one for each thing that it was given.
-    let opened = store::open(&store_config(config)?, move |event| {
-        let _ = events_sender.send(event);
-    })?;
-    let is_first_life = opened.identity.incarnation.0 <= 1;
+    let found = store::open(&store_config(config)?)?;
     let path = config.storage.data_dir.clone();
-    if is_first_life && data_dir.has_logs().map_err(|e| NodeError::Resources(e.to_string()))? {
+    if found.identity.is_none() && data_dir.has_logs().map_err(|e| NodeError::Resources(e.to_string()))? {
         return Err(NodeError::LogsWithoutMetadata { path });
     }
-    reshard(config, &data_dir, &opened.image, shard_count)?;
+    let disk = DiskId(u128::from_ne_bytes(entropy()?));
+    let raft::Opened { storage, mut image } = raft::open(&path.join(raft::FOLDER), disk)?;
+    let (events_sender, events) = mpsc::unbounded_channel();
+    // The store has a bounded number of events to tell: one for each thing that it was given.
+    let opened = found.begin(storage.disk(), storage.is_new(), move |event| {
+        let _ = events_sender.send(event);
+    })?;
+    for (partition, shard) in opened.placements {
+        image.put_local_shard(partition, shard);
+    }
+    if image.cluster_id.is_empty() {
+        image.cluster_id = opened.identity.cluster_id.as_str().into();
+    }
+    reshard(config, &data_dir, &image, shard_count)?;
     let admin = config.admin.addr.map(listen_admin).transpose()?;
-    let shards = start(shard_setups(config, plan, &data_dir, &opened.image)?)?;
+    let shards = start(shard_setups(config, plan, &data_dir, &image)?)?;
     let addresses = addresses_of(&shards, config, admin.as_ref());
     let register = RegisterNode {
         node: config.cluster.node_id,
@@ -82,10 +91,11 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
             .iter()
             .map(|at| Endpoint { host: config.cluster.advertised().host, port: at.port() })
             .collect(),
+        ..RegisterNode::default()
     };
     let control = Control::new(
         ControlConfig { register, shards: shard_count, defaults: config.topic_defaults(), seed: entropy()? },
-        opened.image,
+        image,
     );
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
     let (ready_sender, ready) = watch::channel(false);
@@ -98,11 +108,16 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
         ready: ready_sender,
         data_dir,
     };
+    let raft = RaftParts {
+        config: RaftConfig::new(opened.identity.node, opened.identity.incarnation),
+        member: Member { disk: opened.identity.disk, cluster_addr: String::new() },
+        storage,
+    };
     let core_id = plan.control.map(|core| usize::from(core.0));
     let admin = admin.map(|listener| (listener, commands.clone()));
     let control = std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || control_core::run(core, core_id, admin))
+        .spawn(move || control_core::run(core, raft, core_id, admin))
         .map_err(|error| NodeError::Resources(error.to_string()))?;
     Ok(Node { addresses, commands, ready, control })
 }

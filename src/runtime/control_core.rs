@@ -1,10 +1,10 @@
 //! The loop of the control core: what comes from shards, store, clock and the rest of the process goes into
-//! [`Control`], and what it says goes out. One thread, a tokio `current_thread` runtime; the metadata flushes on a
-//! thread of its own, so that no disk holds this loop up.
+//! [`Control`], and what it says goes out. One thread, a tokio `current_thread` runtime; the metadata log
+//! flushes on a thread of its own, so that no disk holds this loop up.
 
 #![expect(clippy::disallowed_methods, reason = "driver: reads the clock")]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -23,7 +23,8 @@ use crate::control::membership::change::Unchanged;
 use crate::control::request::Reply;
 use crate::control::{Control, Input, LocalId, Output};
 use crate::kafka::Kafka;
-use crate::store::{LocalStore as _, MetadataLog as _, Store, StoreEvent};
+use crate::raft::{self, AdminError, Alone, Member, Raft, RaftConfig, RaftError};
+use crate::store::{Store, StoreEvent};
 
 /// How long a stop waits for shards to flush and for clients to take their answers.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -46,31 +47,56 @@ pub(super) struct ControlCore {
     pub data_dir: DataDir,
 }
 
+/// What this node brings into its Raft group.
+pub(super) struct RaftParts {
+    pub config: RaftConfig,
+    pub member: Member,
+    pub storage: raft::Storage,
+}
+
 /// Runs the control core until the node has stopped or cannot go on.
 pub(super) fn run(
     core: ControlCore,
+    raft: RaftParts,
     pin_to: Option<usize>,
     admin: Option<(std::net::TcpListener, mpsc::Sender<Command>)>,
 ) -> Result<(), NodeError> {
-    if let Some(core) = pin_to {
-        let mut set = rustix::thread::CpuSet::new();
-        set.set(core);
-        rustix::thread::sched_setaffinity(None, &set).map_err(|e| {
-            NodeError::Resources(format!("the control core cannot be pinned to core {core}: {e}"))
-        })?;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| NodeError::Resources(e.to_string()))?;
-    runtime.block_on(async move {
+    let failed = |error: &dyn std::fmt::Display| NodeError::Resources(error.to_string());
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let anywhere = rustix::thread::sched_getaffinity(None).map_err(|error| failed(&error))?;
+    // A thread begins where its maker is: those that wait for the disk are not to do so on the control core.
+    builder.on_thread_start(move || {
+        // Where it is not allowed, such a thread takes turns with the control core, which is slower and works.
+        let _ = rustix::thread::sched_setaffinity(None, &anywhere);
+    });
+    let runtime = builder.enable_all().build().map_err(|error| failed(&error))?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        let (raft, raft_events) = start_raft(raft).await?;
+        if let Some(core) = pin_to {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(core);
+            rustix::thread::sched_setaffinity(None, &set).map_err(|e| {
+                NodeError::Resources(format!("the control core cannot be pinned to core {core}: {e}"))
+            })?;
+        }
         if let Some((listener, commands)) = admin {
-            let listener = tokio::net::TcpListener::from_std(listener)
-                .map_err(|e| NodeError::Resources(e.to_string()))?;
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| failed(&error))?;
             tokio::spawn(super::http::serve(listener, commands));
         }
-        Loop::new(core)?.run().await
+        Loop::new(core, raft, raft_events)?.run().await
     })
+}
+
+/// Starts the Raft group; a node that stands alone founds it with itself.
+async fn start_raft(parts: RaftParts) -> Result<(Raft, mpsc::Receiver<raft::Event>), NodeError> {
+    let RaftParts { config, member, storage } = parts;
+    let members = BTreeMap::from([(config.node, member)]);
+    let (raft, events) = Raft::start(config, storage, Alone).await?;
+    match raft.initialize(&members).await {
+        Ok(()) | Err(AdminError::Initialized) => Ok((raft, events)),
+        Err(error) => Err(NodeError::Raft(RaftError::Fatal(error.to_string()))),
+    }
 }
 
 /// A snapshot that waits for the shards' counters.
@@ -83,6 +109,8 @@ struct Asked {
 
 struct Loop {
     core: ControlCore,
+    raft: Raft,
+    raft_events: mpsc::Receiver<raft::Event>,
     bell: Bell,
     started: Clock,
     /// By shard: messages that its ring had no room for, in order. Control bounds what it has to say at a time.
@@ -96,12 +124,18 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(core: ControlCore) -> Result<Self, NodeError> {
+    fn new(
+        core: ControlCore,
+        raft: Raft,
+        raft_events: mpsc::Receiver<raft::Event>,
+    ) -> Result<Self, NodeError> {
         let bell =
             Bell::new(Arc::clone(&core.shards.doorbell)).map_err(|e| NodeError::Resources(e.to_string()))?;
         let backlog = core.shards.links.iter().map(|_| VecDeque::new()).collect();
         Ok(Self {
             core,
+            raft,
+            raft_events,
             bell,
             started: Clock::now(),
             backlog,
@@ -118,7 +152,9 @@ impl Loop {
     }
 
     async fn run(mut self) -> Result<(), NodeError> {
-        self.drain_outputs()?;
+        // A log that is this node's alone has one leader, and one term.
+        let leader = Some(self.core.control.node());
+        self.handle(Input::Leadership { term: 1, leader })?;
         loop {
             self.take_from_shards()?;
             self.retry_backlog();
@@ -127,7 +163,7 @@ impl Loop {
                 self.handle(Input::Timeout)?;
             }
             if let Some(late) = self.stopped.take() {
-                return self.end(late);
+                return self.end(late).await;
             }
             let may_sleep = self.core.shards.may_sleep();
             self.wait(may_sleep).await?;
@@ -153,6 +189,12 @@ impl Loop {
                 self.core.shards.doorbell.up();
                 if let Some(event) = event {
                     self.on_store(event)?;
+                }
+            }
+            event = self.raft_events.recv() => {
+                self.core.shards.doorbell.up();
+                if let Some(event) = event {
+                    self.on_raft(event)?;
                 }
             }
             command = self.core.commands.recv() => {
@@ -200,7 +242,7 @@ impl Loop {
     fn drain_outputs(&mut self) -> Result<(), NodeError> {
         while let Some(output) = self.core.control.poll_output() {
             match output {
-                Output::Propose { proposal, entry } => self.core.store.propose(proposal, entry),
+                Output::Propose { proposal, entry } => self.raft.propose(proposal, &entry),
                 Output::Keep { id, changes } => self.core.store.keep(id, changes),
                 Output::ToShard { shard, message } => self.tell(shard, message),
                 Output::LocalReply { id, reply } => {
@@ -217,9 +259,6 @@ impl Loop {
                 Output::Stopped { late } => self.stopped = Some(late),
                 Output::Fatal(reason) => return Err(NodeError::Control(reason)),
             }
-        }
-        if self.core.store.wants_snapshot() {
-            self.core.store.snapshot(self.core.control.image().clone());
         }
         Ok(())
     }
@@ -250,11 +289,19 @@ impl Loop {
     fn on_store(&mut self, event: StoreEvent) -> Result<(), NodeError> {
         match event {
             StoreEvent::Input(input) => self.handle(input),
-            StoreEvent::Snapshotted(revision) => {
-                tracing::debug!(%revision, "metadata snapshot taken");
+            StoreEvent::Failed(error) => Err(NodeError::Store(error)),
+        }
+    }
+
+    fn on_raft(&mut self, event: raft::Event) -> Result<(), NodeError> {
+        match event {
+            raft::Event::Input(input) => self.handle(input),
+            raft::Event::WantImage { reply, .. } => {
+                // A group that has ended does not wait for it.
+                let _ = reply.send(Box::new(self.core.control.image().clone()));
                 Ok(())
             }
-            StoreEvent::Failed(error) => Err(NodeError::Store(error)),
+            raft::Event::Failed(error) => Err(NodeError::Raft(error)),
         }
     }
 
@@ -320,8 +367,11 @@ impl Loop {
         }
     }
 
-    /// The shards have stopped: lets the store finish and gives the data directory back.
-    fn end(self, late: Vec<ShardId>) -> Result<(), NodeError> {
+    /// The shards have stopped: lets metadata log and store finish and gives the data directory back.
+    async fn end(self, late: Vec<ShardId>) -> Result<(), NodeError> {
+        // What is still applied has nobody to go to.
+        drop(self.raft_events);
+        self.raft.shutdown().await;
         let ControlCore { store, shards, data_dir, .. } = self.core;
         drop(store);
         if !late.is_empty() {

@@ -59,7 +59,7 @@ const fn gauge<S>(name: &'static str, help: &'static str, value: fn(&S) -> u64) 
     Family { name, kind: Kind::Gauge, help, value }
 }
 
-const CONTROL: [Family<ControlStats>; 6] = [
+const CONTROL: [Family<ControlStats>; 8] = [
     counter("control_requests_total", "Requests to the control core.", |s| s.requests),
     gauge("control_requests_waiting", "Requests that the control core has not answered yet.", |s| {
         s.requests_waiting
@@ -72,11 +72,19 @@ const CONTROL: [Family<ControlStats>; 6] = [
         s.proposals_failed
     }),
     counter("metadata_commits_total", "Entries of the metadata log applied since the start.", |s| s.commits),
+    gauge("metadata_term", "The term of the metadata log.", |s| s.term),
+    gauge("metadata_has_leader", "1 while this node knows who leads the metadata log.", |s| {
+        u64::from(s.leader.is_some())
+    }),
 ];
 
-const IMAGE: [Family<Image>; 4] = [
+const IMAGE: [Family<Image>; 6] = [
     gauge("metadata_revision", "The last applied entry of the metadata log.", |i| i.revision.0),
     gauge("nodes", "Nodes of the cluster.", |i| i.nodes.len() as u64),
+    gauge("nodes_fenced", "Nodes that are starting, or are taken for dead.", |i| {
+        i.nodes.values().filter(|node| node.fenced).count() as u64
+    }),
+    gauge("partitions_without_leader", "Partitions that nobody leads.", |i| i.leaderless_count() as u64),
     gauge("topics", "Topics of the cluster.", |i| i.topic_count() as u64),
     gauge("partitions", "Partitions of the cluster.", |i| i.partition_count() as u64),
 ];

@@ -24,6 +24,7 @@ use crate::control::metadata::image::Image;
 use crate::control::request::{Reply, Request};
 use crate::control::{ControlFatal, ControlStats};
 use crate::error::{ExitStatus, Failure};
+use crate::raft::RaftError;
 use crate::store::StoreError;
 
 pub use data_dir::DataDirError;
@@ -69,6 +70,8 @@ pub enum NodeError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Raft(#[from] RaftError),
+    #[error(transparent)]
     Shards(#[from] StartError),
     #[error("cannot serve metrics and health on {address}: {reason}; choose another `admin.addr`, or `none`")]
     Admin { address: SocketAddr, reason: String },
@@ -102,12 +105,17 @@ impl NodeError {
             Self::DataDir(_) | Self::Shards(_) | Self::Admin { .. } | Self::Resources(_) => {
                 ExitStatus::Environment
             }
-            Self::Store(StoreError::OtherNode { .. } | StoreError::OtherCluster { .. })
+            Self::Store(
+                StoreError::OtherNode { .. } | StoreError::OtherCluster { .. } | StoreError::OtherLog { .. },
+            )
             | Self::Control(ControlFatal::RegistrationRefused(_))
             | Self::LogsWithoutMetadata { .. } => ExitStatus::Refused,
-            Self::Store(_) | Self::Reshard(_) | Self::Shard { .. } | Self::Control(_) | Self::Late(_) => {
-                ExitStatus::Storage
-            }
+            Self::Store(_)
+            | Self::Raft(_)
+            | Self::Reshard(_)
+            | Self::Shard { .. }
+            | Self::Control(_)
+            | Self::Late(_) => ExitStatus::Storage,
             Self::ShardPanicked { .. } | Self::ControlPanicked => ExitStatus::Storage,
         }
     }

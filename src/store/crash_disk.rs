@@ -14,7 +14,7 @@ const SECTOR: usize = 512;
 
 /// One life of the disk, until the power goes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct CrashDisk(Arc<Mutex<State>>);
+pub(crate) struct CrashDisk(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {

@@ -3,35 +3,30 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `format` | () | the version of this layout |
-//! | `bodies` | `identity`, `snapshot` | an envelope |
-//! | `log` | revision | an envelope with an [`Entry`] |
+//! | `bodies` | `identity` | an envelope |
 //! | `placement` | topic id and partition index, big endian | shard |
 //!
 //! Every commit is flushed before it returns. Opening checks the checksum of every page.
 
-use highwater_shards::ids::{PartitionId, PartitionIndex, Revision, ShardId, TopicId};
+use highwater_shards::ids::{PartitionId, PartitionIndex, ShardId, TopicId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::error::Failure;
 use super::identity::{IDENTITY, Identity};
 use crate::control::Placements;
-use crate::control::metadata::command::Entry;
 use crate::control::metadata::envelope;
-use crate::control::metadata::image::Image;
-use crate::control::metadata::snapshot;
 
-pub(super) const FORMAT: u32 = 1;
+/// Format 1 held the metadata log too.
+pub(super) const FORMAT: u32 = 2;
 
 const FORMAT_TABLE: TableDefinition<'_, (), u32> = TableDefinition::new("format");
 const BODIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("bodies");
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const PLACEMENT: TableDefinition<'_, [u8; 20], u16> = TableDefinition::new("placement");
 
 const IDENTITY_KEY: &str = "identity";
-const SNAPSHOT_KEY: &str = "snapshot";
 
-/// The metadata is small and read once; pages that are written again should still be in memory.
-const CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// The content is small and read once; pages that are written again should still be in memory.
+const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How a database is opened; tests put a disk of their own in place of the file.
 pub(super) type Opener = Box<dyn FnMut(&redb::Builder) -> Result<Database, redb::DatabaseError> + Send>;
@@ -39,23 +34,6 @@ pub(super) type Opener = Box<dyn FnMut(&redb::Builder) -> Result<Database, redb:
 pub(super) struct Db {
     /// Absent after an attempt to open it again failed.
     database: Option<Database>,
-}
-
-/// What a transaction makes durable.
-#[derive(Default)]
-pub(super) struct Changes<'a> {
-    pub entries: Vec<(Revision, &'a Entry)>,
-    pub placements: Vec<&'a Placements>,
-    /// Takes the place of the log up to its revision.
-    pub snapshot: Option<&'a Image>,
-}
-
-/// Everything that a store holds.
-pub(super) struct Content {
-    pub identity: Option<Identity>,
-    pub image: Image,
-    /// The revision of the snapshot.
-    pub snapshot: Revision,
 }
 
 impl Db {
@@ -94,66 +72,36 @@ impl Db {
         let txn = self.database().begin_write()?;
         txn.open_table(FORMAT_TABLE)?.insert((), FORMAT)?;
         txn.open_table(BODIES)?.insert(IDENTITY_KEY, &*envelope::seal(IDENTITY, identity))?;
-        txn.open_table(LOG)?;
         txn.open_table(PLACEMENT)?;
         Ok(txn.commit()?)
     }
 
-    /// Everything that the store holds. Its tables have to be there.
-    pub fn read(&self) -> Result<Content, Failure> {
+    /// Who the node was in its last life. The tables have to be there.
+    pub fn identity(&self) -> Result<Option<Identity>, Failure> {
         let txn = self.database().begin_read()?;
-        let bodies = txn.open_table(BODIES)?;
-        let identity = match bodies.get(IDENTITY_KEY)? {
-            Some(bytes) => Some(envelope::open(IDENTITY, bytes.value())?),
-            None => None,
-        };
-        let mut image = match bodies.get(SNAPSHOT_KEY)? {
-            Some(bytes) => snapshot::decode(bytes.value())?,
-            None => Image::default(),
-        };
-        let snapshot = image.revision;
-        for row in txn.open_table(LOG)?.iter()? {
-            let (revision, bytes) = row?;
-            let revision = Revision(revision.value());
-            if revision.0 != image.revision.0 + 1 {
-                return Err(Failure::Gap { after: image.revision, found: revision });
-            }
-            image.apply(revision, &Entry::decode(bytes.value())?);
+        match txn.open_table(BODIES)?.get(IDENTITY_KEY)? {
+            Some(bytes) => Ok(Some(envelope::open(IDENTITY, bytes.value())?)),
+            None => Ok(None),
         }
-        for row in txn.open_table(PLACEMENT)?.iter()? {
-            let (partition, shard) = row?;
-            image.put_local_shard(partition_of(partition.value()), ShardId(shard.value()));
-        }
-        Ok(Content { identity, image, snapshot })
     }
 
-    /// The last revision that is durable in the log or the snapshot.
-    pub fn last_revision(&self) -> Result<Revision, Failure> {
+    /// Which shard each partition belongs to. The tables have to be there.
+    pub fn placements(&self) -> Result<Vec<(PartitionId, ShardId)>, Failure> {
         let txn = self.database().begin_read()?;
-        if let Some((revision, _)) = txn.open_table(LOG)?.last()? {
-            return Ok(Revision(revision.value()));
+        let mut placements = Vec::new();
+        for row in txn.open_table(PLACEMENT)?.iter()? {
+            let (partition, shard) = row?;
+            placements.push((partition_of(partition.value()), ShardId(shard.value())));
         }
-        let bodies = txn.open_table(BODIES)?;
-        match bodies.get(SNAPSHOT_KEY)? {
-            Some(bytes) => Ok(snapshot::decode(bytes.value())?.revision),
-            None => Ok(Revision(0)),
-        }
+        Ok(placements)
     }
 
     /// Makes all of it durable, or none.
-    pub fn write(&self, changes: &Changes<'_>) -> Result<(), Failure> {
+    pub fn write<'a>(&self, changes: impl Iterator<Item = &'a Placements>) -> Result<(), Failure> {
         let txn = self.database().begin_write()?;
         {
-            let mut log = txn.open_table(LOG)?;
-            for (revision, entry) in &changes.entries {
-                log.insert(revision.0, &*entry.encode())?;
-            }
-            if let Some(image) = changes.snapshot {
-                txn.open_table(BODIES)?.insert(SNAPSHOT_KEY, &*snapshot::encode(image))?;
-                log.retain_in(..=image.revision.0, |_, _| false)?;
-            }
             let mut placement = txn.open_table(PLACEMENT)?;
-            for (partition, shard) in changes.placements.iter().copied().flatten() {
+            for (partition, shard) in changes.flatten() {
                 match shard {
                     Some(shard) => placement.insert(key_of(*partition), shard.0)?,
                     None => placement.remove(key_of(*partition))?,

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use highwater_shards::ids::{NodeId, Revision};
+use highwater_shards::ids::NodeId;
 
 use crate::control::metadata::envelope::EnvelopeError;
 
@@ -36,14 +36,20 @@ pub enum StoreError {
         file.display()
     )]
     OtherCluster { file: PathBuf, found: String, configured: String },
+    #[error(
+        "{} and the folder `raft` beside it do not belong together, one of them was lost: restore the whole data \
+         directory from one copy, or remove the node from the cluster and start it as a new one, with another \
+         `cluster.node_id` and an empty directory", file.display()
+    )]
+    OtherLog { file: PathBuf },
 }
 
 /// What failed while reading or writing, before the file's name is known.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     Redb(redb::Error),
     Envelope(EnvelopeError),
-    Gap { after: Revision, found: Revision },
+    Damaged(String),
 }
 
 impl Failure {
@@ -63,10 +69,7 @@ impl Failure {
             Self::Redb(redb::Error::Corrupted(reason)) => StoreError::Damaged { file, reason },
             Self::Redb(error) => StoreError::Io { file, reason: error.to_string() },
             Self::Envelope(error) => StoreError::Damaged { file, reason: error.to_string() },
-            Self::Gap { after, found } => StoreError::Damaged {
-                file,
-                reason: format!("the metadata log goes from entry {after} to entry {found}"),
-            },
+            Self::Damaged(reason) => StoreError::Damaged { file, reason },
         }
     }
 }

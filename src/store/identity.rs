@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::metadata::envelope::Schema;
 use crate::control::metadata::image::Incarnation;
+use crate::raft::DiskId;
 
-pub(super) const IDENTITY: Schema = Schema { name: "node identity", kind: 3, schema: 1 };
+pub(super) const IDENTITY: Schema = Schema { name: "node identity", kind: 3, schema: 2 };
 
 /// A file format: a new field is a new schema.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -15,6 +16,8 @@ pub struct Identity {
     pub node: NodeId,
     /// Of the current life; grows by one at each start, before anything else is done.
     pub incarnation: Incarnation,
+    /// The disk that the Raft log of this data directory was made for.
+    pub disk: DiskId,
 }
 
 /// 16 bytes as Kafka writes ids: base64 with the alphabet for URLs, without padding.

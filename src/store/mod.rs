@@ -1,17 +1,16 @@
-//! What the node keeps of the control plane: its identity, the committed metadata log with a snapshot, and where its
-//! partitions lie on its shards.
+//! What the node keeps of itself: its identity, and where its partitions lie on its shards. The metadata of the
+//! cluster is in the Raft log, which is another database.
 //!
 //! Driver. A thread of its own writes and flushes, so that no flush holds up the control core; everything that waits
-//! for the disk at one moment is made durable by one flush. The metadata log is behind [`MetadataLog`], the seam that
-//! a replicated log takes over; identity and placements are the node's own in any case.
+//! for the disk at one moment is made durable by one flush.
 
 mod db;
-mod error;
+pub(crate) mod error;
 mod identity;
 mod thread;
 
 #[cfg(test)]
-mod crash_disk;
+pub(crate) mod crash_disk;
 #[cfg(test)]
 mod tests;
 
@@ -19,33 +18,11 @@ use std::path::{Path, PathBuf};
 
 pub use self::error::StoreError;
 pub use self::identity::Identity;
-pub use self::thread::{Store, StoreEvent, open};
-use crate::control::metadata::command::Entry;
-use crate::control::metadata::image::Image;
-use crate::control::{KeepId, Placements, ProposalId};
-use highwater_shards::ids::NodeId;
+pub use self::thread::{Found, Store, StoreEvent, open};
+use highwater_shards::ids::{NodeId, PartitionId, ShardId};
 
 /// The file of the store within the data directory.
 pub const FILE_NAME: &str = "metadata.redb";
-
-/// The log of metadata changes. Entries come back, committed and in order, as events of the store that implements it,
-/// whichever node proposed them.
-pub trait MetadataLog {
-    /// Takes the entry in; exactly one event tells what became of it.
-    fn propose(&mut self, proposal: ProposalId, entry: Entry);
-
-    /// Whether enough entries stand behind the last snapshot for another one.
-    fn wants_snapshot(&self) -> bool;
-
-    /// `image` takes the place of the entries that made it. It is the image at a committed revision.
-    fn snapshot(&mut self, image: Image);
-}
-
-/// What only this node knows of itself.
-pub trait LocalStore {
-    /// Makes the placements durable, all or nothing; exactly one event tells what became of it.
-    fn keep(&mut self, id: KeepId, changes: Placements);
-}
 
 /// Whose store it is.
 #[derive(Clone, Debug)]
@@ -73,7 +50,7 @@ fn file_in(data_dir: &Path) -> PathBuf {
 pub struct Opened {
     /// With an incarnation that no earlier life had.
     pub identity: Identity,
-    /// All that is committed, with the placements.
-    pub image: Image,
+    /// Which shard each partition belongs to.
+    pub placements: Vec<(PartitionId, ShardId)>,
     pub store: Store,
 }

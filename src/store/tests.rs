@@ -2,54 +2,48 @@ use std::io::ErrorKind;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use highwater_shards::ids::{PartitionId, PartitionIndex, ProducerId, Revision, ShardId, TopicId};
+use highwater_shards::ids::{PartitionIndex, TopicId};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 
 use super::crash_disk::CrashDisk;
 use super::thread::open_with;
 use super::*;
-use crate::control::Input;
-use crate::control::metadata::command::{Command, CreateTopic, RegisterNode};
 use crate::control::metadata::image::Incarnation;
+use crate::control::{Input, KeepId, Placements};
+use crate::raft::DiskId;
 
 const ME: NodeId = NodeId(1);
+const DISK: DiskId = DiskId(9);
 
 struct World {
     identity: Identity,
-    image: Image,
+    placements: Vec<(PartitionId, ShardId)>,
     store: Store,
     events: Receiver<StoreEvent>,
-    proposals: u64,
+    kept: u64,
 }
 
 fn config() -> StoreConfig {
     StoreConfig { data_dir: PathBuf::from("data"), node: ME, cluster_id: None, entropy: [7; 16] }
 }
 
-fn start_with(disk: &CrashDisk, config: &StoreConfig) -> Result<World, StoreError> {
+fn find(disk: &CrashDisk, config: &StoreConfig) -> Result<Found, StoreError> {
     let disk = disk.clone();
+    open_with(config, Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone())))
+}
+
+fn start_with(disk: &CrashDisk, config: &StoreConfig) -> Result<World, StoreError> {
     let (tell, events) = channel();
-    let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone()));
-    let send = Box::new(move |event| drop(tell.send(event)));
-    let Opened { identity, image, store } = open_with(config, opener, send)?;
-    Ok(World { identity, image, store, events, proposals: 0 })
+    let found = find(disk, config)?;
+    let log_is_new = found.identity.is_none();
+    let opened = found.begin(DISK, log_is_new, move |event| drop(tell.send(event)))?;
+    let Opened { identity, placements, store } = opened;
+    Ok(World { identity, placements, store, events, kept: 0 })
 }
 
 fn start(disk: &CrashDisk) -> World {
     start_with(disk, &config()).expect("the store opens")
-}
-
-fn entry(n: u64) -> Entry {
-    let register = RegisterNode { node: ME, incarnation: Incarnation(n), ..RegisterNode::default() };
-    let topic = CreateTopic {
-        id: TopicId(u128::from(n)),
-        name: format!("t{n}"),
-        replicas: vec![vec![ME]; 3],
-        ..CreateTopic::default()
-    };
-    let reserve = Command::ReserveProducerIds { node: ME, count: 1 };
-    Entry { commands: vec![Command::RegisterNode(register), Command::CreateTopics(vec![topic]), reserve] }
 }
 
 fn partition(n: u32) -> PartitionId {
@@ -57,146 +51,85 @@ fn partition(n: u32) -> PartitionId {
 }
 
 impl World {
-    fn propose(&mut self) -> ProposalId {
-        let id = ProposalId(self.proposals);
-        self.proposals += 1;
-        self.store.propose(id, entry(self.image.revision.0 + self.proposals));
-        id
-    }
-
     fn event(&self) -> StoreEvent {
         self.events.recv_timeout(Duration::from_secs(30)).expect("the store answers")
     }
 
-    /// Proposes one and waits until it is committed.
-    fn commit(&mut self) -> Revision {
-        let id = self.propose();
+    /// Gives it to the store, and does not wait.
+    fn give(&mut self, changes: Placements) -> KeepId {
+        self.kept += 1;
+        self.store.keep(KeepId(self.kept), changes);
+        KeepId(self.kept)
+    }
+
+    fn keep(&mut self, changes: Placements) {
+        let given = self.give(changes);
         match self.event() {
-            StoreEvent::Input(Input::Committed { revision, proposal, .. }) => {
-                assert_eq!(proposal, Some(id));
-                self.proposals = 0;
-                self.image.apply(revision, &entry(revision.0));
-                revision
-            }
+            StoreEvent::Input(Input::Kept { id }) => assert_eq!(id, given),
             other => panic!("{other:?}"),
         }
     }
 }
 
 #[test]
-fn what_was_committed_and_kept_is_there_in_the_next_life() {
+fn what_was_kept_is_there_in_the_next_life() {
     let disk = CrashDisk::default();
     let mut first = start_with(&disk, &config()).unwrap();
-    assert_eq!(first.identity.incarnation, Incarnation(1));
-    assert_eq!(*first.image.cluster_id, *first.identity.cluster_id);
-    assert_eq!((first.commit(), first.commit()), (Revision(1), Revision(2)));
+    assert_eq!((first.identity.incarnation, first.identity.disk), (Incarnation(1), DISK));
+    assert!(first.placements.is_empty());
     let (a, b) = (partition(1), partition(300));
-    first.store.keep(KeepId(5), vec![(a, Some(ShardId(3))), (b, Some(ShardId(9)))]);
-    assert!(matches!(first.event(), StoreEvent::Input(Input::Kept { id: KeepId(5) })));
-    first.store.keep(KeepId(6), vec![(a, None)]);
-    assert!(matches!(first.event(), StoreEvent::Input(Input::Kept { id: KeepId(6) })));
+    first.keep(vec![(a, Some(ShardId(3))), (b, Some(ShardId(9)))]);
+    first.keep(vec![(a, None)]);
     drop(first.store);
     let second = start_with(&disk, &config()).unwrap();
     assert_eq!(second.identity.incarnation, Incarnation(2));
     assert_eq!(second.identity.cluster_id, first.identity.cluster_id);
-    first.image.put_local_shard(b, ShardId(9));
-    assert_eq!(second.image, first.image);
-    assert_eq!(second.image.topic("t2").unwrap().partitions.len(), 3);
+    assert_eq!(second.placements, [(b, ShardId(9))]);
 }
 
 #[test]
-fn a_commit_that_nobody_was_told_of_counts_after_a_crash() {
-    let disk = CrashDisk::default();
-    let mut first = start(&disk);
-    let syncs = disk.syncs();
-    first.propose();
-    while disk.syncs() == syncs {
-        std::thread::yield_now();
-    }
-    // The flush is done; whether the event was sent does not matter.
-    let second = start(&disk.crash(&mut Xoshiro256PlusPlus::seed_from_u64(1)));
-    assert_eq!(second.image.revision, Revision(1));
-    assert!(second.image.topic("t1").is_some());
-}
-
-#[test]
-fn crashes_at_any_moment_lose_nothing_that_was_committed() {
+fn crashes_at_any_moment_lose_nothing_that_was_kept() {
     let mut random = Xoshiro256PlusPlus::seed_from_u64(3);
     let mut disk = CrashDisk::default();
-    let mut committed = Revision(0);
+    let mut kept = 0;
     for life in 1..40 {
         let mut world = start(&disk);
         assert_eq!(world.identity.incarnation, Incarnation(life), "no incarnation comes twice");
-        assert!(world.image.revision >= committed, "life {life}");
-        assert!(world.image.revision.0 <= committed.0 + 3, "only what was proposed can be there");
-        assert_eq!(world.image.producer_id_next, ProducerId(world.image.revision.0));
+        let found = u32::try_from(world.placements.len()).unwrap();
+        assert!((kept..=kept + 3).contains(&found), "life {life}: {found} of {kept}");
+        kept = found;
         for _ in 0..random.next_u32() % 4 {
-            world.commit();
+            world.keep(vec![(partition(kept), Some(ShardId(0)))]);
+            kept += 1;
         }
-        committed = world.image.revision;
-        if random.next_u32().is_multiple_of(3) {
-            world.store.snapshot(world.image.clone());
-        }
-        for _ in 0..random.next_u32() % 4 {
-            world.propose();
+        for n in 0..random.next_u32() % 4 {
+            world.give(vec![(partition(kept + n), Some(ShardId(0)))]);
         }
         for _ in 0..random.next_u32() % 2000 {
             std::hint::spin_loop();
         }
         disk = disk.crash(&mut random);
     }
-    assert!(committed.0 > 30, "{committed}");
-}
-
-#[test]
-fn a_snapshot_takes_the_place_of_the_entries_before_it() {
-    let disk = CrashDisk::default();
-    let mut first = start(&disk);
-    assert!(!first.store.wants_snapshot());
-    for _ in 0..1000 {
-        first.commit();
-    }
-    assert!(first.store.wants_snapshot());
-    first.store.snapshot(first.image.clone());
-    assert!(matches!(first.event(), StoreEvent::Snapshotted(Revision(1000))));
-    assert!(!first.store.wants_snapshot());
-    assert_eq!(first.commit(), Revision(1001));
-    drop(first.store);
-    let second = start(&disk);
-    assert_eq!(second.image, first.image);
-    assert!(!second.store.wants_snapshot(), "one entry is behind the snapshot");
+    assert!(kept > 30, "{kept}");
 }
 
 #[test]
 fn a_full_disk_refuses_work_and_the_store_goes_on_when_there_is_space() {
     let disk = CrashDisk::default();
     let mut world = start(&disk);
-    world.commit();
+    world.keep(vec![(partition(0), Some(ShardId(0)))]);
     disk.fail_writes(Some(ErrorKind::StorageFull));
-    let id = world.propose();
+    let refused = world.give(vec![(partition(1), Some(ShardId(0)))]);
     while disk.failures() == 0 {
         std::thread::yield_now();
     }
-    // Whether this one meets a full disk still is left open; it is answered in any case.
-    world.store.keep(KeepId(1), vec![(partition(0), Some(ShardId(0)))]);
     disk.fail_writes(None);
-    let mut refused = None;
-    for _ in 0..2 {
-        match world.event() {
-            StoreEvent::Input(Input::ProposalFailed { proposal, reason }) => {
-                refused = Some((proposal, reason))
-            }
-            StoreEvent::Input(Input::Kept { id: KeepId(1) } | Input::KeepFailed { id: KeepId(1), .. }) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-    let (proposal, reason) = refused.expect("the proposal met a full disk");
-    assert_eq!(proposal, id);
+    let StoreEvent::Input(Input::KeepFailed { id, reason }) = world.event() else { panic!("it is refused") };
+    assert_eq!(id, refused);
     assert!(reason.contains("no space left"), "{reason}");
-    world.proposals = 0;
-    assert_eq!(world.commit(), Revision(2), "a refused entry leaves no gap");
+    world.keep(vec![(partition(1), Some(ShardId(2)))]);
     drop(world.store);
-    assert_eq!(start(&disk).image.revision, Revision(2));
+    assert_eq!(start(&disk).placements, [(partition(0), ShardId(0)), (partition(1), ShardId(2))]);
 }
 
 #[test]
@@ -204,12 +137,39 @@ fn a_write_that_failed_for_another_reason_is_the_end() {
     let disk = CrashDisk::default();
     let mut world = start(&disk);
     disk.fail_writes(Some(ErrorKind::PermissionDenied));
-    world.propose();
+    world.give(vec![(partition(0), None)]);
     let StoreEvent::Failed(error @ StoreError::Io { .. }) = world.event() else { panic!("an end") };
     assert!(error.to_string().contains("metadata.redb"), "{error}");
     disk.fail_writes(None);
-    world.propose();
+    world.give(vec![(partition(0), None)]);
     assert!(world.events.recv().is_err(), "nothing more is promised");
+}
+
+#[test]
+fn a_store_and_a_log_that_do_not_belong_together_are_refused() {
+    let disk = CrashDisk::default();
+    let refused = |disk: &CrashDisk, id: DiskId, log_is_new: bool| {
+        let opened = find(disk, &config()).unwrap().begin(id, log_is_new, drop);
+        matches!(opened, Err(StoreError::OtherLog { .. }))
+    };
+    assert!(refused(&disk, DISK, false), "a log that has entries, and no store");
+    drop(start(&disk).store);
+    assert!(refused(&disk, DiskId(10), true), "a store, and a new log");
+    assert!(!refused(&disk, DISK, true), "its own log, which has nothing yet");
+    assert_eq!(start(&disk).identity.incarnation, Incarnation(3), "being refused is no life");
+}
+
+#[test]
+fn a_store_of_an_earlier_version_is_refused_with_words() {
+    let disk = CrashDisk::default();
+    {
+        let database = redb::Database::builder().create_with_backend(disk.clone()).unwrap();
+        let txn = database.begin_write().unwrap();
+        txn.open_table(redb::TableDefinition::<(), u32>::new("format")).unwrap().insert((), 1).unwrap();
+        txn.commit().unwrap();
+    }
+    let words = find(&disk, &config()).err().expect("refused").to_string();
+    assert!(words.contains("another version of Highwater (format 1; this one reads 2)"), "{words}");
 }
 
 #[test]
@@ -227,11 +187,12 @@ fn a_store_of_somebody_else_is_refused_with_words() {
 fn a_changed_byte_is_reported_and_never_believed() {
     let disk = CrashDisk::default();
     let mut world = start(&disk);
-    for _ in 0..20 {
-        world.commit();
+    for n in 0..20 {
+        world.keep(vec![(partition(n), Some(ShardId(1)))]);
     }
     drop(world.store);
     let whole = disk.bytes();
+    let expected: Vec<_> = (0..20).map(|n| (partition(n), ShardId(1))).collect();
     let mut random = Xoshiro256PlusPlus::seed_from_u64(5);
     let mut refused = 0;
     for _ in 0..150 {
@@ -239,7 +200,7 @@ fn a_changed_byte_is_reported_and_never_believed() {
         let at = usize::try_from(random.next_u64()).unwrap() % bytes.len();
         bytes[at] ^= 1 << (random.next_u32() % 8);
         match start_with(&CrashDisk::holding(bytes), &config()) {
-            Ok(found) => assert_eq!(found.image, world.image, "byte {at} changed what is there"),
+            Ok(found) => assert_eq!(found.placements, expected, "byte {at} changed what is there"),
             Err(error) => {
                 assert!(error.to_string().contains("metadata.redb"), "{error}");
                 refused += 1;

@@ -11,39 +11,32 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use highwater_shards::ids::Revision;
-
-use super::db::{Changes, Db, FORMAT, Opener};
+use super::db::{Db, FORMAT, Opener};
 use super::error::StoreError;
 use super::identity::{Identity, cluster_id};
-use super::{LocalStore, MetadataLog, Opened, StoreConfig, file_in};
-use crate::control::metadata::command::Entry;
-use crate::control::metadata::image::{Image, Incarnation};
-use crate::control::{Input, KeepId, Placements, ProposalId};
+use super::{Opened, StoreConfig, file_in};
+use crate::control::metadata::image::Incarnation;
+use crate::control::{Input, KeepId, Placements};
+use crate::raft::DiskId;
 
-/// Work that waits for the thread at most. The control core has one proposal, one placement and one snapshot under way.
+/// Work that waits for the thread at most. The control core has one placement under way.
 const WORK_MAX: usize = 16;
-/// Entries behind a snapshot that make the next one due.
-const SNAPSHOT_EVERY: u64 = 1000;
 /// Between attempts to open the database again on a full disk.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 
 /// What the store tells the control core.
 #[derive(Debug)]
 pub enum StoreEvent {
-    /// What became of a proposal or a placement.
+    /// What became of a placement.
     Input(Input),
-    /// A snapshot up to this revision is durable.
-    Snapshotted(Revision),
     /// Nothing is known of the disk any more: the node has to stop.
     Failed(StoreError),
 }
 
 #[derive(Debug)]
-enum Work {
-    Propose { proposal: ProposalId, entry: Entry },
-    Keep { id: KeepId, changes: Placements },
-    Snapshot { image: Image },
+struct Work {
+    id: KeepId,
+    changes: Placements,
 }
 
 /// The handle to the thread. Dropping it lets the thread finish what it has, then ends it.
@@ -51,121 +44,116 @@ enum Work {
 pub struct Store {
     work: Option<SyncSender<Work>>,
     thread: Option<JoinHandle<()>>,
-    /// Entries proposed since the last snapshot was asked for.
-    behind: u64,
 }
 
-/// Opens or makes the store in the data directory, which has to exist. Events go to `events`, from the store's thread.
+/// A store that is open, before this life of the node is written into it.
+pub struct Found {
+    config: StoreConfig,
+    db: Db,
+    opener: Opener,
+    /// Who the node was in its last life; `None` in a new store.
+    pub identity: Option<Identity>,
+}
+
+/// Opens or makes the store in the data directory, which has to exist.
 ///
 /// # Errors
 ///
 /// When the store is damaged, in use, or of another node, cluster or version.
-pub fn open(
-    config: &StoreConfig,
-    events: impl FnMut(StoreEvent) + Send + 'static,
-) -> Result<Opened, StoreError> {
+pub fn open(config: &StoreConfig) -> Result<Found, StoreError> {
     let file = config.file();
     let opener = {
         let file = file.clone();
         Box::new(move |builder: &redb::Builder| builder.create(&file))
     };
-    let opened = open_with(config, opener, Box::new(events))?;
+    let found = open_with(config, opener)?;
     // A new file is only there after a crash once its name is durable.
     let folder = File::open(&config.data_dir).and_then(|folder| folder.sync_all());
     folder.map_err(|error| io_error(&file, &error))?;
-    Ok(opened)
+    Ok(found)
 }
 
 fn io_error(file: &Path, error: &io::Error) -> StoreError {
     StoreError::Io { file: file.to_owned(), reason: error.to_string() }
 }
 
-pub(super) fn open_with(
-    config: &StoreConfig,
-    mut opener: Opener,
-    events: Box<dyn FnMut(StoreEvent) + Send>,
-) -> Result<Opened, StoreError> {
+pub(super) fn open_with(config: &StoreConfig, mut opener: Opener) -> Result<Found, StoreError> {
     let file = file_in(&config.data_dir);
     let at = |failure: super::error::Failure| failure.at(&file);
     let db = Db::open(&mut opener).map_err(at)?;
-    let found = match db.format().map_err(at)? {
+    let identity = match db.format().map_err(at)? {
         None => None,
-        Some(FORMAT) => Some(db.read().map_err(at)?),
+        Some(FORMAT) => db.identity().map_err(at)?,
         Some(found) => return Err(StoreError::Format { file, found, known: FORMAT }),
     };
-    let (known, mut image, snapshot) = match found {
-        Some(content) => (content.identity, content.image, content.snapshot),
-        None => (None, Image::default(), Revision(0)),
-    };
-    let identity = next_life(config, known, &file)?;
-    if image.cluster_id.is_empty() {
-        image.cluster_id = identity.cluster_id.as_str().into();
-    } else if *image.cluster_id != *identity.cluster_id {
-        let reason =
-            format!("its snapshot is of cluster {}, not of {}", image.cluster_id, identity.cluster_id);
-        return Err(StoreError::Damaged { file, reason });
+    if let Some(known) = &identity {
+        check_identity(config, known, &file)?;
     }
-    db.write_identity(&identity).map_err(at)?;
-
-    let (work, inbox) = sync_channel(WORK_MAX);
-    let behind = image.revision.0 - snapshot.0;
-    let writer = Writer { db, opener, file: file.clone(), events, last: image.revision };
-    let thread = std::thread::Builder::new().name("hw-store".into()).spawn(move || writer.run(&inbox));
-    let thread = thread.map_err(|error| io_error(&file, &error))?;
-    let store = Store { work: Some(work), thread: Some(thread), behind };
-    Ok(Opened { identity, image, store })
+    Ok(Found { config: config.clone(), db, opener, identity })
 }
 
-/// Who the node is in this life, or why it may not have one here.
-fn next_life(config: &StoreConfig, known: Option<Identity>, file: &Path) -> Result<Identity, StoreError> {
+/// Whether the configuration speaks of the node that the store belongs to.
+fn check_identity(config: &StoreConfig, known: &Identity, file: &Path) -> Result<(), StoreError> {
     let file = file.to_owned();
-    let Some(known) = known else {
-        let cluster_id = config.cluster_id.clone().unwrap_or_else(|| cluster_id(config.entropy));
-        return Ok(Identity { cluster_id, node: config.node, incarnation: Incarnation(1) });
-    };
     if known.node != config.node {
         return Err(StoreError::OtherNode { file, found: known.node, configured: config.node });
     }
     if let Some(configured) = config.cluster_id.as_ref().filter(|id| **id != known.cluster_id) {
-        let configured = configured.clone();
-        return Err(StoreError::OtherCluster { file, found: known.cluster_id, configured });
+        let (found, configured) = (known.cluster_id.clone(), configured.clone());
+        return Err(StoreError::OtherCluster { file, found, configured });
     }
-    Ok(Identity { incarnation: Incarnation(known.incarnation.0 + 1), ..known })
+    Ok(())
+}
+
+impl Found {
+    /// Begins this life of the node: with the next incarnation, on the disk that its Raft log was made for. Events
+    /// go to `events`, from the store's thread.
+    ///
+    /// # Errors
+    ///
+    /// When store and Raft log do not belong together, or the store cannot be written. `log_is_new` says that there
+    /// is nothing in the log.
+    pub fn begin(
+        self,
+        disk: DiskId,
+        log_is_new: bool,
+        events: impl FnMut(StoreEvent) + Send + 'static,
+    ) -> Result<Opened, StoreError> {
+        let file = self.config.file();
+        let at = |failure: super::error::Failure| failure.at(&file);
+        let identity = match self.identity {
+            Some(known) if known.disk == disk => {
+                Identity { incarnation: Incarnation(known.incarnation.0 + 1), ..known }
+            }
+            None if log_is_new => {
+                let cluster_id =
+                    self.config.cluster_id.clone().unwrap_or_else(|| cluster_id(self.config.entropy));
+                Identity { cluster_id, node: self.config.node, incarnation: Incarnation(1), disk }
+            }
+            _ => return Err(StoreError::OtherLog { file }),
+        };
+        self.db.write_identity(&identity).map_err(at)?;
+        let placements = self.db.placements().map_err(at)?;
+        let (work, inbox) = sync_channel(WORK_MAX);
+        let writer =
+            Writer { db: self.db, opener: self.opener, file: file.clone(), events: Box::new(events) };
+        let thread = std::thread::Builder::new().name("hw-store".into()).spawn(move || writer.run(&inbox));
+        let thread = thread.map_err(|error| io_error(&file, &error))?;
+        let store = Store { work: Some(work), thread: Some(thread) };
+        Ok(Opened { identity, placements, store })
+    }
 }
 
 impl Store {
-    fn send(&self, work: Work) {
+    /// Makes the placements durable, all or nothing; exactly one event tells what became of it.
+    pub fn keep(&mut self, id: KeepId, changes: Placements) {
         let sender = self.work.as_ref().expect("it is taken away only when the store is dropped");
-        match sender.try_send(work) {
+        match sender.try_send(Work { id, changes }) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => {
-                unreachable!("the control core has one item of each kind under way")
-            }
+            Err(TrySendError::Full(_)) => unreachable!("the control core has one placement under way"),
             // The thread has told of its end by an event already.
             Err(TrySendError::Disconnected(_)) => {}
         }
-    }
-}
-
-impl MetadataLog for Store {
-    fn propose(&mut self, proposal: ProposalId, entry: Entry) {
-        self.behind += 1;
-        self.send(Work::Propose { proposal, entry });
-    }
-
-    fn wants_snapshot(&self) -> bool {
-        self.behind >= SNAPSHOT_EVERY
-    }
-
-    fn snapshot(&mut self, image: Image) {
-        self.behind = 0;
-        self.send(Work::Snapshot { image });
-    }
-}
-
-impl LocalStore for Store {
-    fn keep(&mut self, id: KeepId, changes: Placements) {
-        self.send(Work::Keep { id, changes });
     }
 }
 
@@ -184,8 +172,6 @@ struct Writer {
     opener: Opener,
     file: PathBuf,
     events: Box<dyn FnMut(StoreEvent) + Send>,
-    /// The last revision that is durable.
-    last: Revision,
 }
 
 /// Why the thread ends.
@@ -213,47 +199,31 @@ impl Writer {
 
     /// Makes the batch durable and tells what became of it.
     fn write(&mut self, batch: Vec<Work>, inbox: &Receiver<Work>) -> Result<(), End> {
-        let mut last = self.last;
-        let mut changes = Changes::default();
-        for work in &batch {
-            match work {
-                Work::Propose { entry, .. } => {
-                    last.0 += 1;
-                    changes.entries.push((last, entry));
-                }
-                Work::Keep { changes: placements, .. } => changes.placements.push(placements),
-                Work::Snapshot { image } => changes.snapshot = Some(image),
-            }
-        }
-        let error = match self.db.write(&changes).map_err(|failure| failure.at(&self.file)) {
+        let changes = batch.iter().map(|work| &work.changes);
+        match self.db.write(changes).map_err(|failure| failure.at(&self.file)) {
             Ok(()) => {
-                self.tell_written(batch);
-                return Ok(());
+                batch
+                    .into_iter()
+                    .for_each(|work| (self.events)(StoreEvent::Input(Input::Kept { id: work.id })));
+                Ok(())
             }
-            Err(error @ StoreError::Full { .. }) => error,
-            Err(error) => return Err(End::Failed(error)),
-        };
-        // The database takes no more until it is opened again, and only then it shows whether the write counts.
-        let found = self.reopen(inbox)?;
-        if found == last && last > self.last {
-            self.tell_written(batch);
-        } else if found == self.last {
-            self.tell_failed(batch, &error.to_string());
-        } else {
-            let reason = format!("it ends with entry {found} after a failed write of {last}");
-            return Err(End::Failed(StoreError::Damaged { file: self.file.clone(), reason }));
+            Err(error @ StoreError::Full { .. }) => {
+                // The database takes no more until it is opened again. Whether the write counts after all does not
+                // matter: the same placements are kept again, or others in their place.
+                self.reopen(inbox)?;
+                self.tell_failed(batch, &error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(End::Failed(error)),
         }
-        Ok(())
     }
 
-    /// Opens the database again, however long there is no space for that, and says what its last revision is. Work
-    /// that comes meanwhile is refused.
-    fn reopen(&mut self, inbox: &Receiver<Work>) -> Result<Revision, End> {
+    /// Opens the database again, however long there is no space for that. Work that comes meanwhile is refused.
+    fn reopen(&mut self, inbox: &Receiver<Work>) -> Result<(), End> {
         loop {
             let file = &self.file;
-            let opened = self.db.reopen(&mut self.opener).and_then(|()| self.db.last_revision());
-            let error = match opened.map_err(|failure| failure.at(file)) {
-                Ok(found) => return Ok(found),
+            let error = match self.db.reopen(&mut self.opener).map_err(|failure| failure.at(file)) {
+                Ok(()) => return Ok(()),
                 Err(error @ StoreError::Full { .. }) => error,
                 Err(error) => return Err(End::Failed(error)),
             };
@@ -265,33 +235,10 @@ impl Writer {
         }
     }
 
-    fn tell_written(&mut self, batch: Vec<Work>) {
-        for work in batch {
-            let event = match work {
-                Work::Propose { proposal, entry } => {
-                    self.last.0 += 1;
-                    let proposal = Some(proposal);
-                    StoreEvent::Input(Input::Committed { revision: self.last, proposal, entry })
-                }
-                Work::Keep { id, .. } => StoreEvent::Input(Input::Kept { id }),
-                Work::Snapshot { image } => StoreEvent::Snapshotted(image.revision),
-            };
-            (self.events)(event);
-        }
-    }
-
     fn tell_failed(&mut self, batch: Vec<Work>, reason: &str) {
         for work in batch {
             let reason = reason.to_owned();
-            match work {
-                Work::Propose { proposal, .. } => {
-                    (self.events)(StoreEvent::Input(Input::ProposalFailed { proposal, reason }));
-                }
-                Work::Keep { id, .. } => (self.events)(StoreEvent::Input(Input::KeepFailed { id, reason })),
-                Work::Snapshot { image } => {
-                    tracing::warn!("no snapshot of the metadata at {}: {reason}", image.revision);
-                }
-            }
+            (self.events)(StoreEvent::Input(Input::KeepFailed { id: work.id, reason }));
         }
     }
 }

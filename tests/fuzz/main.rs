@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use highwater_sim::args::{self, Words};
 use highwater_sim::rng::Rng;
 use target::{Target, targets};
 
@@ -55,17 +56,15 @@ struct Args {
 
 fn parse() -> Result<Args, String> {
     let (mut target, mut seed, mut runs, mut seconds, mut write_corpus) = (None, None, None, None, false);
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
-        let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text} is not a number"));
-        match word.as_str() {
-            "--target" => target = Some(value()?),
-            "--seed" => seed = Some(number(value()?)?),
-            "--runs" => runs = Some(number(value()?)?),
-            "--seconds" => seconds = Some(number(value()?)?),
+    let mut words = Words::new(std::env::args().skip(1));
+    while let Some(option) = words.option() {
+        match option {
+            "--target" => target = Some(words.value()?),
+            "--seed" => seed = Some(words.number()?),
+            "--runs" => runs = Some(words.number()?),
+            "--seconds" => seconds = Some(words.number()?),
             "--write-corpus" => write_corpus = true,
-            _ => return Err(format!("{word} is unknown")),
+            _ => return words.unknown(),
         }
     }
     let usual = if seconds.is_some() {
@@ -167,10 +166,7 @@ fn watch() {
 fn main() -> ExitCode {
     let args = match parse() {
         Ok(args) => args,
-        Err(e) => {
-            eprintln!("{e}\n\n{USAGE}");
-            return ExitCode::from(2);
-        }
+        Err(e) => return args::refuse(&e, USAGE),
     };
     // A panic ends the process before anything could be said, so its seed is said first.
     let usual = std::panic::take_hook();

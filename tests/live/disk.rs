@@ -83,12 +83,16 @@ fn value(n: i64) -> Vec<u8> {
     n.to_be_bytes().iter().copied().cycle().take(200_000).collect()
 }
 
+/// Produces record number `n`; what the node answers.
+fn produce(conn: &mut Conn, n: i64) -> std::io::Result<(i16, i64)> {
+    conn.produce("t", 0, &batch(1_700_000_000_000 + n, Producer::NOBODY, &[(None, Some(&value(n)))]))
+}
+
 /// Produces until something fails; the number of acked records, and the Kafka error, if the node still gave one.
 fn produce_until_it_fails(node: &Node, mut acked: i64, most: i64) -> (i64, Option<i16>) {
     let Ok(mut conn) = Conn::open(node.client) else { return (acked, None) };
     while acked < most {
-        let batch = batch(1_700_000_000_000 + acked, Producer::NOBODY, &[(None, Some(&value(acked)))]);
-        match conn.produce("t", 0, &batch) {
+        match produce(&mut conn, acked) {
             Ok((NONE, offset)) => assert_eq!(offset, acked),
             Ok((error, _)) => return (acked, Some(error)),
             Err(_) => return (acked, None),
@@ -161,8 +165,7 @@ fn a_full_disk_refuses_produces_and_loses_nothing_acked() {
     let mut next = check_held(&node, acked);
     let mut conn = Conn::open(node.client).unwrap();
     for _ in 0..50 {
-        let batch = batch(1_700_000_000_000 + next, Producer::NOBODY, &[(None, Some(&value(next)))]);
-        assert_eq!(conn.produce("t", 0, &batch).unwrap(), (NONE, next), "space is back");
+        assert_eq!(produce(&mut conn, next).unwrap(), (NONE, next), "space is back");
         next += 1;
     }
     assert!(node.stop().success());
@@ -190,8 +193,7 @@ fn a_running_node_takes_produces_again_when_space_returns() {
     let held = check_held(&node, acked);
     let mut conn = Conn::open(node.client).unwrap();
     crate::node::wait_for("a produce that works again", || {
-        let batch = batch(1_700_000_000_000 + held, Producer::NOBODY, &[(None, Some(&value(held)))]);
-        (conn.produce("t", 0, &batch).unwrap() == (NONE, held)).then_some(())
+        (produce(&mut conn, held).unwrap() == (NONE, held)).then_some(())
     });
     check_held(&node, held + 1);
     drop(node);

@@ -1,5 +1,6 @@
 //! Directed simulations, and slices of the random ones.
 
+mod controls;
 mod crashes;
 mod disks;
 mod logs;

@@ -32,6 +32,7 @@ fn every_bug_of_a_toy_is_caught() {
             Bug::RecoversWithoutCrc | Bug::ReadsWrongBytes | Bug::AcceptsDamagedBatches => &["content"],
             Bug::IgnoresIsr => &["I10 visible"],
             Bug::StaysLeaderless => &["I11 liveness"],
+            Bug::TakesLastForLargest => &["locate"],
         };
         assert!(is_caught(expected, || ToyBuilder { bug: Some(bug) }), "{bug:?}");
     }

@@ -140,7 +140,25 @@ fn hear_located(
             marks.on_seen(partition, offset.0, open.floor, boot, present, scene.now)
         }
         (Locate::Earliest | Locate::Latest, Ok(found)) => wrong(format!("{found:?}")),
-        // Nothing is an answer as long as the record with the largest timestamp is not committed.
-        (_, Ok(_)) => Ok(()),
+        (Locate::LargestTimestamp, Ok(found)) => {
+            let least = scene.checkers.high_watermark.least(partition, open.floor);
+            let present = scene.checkers.boot;
+            let Some(offset) = found else {
+                return if least > 0 {
+                    wrong("nothing, though there are records".to_owned())
+                } else {
+                    Ok(())
+                };
+            };
+            if boot == present
+                && let Some(better) = scene.checkers.acked.is_not_largest(partition, offset.0, least, boot)
+            {
+                return wrong(format!("{offset}, though {better:?} is larger or stands before it"));
+            }
+            let marks = &mut scene.checkers.high_watermark;
+            marks.passed(partition, offset.0 + 1, boot, present, scene.now);
+            Ok(())
+        }
+        (Locate::Timestamp(_), Ok(_)) => Ok(()),
     }
 }

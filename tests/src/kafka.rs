@@ -59,6 +59,7 @@ impl Wire for KafkaWire {
                 partition_epoch: a.partition_epoch,
                 replicas: a.replicas.clone(),
                 isr: a.isr.clone(),
+                elr: Vec::new(),
             });
         }
         for (id, partitions) in topics {
@@ -84,6 +85,8 @@ impl Wire for KafkaWire {
             Request::AlterConfigs { resources, .. } => {
                 Reply::AlterConfigs(resources.iter().map(|_| Err(refusal())).collect())
             }
+            Request::ChangeNode { .. } => Reply::ChangeNode(Err(refusal())),
+            Request::SetFeatureLevel { .. } => Reply::SetFeatureLevel(Err(refusal())),
         }
     }
 

@@ -5,15 +5,18 @@
 //! - [`client`] with [`producer`], [`consumer`] and [`auditor`] is the workload, over any protocol ([`wire`])
 //! - [`kafka`] speaks the real protocol, [`front`] the simulator's own; [`records`] is its own reading of record batches
 //! - [`checkers`] are told what happened, and compare it with the [`shadow`]
-//! - [`logs`] is a world of its own, for the log of one shard alone
+//! - [`logs`] is a world of its own, for the log of one shard alone; [`controls`] is another, for several control planes
+//! - [`args`] reads what the simulator and the fuzzer are told to run
 //! - [`toy`] is a small machine with planted bugs, by which the checkers are checked
 
+pub mod args;
 pub mod auditor;
 pub mod checkers;
 pub mod client;
 pub mod config;
 pub mod consumer;
 pub mod control;
+pub mod controls;
 pub mod disk;
 pub mod faults;
 pub mod front;

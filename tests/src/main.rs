@@ -5,6 +5,8 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use highwater_sim::args::{self, Words, number};
+use highwater_sim::controls;
 use highwater_sim::logs;
 use highwater_sim::logs::counts::Counts;
 use highwater_sim::run::{Job, Node};
@@ -19,7 +21,8 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
   --swarm W      on: each seed switches every feature on or off at random; off: all are on
                  (default: on for odd seeds)
   --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard;
-                 log: the log of one shard alone (default: sim for two seeds, kafka for the next two, and so on)
+                 log: the log of one shard alone; control: several control planes over an oracle of the
+                 metadata log (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
 ";
@@ -32,47 +35,61 @@ struct Args {
     node: Option<Node>,
     /// The log of one shard alone.
     log: bool,
+    /// Several control planes.
+    control: bool,
     jobs: usize,
     trace: bool,
 }
 
 fn parse() -> Result<Args, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut args = Args { first: 0, end: 1, swarm: None, node: None, log: false, jobs: cores, trace: false };
+    let mut args = Args {
+        first: 0,
+        end: 1,
+        swarm: None,
+        node: None,
+        log: false,
+        control: false,
+        jobs: cores,
+        trace: false,
+    };
     let mut count = None;
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
-        match word.as_str() {
+    let mut words = Words::new(std::env::args().skip(1));
+    while let Some(option) = words.option() {
+        match option {
             "--seed" => {
-                args.first = number(&value()?)?;
+                args.first = words.number()?;
                 args.end = args.first + 1;
             }
             "--seeds" => {
-                let range = value()?;
+                let range = words.value()?;
                 let (a, b) = range.split_once("..").ok_or("--seeds wants A..B")?;
                 (args.first, args.end) = (number(a)?, number(b)?);
             }
-            "--count" => count = Some(number(&value()?)?),
-            "--jobs" => args.jobs = usize::try_from(number(&value()?)?).map_err(|e| e.to_string())?.max(1),
+            "--count" => count = Some(words.number::<u64>()?),
+            "--jobs" => args.jobs = words.number::<usize>()?.max(1),
             "--swarm" => {
-                args.swarm = Some(match value()?.as_str() {
+                args.swarm = Some(match words.value()?.as_str() {
                     "on" => true,
                     "off" => false,
                     other => return Err(format!("--swarm is on or off, not {other}")),
                 });
             }
             "--node" => {
-                let name = value()?;
+                let name = words.value()?;
                 if name == "log" {
                     args.log = true;
+                    continue;
+                }
+                if name == "control" {
+                    args.control = true;
                     continue;
                 }
                 let node = Node::ALL.into_iter().find(|n| n.name() == name);
                 args.node = Some(node.ok_or_else(|| format!("{name} is no node"))?);
             }
             "--trace" => args.trace = true,
-            _ => return Err(format!("{word} is unknown")),
+            _ => return words.unknown(),
         }
     }
     if let Some(count) = count {
@@ -82,10 +99,6 @@ fn parse() -> Result<Args, String> {
         return Err("--trace is for one seed".to_owned());
     }
     Ok(args)
-}
-
-fn number(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| format!("{text} is not a number"))
 }
 
 impl Args {
@@ -98,13 +111,11 @@ impl Args {
 fn main() -> ExitCode {
     let args = match parse() {
         Ok(args) => args,
-        Err(e) => {
-            eprintln!("{e}\n\n{USAGE}");
-            return ExitCode::from(2);
-        }
+        Err(e) => return args::refuse(&e, USAGE),
     };
     // A panic of a machine ends the process before anything could be said, so its seed is said first.
     let usual = std::panic::take_hook();
+    let control = args.control;
     std::panic::set_hook(Box::new(move |panic| {
         if let Some(name) = std::thread::current().name() {
             eprintln!("panic in a thread that ran {name}");
@@ -116,7 +127,10 @@ fn main() -> ExitCode {
         });
         LOG_RUNNING.with(|seed| {
             if let Some(seed) = seed.get() {
-                eprintln!("seed {seed} panicked; run it again: {}", again(seed));
+                eprintln!(
+                    "seed {seed} panicked; run it again: {}",
+                    again(seed, if control { "control" } else { "log" })
+                );
             }
         });
         usual(panic);
@@ -124,6 +138,9 @@ fn main() -> ExitCode {
     let began = std::time::Instant::now();
     if args.log {
         return logs_of(&args, began);
+    }
+    if args.control {
+        return controls_of(&args, began);
     }
     if args.end == args.first + 1 { one(&args) } else { many(&args, began) }
 }
@@ -193,9 +210,51 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// The command that runs a seed of the log again.
-fn again(seed: u64) -> String {
-    format!("cargo run --release --bin highwater-sim -- --node log --seed {seed} --trace")
+/// The command that runs a seed of the log, or of the control planes, again.
+fn again(seed: u64, node: &str) -> String {
+    format!("cargo run --release --bin highwater-sim -- --node {node} --seed {seed} --trace")
+}
+
+fn controls_of(args: &Args, began: std::time::Instant) -> ExitCode {
+    let next = AtomicU64::new(args.first);
+    let failed = AtomicBool::new(false);
+    let run = || {
+        let mut counts = controls::Counts::default();
+        while !failed.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= args.end {
+                break;
+            }
+            LOG_RUNNING.set(Some(seed));
+            let outcome = controls::run(seed, args.trace);
+            counts.add(&outcome.counts);
+            if args.end == args.first + 1 {
+                println!("seed {seed}: hash {:016x}, {:?} of virtual time", outcome.hash, outcome.time);
+            }
+            if let Some(v) = &outcome.violation {
+                failed.store(true, Ordering::Relaxed);
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, "control"));
+            }
+        }
+        counts
+    };
+    let counts = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.jobs).map(|_| scope.spawn(run)).collect();
+        let mut all = controls::Counts::default();
+        for worker in workers {
+            all.add(&worker.join().expect("a panic ends the process"));
+        }
+        all
+    });
+    println!(
+        "{} seeds of the control planes in {:.1} s",
+        args.end - args.first,
+        began.elapsed().as_secs_f64()
+    );
+    for (name, count) in counts.named() {
+        println!("  {count:>12} {name}");
+    }
+    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {
@@ -217,7 +276,7 @@ fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {
             }
             if let Some(v) = &outcome.violation {
                 failed.store(true, Ordering::Relaxed);
-                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed));
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, "log"));
             }
         }
         (counts, done)

@@ -69,7 +69,18 @@ pub fn build(recipe: &Recipe, out: &mut BytesMut) -> u64 {
     out.put_i32(last_delta);
     out.put_i64(recipe.timestamp);
     out.put_i64(recipe.timestamp);
-    match recipe.stamp {
+    put_stamp(out, recipe.stamp);
+    out.put_u32(recipe.records);
+    for delta in 0..recipe.records {
+        build_record(recipe, delta, out);
+    }
+    let batch = &mut out[start..];
+    seal(batch);
+    xxh3_64(&batch[16..])
+}
+
+pub(crate) fn put_stamp(out: &mut BytesMut, stamp: Option<Stamp>) {
+    match stamp {
         Some(s) => {
             out.put_u64(s.producer);
             out.put_u16(s.epoch);
@@ -81,16 +92,14 @@ pub fn build(recipe: &Recipe, out: &mut BytesMut) -> u64 {
             out.put_i32(-1);
         }
     }
-    out.put_u32(recipe.records);
-    for delta in 0..recipe.records {
-        build_record(recipe, delta, out);
-    }
-    let batch = &mut out[start..];
+}
+
+/// Fills in the length and the CRC of a batch that is whole.
+pub(crate) fn seal(batch: &mut [u8]) {
     let length = u32::try_from(batch.len() - 12).expect("a simulated batch is small");
     batch[8..12].copy_from_slice(&length.to_be_bytes());
     let crc = crc_of(&batch[COVERED..]);
     batch[17..21].copy_from_slice(&crc.to_be_bytes());
-    xxh3_64(&batch[16..])
 }
 
 fn build_record(recipe: &Recipe, delta: u32, out: &mut BytesMut) {

@@ -55,10 +55,12 @@ pub enum Bug {
     ReversesBatches,
     /// Never takes up work again after a partition lost its leader.
     StaysLeaderless,
+    /// Takes the last record for the one with the largest timestamp.
+    TakesLastForLargest,
 }
 
 impl Bug {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AcksBeforeFlush,
         Self::ServesBeyondHighWatermark,
         Self::DropsBatches,
@@ -75,6 +77,7 @@ impl Bug {
         Self::IgnoresIsr,
         Self::ReversesBatches,
         Self::StaysLeaderless,
+        Self::TakesLastForLargest,
     ];
 }
 
@@ -251,7 +254,8 @@ impl Toy {
                 let offset = match at {
                     Locate::Earliest => Some(0),
                     Locate::Latest => Some(partition.high_watermark),
-                    _ => partition.high_watermark.checked_sub(1),
+                    _ if bug == Some(Bug::TakesLastForLargest) => partition.high_watermark.checked_sub(1),
+                    _ => partition.largest_timestamp(),
                 };
                 let located = |o| Located { offset: Offset(o), timestamp_ms: None, leader_epoch: None };
                 Some(Answer::Located(Ok(offset.map(located))))

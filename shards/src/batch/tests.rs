@@ -249,7 +249,7 @@ fn records_that_unpack_beyond_the_bound_are_refused_before_they_are_whole() {
 fn batch_that_a_real_client_built_is_accepted() {
     let batches = validate_produced(GOLDEN, LIMITS).unwrap();
     assert_eq!((batches.first().records, batches.first().producer), (2, None));
-    assert_eq!(first_at_or_after(batches.first(), GOLDEN, 2).unwrap().offset, Offset(1));
+    assert_eq!(first_at_or_after(batches.first(), GOLDEN, Offset(0), 2).unwrap().offset, Offset(1));
 }
 
 #[test]
@@ -304,8 +304,8 @@ fn random_bytes_under_a_right_crc_never_panic() {
         match validate_produced(&bad, LIMITS) {
             Ok(batches) => {
                 let (h, bytes) = batches.iter().next().unwrap();
-                first_at_or_after(h, bytes, 1001);
-                largest_timestamp(h, bytes);
+                first_at_or_after(h, bytes, Offset(1), 1001);
+                largest_timestamp(h, bytes, Offset(1));
             }
             Err(_) => refused += 1,
         }
@@ -325,35 +325,49 @@ fn patching_sets_offset_and_epoch_and_keeps_the_crc() {
     assert_eq!(out[8..12], b[8..12]);
 }
 
-#[test]
-fn timestamp_is_found_exactly_in_plain_batches() {
-    let bytes = BatchBuilder::new()
-        .record(100, None, None)
-        .record(90, None, None)
-        .record(300, None, None)
-        .record(200, None, None)
-        .build();
-    let mut stored = BytesMut::new();
-    put_patched(&mut stored, &bytes, Offset(10), LeaderEpoch(0));
-    let h = parse_header(&stored).unwrap();
-    let find = |t| first_at_or_after(&h, &stored, t).map(|f| (f.offset.0, f.timestamp_ms));
-    assert_eq!(find(0), Some((10, 100)));
-    assert_eq!(find(101), Some((12, 300)));
-    assert_eq!(find(300), Some((12, 300)));
-    assert_eq!(find(301), None);
-    assert_eq!(largest_timestamp(&h, &stored), Some(Found { offset: Offset(12), timestamp_ms: 300 }));
+fn out_of_order() -> BatchBuilder {
+    [100, 90, 300, 200].into_iter().fold(BatchBuilder::new(), |b, ms| b.record(ms, None, None))
 }
 
 #[test]
-fn timestamp_in_a_compressed_batch_is_found_at_its_first_record() {
+fn timestamp_is_found_exactly_whatever_the_codec() {
+    use Compression::{Gzip, Lz4, None as Plain, Snappy, Zstd};
+    for codec in [Plain, Gzip, Snappy, Lz4, Zstd] {
+        let bytes = out_of_order().packed(codec).build();
+        let mut stored = BytesMut::new();
+        put_patched(&mut stored, &bytes, Offset(10), LeaderEpoch(0));
+        let h = parse_header(&stored).unwrap();
+        let find =
+            |from, t| first_at_or_after(&h, &stored, Offset(from), t).map(|f| (f.offset.0, f.timestamp_ms));
+        assert_eq!(find(0, 0), Some((10, 100)), "{codec:?}");
+        assert_eq!(find(0, 101), Some((12, 300)), "{codec:?}");
+        assert_eq!(find(0, 300), Some((12, 300)), "{codec:?}");
+        assert_eq!(find(0, 301), None, "{codec:?}");
+        assert_eq!(find(11, 0), Some((11, 90)), "what is deleted is not found");
+        assert_eq!(find(13, 0), Some((13, 200)), "what is deleted is not found");
+        assert_eq!(find(13, 201), Some((13, 100)), "a reader who starts there misses nothing");
+        let largest =
+            |from| largest_timestamp(&h, &stored, Offset(from)).map(|f| (f.offset.0, f.timestamp_ms));
+        assert_eq!((largest(0), largest(13)), (Some((12, 300)), Some((13, 200))), "{codec:?}");
+    }
+}
+
+#[test]
+fn timestamp_in_a_batch_that_cannot_be_unpacked_is_found_at_its_first_record() {
     let bytes = BatchBuilder::new().compressed(Compression::Zstd, 100, 4, b"opaque").build();
     let bytes = changed(bytes.to_vec(), |b| b[35..43].copy_from_slice(&200_i64.to_be_bytes()));
     let mut stored = BytesMut::new();
     put_patched(&mut stored, &bytes, Offset(10), LeaderEpoch(0));
     let h = parse_header(&stored).unwrap();
-    assert_eq!(first_at_or_after(&h, &stored, 150), Some(Found { offset: Offset(10), timestamp_ms: 100 }));
-    assert_eq!(first_at_or_after(&h, &stored, 201), None);
-    assert_eq!(largest_timestamp(&h, &stored), Some(Found { offset: Offset(13), timestamp_ms: 200 }));
+    assert_eq!(
+        first_at_or_after(&h, &stored, Offset(0), 150),
+        Some(Found { offset: Offset(10), timestamp_ms: 100 })
+    );
+    assert_eq!(first_at_or_after(&h, &stored, Offset(0), 201), None);
+    assert_eq!(
+        largest_timestamp(&h, &stored, Offset(0)),
+        Some(Found { offset: Offset(13), timestamp_ms: 200 })
+    );
 }
 
 fn records_of(batch: &[u8]) -> Result<Vec<Record<'_>>, BatchError> {
@@ -445,23 +459,24 @@ fn records_of_a_compacted_batch_may_have_gaps_but_ascend() {
 
 #[test]
 fn timestamp_is_found_in_a_compacted_batch() {
-    let bytes = BatchBuilder::new()
-        .record(100, None, None)
-        .record(90, None, None)
-        .record(300, None, None)
-        .record(200, None, None)
-        .build();
+    let bytes = out_of_order().build();
     for horizon_ms in [None, Some(10_000)] {
         let some = thinned(&bytes, &[1, 3], horizon_ms);
         let h = parse_header(&some).unwrap();
         assert_eq!(h.delete_horizon_ms(), horizon_ms);
-        let find = |t| first_at_or_after(&h, &some, t).map(|f| (f.offset.0, f.timestamp_ms));
+        let find = |t| first_at_or_after(&h, &some, Offset(0), t).map(|f| (f.offset.0, f.timestamp_ms));
         assert_eq!(find(0), Some((1, 90)));
         assert_eq!(find(100), Some((3, 200)));
         assert_eq!(find(201), None);
-        assert_eq!(largest_timestamp(&h, &some), Some(Found { offset: Offset(3), timestamp_ms: 200 }));
+        assert_eq!(
+            largest_timestamp(&h, &some, Offset(0)),
+            Some(Found { offset: Offset(3), timestamp_ms: 200 })
+        );
     }
     let none = thinned(&bytes, &[], None);
     let h = parse_header(&none).unwrap();
-    assert_eq!((first_at_or_after(&h, &none, -1), largest_timestamp(&h, &none)), (None, None));
+    assert_eq!(
+        (first_at_or_after(&h, &none, Offset(0), -1), largest_timestamp(&h, &none, Offset(0))),
+        (None, None)
+    );
 }

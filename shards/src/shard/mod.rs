@@ -8,6 +8,7 @@ mod clients;
 mod io;
 mod partitions;
 mod reads;
+mod search;
 #[cfg(test)]
 mod tests;
 

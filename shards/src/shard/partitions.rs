@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::clients::refusal;
-use super::reads::Sought;
 use super::{Deletion, Held, Shard, Timer};
 use crate::batch::{self, BatchHeader, Limits};
 use crate::front::Front;
@@ -437,9 +436,9 @@ impl<F: Front> Shard<F> {
         let result = match at {
             Locate::Earliest => Ok(Some(end_of_log(partition.log_start()))),
             Locate::Latest => partition.latest().map(|offset| Some(end_of_log(offset))),
-            Locate::LargestTimestamp => return self.locate_in(to, slot, Sought::Largest),
+            Locate::LargestTimestamp => return self.locate_largest(to, slot),
             Locate::Timestamp(timestamp_ms) => {
-                return self.locate_in(to, slot, Sought::AtOrAfter(timestamp_ms));
+                return self.locate_at_or_after(to, slot, timestamp_ms);
             }
         };
         self.answer(to, Answer::Located(result));

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::search::Search;
 use super::{Shard, describe};
 use crate::batch;
 use crate::front::Front;
@@ -29,24 +30,17 @@ pub(super) struct Reads {
     last_ticket: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     to: ReplyTo,
     slot: Slot,
     then: Then,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Then {
     Read(ReadOp),
-    Locate(Sought),
-}
-
-/// A record to be found in a batch by its timestamp.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Sought {
-    AtOrAfter(i64),
-    Largest,
+    Search(Search),
 }
 
 impl Reads {
@@ -117,13 +111,16 @@ impl<F: Front> Shard<F> {
         let Pending { to, slot, then } = pending;
         match (result, then) {
             (Ok(records), Then::Read(op)) => self.finish_read(to, slot, op, records),
-            (Ok(records), Then::Locate(sought)) => self.finish_locate(to, slot, records.first(), sought),
+            (Ok(records), Then::Search(mut search)) => {
+                search.take(records.into_iter().next());
+                self.search(to, slot, search);
+            }
             // What was to be read is gone since: the same request finds out what there is now.
             (Err(ReadFault::Gone), Then::Read(op)) if self.partitions.get(slot).is_some() => {
                 self.read(to, slot, op);
             }
-            (Err(ReadFault::Gone), Then::Locate(sought)) if self.partitions.get(slot).is_some() => {
-                self.locate_in(to, slot, sought);
+            (Err(ReadFault::Gone), Then::Search(search)) if self.partitions.get(slot).is_some() => {
+                self.search(to, slot, search);
             }
             (Err(failed), then) => {
                 if let Some(partition) = self.partitions.get(slot) {
@@ -138,42 +135,45 @@ impl<F: Front> Shard<F> {
                     to,
                     match then {
                         Then::Read(_) => Answer::Read(Err(ReadError { error, ends: None })),
-                        Then::Locate(_) => Answer::Located(Err(error)),
+                        Then::Search(_) => Answer::Located(Err(error)),
                     },
                 );
             }
         }
     }
 
-    /// Finds the record that is sought in the first committed batch that can hold it.
-    pub(super) fn locate_in(&mut self, to: ReplyTo, slot: Slot, sought: Sought) {
+    /// Finds the first committed record of this timestamp or a later one.
+    pub(super) fn locate_at_or_after(&mut self, to: ReplyTo, slot: Slot, timestamp_ms: i64) {
         let below = self.partitions.get(slot).expect("the caller found its slot").high_watermark();
-        let timestamp_ms = match sought {
-            Sought::AtOrAfter(timestamp_ms) => Some(timestamp_ms),
-            Sought::Largest => self.storage.largest_timestamp(slot, below),
-        };
-        let ticket = self.reads.next_ticket();
-        let found = timestamp_ms.map_or(FoundBatch::Nothing, |timestamp_ms| {
-            self.storage.find_timestamp(self.now, slot, timestamp_ms, below, ticket)
-        });
-        match found {
-            FoundBatch::Nothing => self.answer(to, Answer::Located(Ok(None))),
-            FoundBatch::Memory(bytes) => self.finish_locate(to, slot, Some(&bytes), sought),
-            FoundBatch::Later => {
-                self.stats.reads_from_disk += 1;
-                self.reads.wait(Pending { to, slot, then: Then::Locate(sought) });
-            }
+        self.search(to, slot, Search::first_at_or_after(timestamp_ms, below));
+    }
+
+    /// Finds the first committed record with the largest timestamp.
+    pub(super) fn locate_largest(&mut self, to: ReplyTo, slot: Slot) {
+        let below = self.partitions.get(slot).expect("the caller found its slot").high_watermark();
+        match self.storage.largest_timestamp(slot, below) {
+            Some(upto_ms) => self.search(to, slot, Search::largest(upto_ms, below)),
+            None => self.answer(to, Answer::Located(Ok(None))),
         }
     }
 
-    fn finish_locate(&mut self, to: ReplyTo, slot: Slot, bytes: Option<&Bytes>, sought: Sought) {
-        let header = bytes.and_then(|bytes| batch::parse_header(bytes).ok().zip(Some(bytes)));
-        let found = header.and_then(|(header, bytes)| match sought {
-            Sought::AtOrAfter(timestamp_ms) => batch::first_at_or_after(&header, bytes, timestamp_ms),
-            Sought::Largest => batch::largest_timestamp(&header, bytes),
-        });
+    /// Goes on with a search, as far as memory can answer.
+    fn search(&mut self, to: ReplyTo, slot: Slot, mut search: Search) {
+        while let Some(timestamp_ms) = search.question() {
+            let ticket = self.reads.next_ticket();
+            match self.storage.find_timestamp(self.now, slot, timestamp_ms, search.below, ticket) {
+                FoundBatch::Nothing => search.take(None),
+                FoundBatch::Memory(bytes) => search.take(Some(bytes)),
+                FoundBatch::Later => {
+                    self.stats.reads_from_disk += 1;
+                    self.reads.wait(Pending { to, slot, then: Then::Search(search) });
+                    return;
+                }
+            }
+        }
         let partition = self.partitions.get(slot);
-        let located = found.map(|found| Located {
+        let log_start = partition.map_or(Offset::ZERO, |p| p.log_start());
+        let located = search.found(log_start).map(|found| Located {
             offset: found.offset,
             timestamp_ms: Some(found.timestamp_ms),
             leader_epoch: partition.and_then(|p| p.epoch_of(found.offset)),

@@ -407,6 +407,39 @@ fn what_left_memory_is_read_from_its_segment() {
 }
 
 #[test]
+fn largest_timestamp_is_that_of_the_records_that_are_left() {
+    for tail_bytes_max in [0, u64::MAX] {
+        let mut rig = Rig::over(BTreeMap::new(), tail_bytes_max);
+        rig.run_disk();
+        rig.assign(0, Some(NODE), 1, PartitionConfig::default());
+        let largest = |rig: &mut Rig| {
+            let token = rig.op(0, Op::Locate { current_epoch: None, at: Locate::LargestTimestamp });
+            match rig.answer(token) {
+                Some(Answer::Located(Ok(found))) => found.map(|f| (f.offset.0, f.timestamp_ms)),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(largest(&mut rig), None);
+        for timestamp_ms in [i64::MAX, 10, 1_700_000_000_000, 30, 1_700_000_000_000, 20] {
+            rig.append(0, Acks::All, BatchBuilder::new().record(timestamp_ms, None, None).build());
+            rig.run_disk();
+        }
+        // What is not committed does not count.
+        rig.append(0, Acks::All, BatchBuilder::new().record(i64::MAX - 1, None, None).build());
+        for (start, expected) in
+            [(0, (0, i64::MAX)), (1, (2, 1_700_000_000_000)), (3, (4, 1_700_000_000_000)), (5, (5, 20))]
+        {
+            let deadline = rig.now + Duration::from_secs(1);
+            rig.op(0, Op::DeleteRecords { before: Some(Offset(start)), deadline });
+            let (offset, timestamp_ms) = expected;
+            assert_eq!(largest(&mut rig), Some((offset, Some(timestamp_ms))), "{start} {tail_bytes_max}");
+        }
+        rig.run_disk();
+        assert_eq!(largest(&mut rig), Some((6, Some(i64::MAX - 1))), "now it is");
+    }
+}
+
+#[test]
 fn a_damaged_batch_on_disk_is_refused_and_not_served() {
     let mut rig = Rig::over(BTreeMap::new(), 0);
     rig.run_disk();

@@ -1,30 +1,76 @@
 //! What the control core tells the shards: at the start all that belongs to them, then what each entry changes.
 //!
 //! Control core, pure. A shard hears of a partition only once it is durable that it belongs there; changes that wait
-//! for that hold up the later ones, so that every shard sees all revisions in order.
+//! for that, or for shards that have not applied earlier ones, are gathered into one, so that what waits is bounded by
+//! what there is and every shard sees revisions in order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use highwater_shards::ids::{PartitionId, PartitionIndex, Revision, ShardId};
-use highwater_shards::mail::{Assignment, FromControl};
+use highwater_shards::mail::{Assignment, FromControl, PartitionConfig};
 
 use super::{Control, Phase};
 use crate::control::io::{ControlFatal, KeepId, Output, Placements};
+use crate::control::limits::DELTAS_MAX;
 use crate::control::metadata::delta::Delta;
 use crate::control::metadata::image::{Image, Topic};
-use crate::control::metadata::topic_config::partition_config;
-use crate::control::placement::ShardLoad;
+use crate::control::metadata::topic_config::{TopicDefaults, partition_config};
+use crate::control::shard_load::ShardLoad;
 
+/// Changes that become known to the shards together.
 #[derive(Debug)]
-pub(super) struct Publication {
-    revision: Revision,
+struct Batch {
     view: Arc<Image>,
-    assign: Vec<Vec<Assignment>>,
-    unassign: Vec<Vec<PartitionId>>,
-    /// Placements that are not durable yet; kept once this publication is the first, so that writes to the store
-    /// do not overtake each other when one has to be tried again.
+    assign: BTreeSet<PartitionId>,
+    /// A log that nobody wants may lie on several shards.
+    unassign: BTreeSet<(PartitionId, ShardId)>,
+    /// Placements that have to be durable before.
     keep: Placements,
+}
+
+impl Batch {
+    /// Takes in a later batch. A log that is given up is not taken again in the same message, so a batch that does
+    /// both comes back.
+    fn merge(&mut self, later: Self) -> Result<(), Self> {
+        if self.unassign.iter().any(|(id, _)| later.assign.contains(id)) {
+            return Err(later);
+        }
+        for (id, shard) in later.unassign {
+            self.assign.remove(&id);
+            self.unassign.insert((id, shard));
+        }
+        self.assign.extend(later.assign);
+        self.keep.extend(later.keep);
+        self.view = later.view;
+        Ok(())
+    }
+}
+
+/// What the shards were told and are to be told.
+#[derive(Debug, Default)]
+pub(super) struct Publications {
+    /// Waits for its placements to be kept.
+    keeping: Option<(KeepId, Batch)>,
+    keep_next: u64,
+    /// Told after that, in this order.
+    waiting: VecDeque<Batch>,
+    /// Told, and not applied by all shards.
+    told: VecDeque<Revision>,
+}
+
+impl Publications {
+    pub(super) fn on_applied(&mut self, applied: Revision) {
+        while self.told.front().is_some_and(|first| *first <= applied) {
+            self.told.pop_front();
+        }
+    }
+
+    /// Partitions whose changes were not told yet.
+    pub(super) fn changes_waiting(&self) -> usize {
+        let keeping = self.keeping.iter().map(|(_, batch)| batch);
+        keeping.chain(&self.waiting).map(|batch| batch.assign.len() + batch.unassign.len()).sum()
+    }
 }
 
 /// What the comparison of placements with what the shards hold came to.
@@ -37,7 +83,8 @@ struct Reconciled {
 impl Control {
     /// The first that the shards hear: all of their partitions.
     pub(super) fn assign_when_all_recovered(&mut self) {
-        let ready_to_assign = self.phase == Phase::Starting { registered: true }
+        let ready_to_assign = self.phase == Phase::Starting
+            && self.is_registered
             && self.shards.iter().all(|s| s.recovered.is_some());
         if !ready_to_assign {
             return;
@@ -47,13 +94,10 @@ impl Control {
             Err(reason) => return self.fatal(reason),
         };
         self.load = ShardLoad::of(&self.image, self.config.shards);
-        let topics: Vec<Arc<Topic>> = self.image.topics().cloned().collect();
-        for topic in &topics {
-            self.place(topic, &mut changes);
-        }
+        self.place_all(&mut changes);
         self.phase = Phase::Assigning { revision: self.image.revision };
-        let all: BTreeSet<PartitionId> = self.image.local_shards().map(|(id, _)| id).collect();
-        self.push_publication(&all, strays, changes);
+        let all = self.image.local_shards().map(|(id, _)| id).collect();
+        self.push_publication(all, strays.into_iter().collect(), changes);
     }
 
     /// Compares where partitions belong with what the shards hold. Records decide: they outlive a placement that was
@@ -69,7 +113,7 @@ impl Control {
         }
         let placed: Vec<_> = self.image.local_shards().collect();
         for (partition, owner) in placed {
-            let is_here = self.image.partition(partition).is_some();
+            let is_here = self.belongs_here(partition);
             if !is_here || (owner.0 >= self.config.shards && !held.contains_key(&partition)) {
                 self.image.remove_local_shard(partition);
                 changes.push((partition, None));
@@ -77,7 +121,7 @@ impl Control {
         }
         let mut strays = Vec::new();
         for (partition, shards) in held {
-            if !self.image.partition(partition).is_some_and(|p| p.replicas.contains(&self.node())) {
+            if !self.belongs_here(partition) {
                 strays.extend(shards.into_iter().map(|shard| (partition, shard)));
                 continue;
             }
@@ -98,6 +142,10 @@ impl Control {
         Ok(Reconciled { changes, strays })
     }
 
+    fn belongs_here(&self, partition: PartitionId) -> bool {
+        self.image.partition(partition).is_some_and(|p| p.replicas.contains(&self.node()))
+    }
+
     /// Gives those of the topic's partitions a shard that belong here and have none.
     fn place(&mut self, topic: &Topic, changes: &mut Placements) {
         for (partition, shard) in self.load.place(topic, self.node(), &self.image) {
@@ -106,28 +154,67 @@ impl Control {
         }
     }
 
+    fn place_all(&mut self, changes: &mut Placements) {
+        let topics: Vec<Arc<Topic>> = self.image.topics().cloned().collect();
+        for topic in &topics {
+            self.place(topic, changes);
+        }
+    }
+
+    /// Takes away the shard of a partition that is not here any more.
+    fn displace(&mut self, partition: PartitionId, out: &mut Moved) {
+        if let Some(shard) = self.image.local_shard(partition) {
+            self.image.remove_local_shard(partition);
+            self.load.remove(shard);
+            out.changes.push((partition, None));
+            out.unassign.insert((partition, shard));
+        }
+    }
+
     /// Tells the shards what an entry changed.
     pub(super) fn publish(&mut self, old: &Image, delta: &Delta) {
-        let mut changes = Vec::new();
-        let mut unassign = Vec::new();
+        let mut moved = Moved::default();
         for &partition in &delta.removed {
-            if let Some(shard) = self.image.local_shard(partition) {
-                self.image.remove_local_shard(partition);
-                self.load.remove(shard);
-                changes.push((partition, None));
-                unassign.push((partition, shard));
+            self.displace(partition, &mut moved);
+        }
+        let mut touched: BTreeSet<_> = BTreeSet::new();
+        for &partition in &delta.changed {
+            touched.insert(partition.topic);
+            if !self.belongs_here(partition) {
+                self.displace(partition, &mut moved);
             }
         }
-        let touched: BTreeSet<_> = delta.changed.iter().map(|id| id.topic).collect();
         for id in touched {
             let topic = self.image.topic_by_id(id).expect("changed partitions are in the image").clone();
-            self.place(&topic, &mut changes);
+            self.place(&topic, &mut moved.changes);
         }
-        let mut assign = delta.changed.clone();
+        let is_local = |id: &PartitionId| self.image.local_shard(*id).is_some();
+        let mut assign: BTreeSet<PartitionId> = delta.changed.iter().copied().filter(is_local).collect();
         if delta.cluster_config {
             assign.extend(self.reconfigured(old));
         }
-        self.push_publication(&assign, unassign, changes);
+        self.push_publication(assign, moved.unassign, moved.changes);
+    }
+
+    /// The placements of the image before, for one that came as a whole.
+    pub(super) fn take_over_placements(&mut self, old: &Image) {
+        self.image.clear_local_shards();
+        for (partition, shard) in old.local_shards() {
+            self.image.put_local_shard(partition, shard);
+        }
+    }
+
+    /// Tells the shards everything, since what changed is not known.
+    pub(super) fn publish_all(&mut self, old: &Image) {
+        let mut moved = Moved::default();
+        for (partition, _) in old.local_shards() {
+            if !self.belongs_here(partition) {
+                self.displace(partition, &mut moved);
+            }
+        }
+        self.place_all(&mut moved.changes);
+        let all = self.image.local_shards().map(|(id, _)| id).collect();
+        self.push_publication(all, moved.unassign, moved.changes);
     }
 
     /// Partitions of this node that act on other settings than in `old`.
@@ -136,8 +223,9 @@ impl Control {
         for topic in self.image.topics() {
             let defaults = &self.config.defaults;
             if partition_config(topic, &self.image, defaults) != partition_config(topic, old, defaults) {
-                let ids = (0..).map(PartitionIndex).zip(&topic.partitions);
-                out.extend(ids.map(|(index, _)| topic.partition_id(index)));
+                let ids = (0..).map(PartitionIndex).take(topic.partitions.len());
+                let ids = ids.map(|index| topic.partition_id(index));
+                out.extend(ids.filter(|id| self.image.local_shard(*id).is_some()));
             }
         }
         out
@@ -145,33 +233,105 @@ impl Control {
 
     fn push_publication(
         &mut self,
-        assign: &BTreeSet<PartitionId>,
-        unassign: Vec<(PartitionId, ShardId)>,
-        changes: Placements,
+        assign: BTreeSet<PartitionId>,
+        unassign: BTreeSet<(PartitionId, ShardId)>,
+        keep: Placements,
     ) {
-        let shards = usize::from(self.config.shards);
-        let mut publication = Publication {
-            revision: self.image.revision,
-            view: Arc::new(self.image.clone()),
-            assign: vec![Vec::new(); shards],
-            unassign: vec![Vec::new(); shards],
-            keep: changes,
+        let batch = Batch { view: Arc::new(self.image.clone()), assign, unassign, keep };
+        let later = match self.publications.waiting.back_mut() {
+            Some(last) => last.merge(batch).err(),
+            None => Some(batch),
         };
-        for &partition in assign {
-            if let Some(shard) = self.image.local_shard(partition) {
-                publication.assign[usize::from(shard.0)].push(self.assignment(partition));
-            }
-        }
-        for (partition, shard) in unassign {
-            publication.unassign[usize::from(shard.0)].push(partition);
-        }
-        self.publications.push_back(publication);
+        self.publications.waiting.extend(later);
         self.send_publications();
     }
 
-    pub(super) fn assignment(&self, partition: PartitionId) -> Assignment {
-        let topic =
-            self.image.topic_by_id(partition.topic).expect("only partitions of the image are assigned");
+    pub(super) fn on_kept(&mut self, id: KeepId) {
+        let (kept, batch) = self.publications.keeping.take().expect("only what was to be kept is kept");
+        assert_eq!(kept, id, "one placement is written at a time");
+        self.tell(batch);
+        self.send_publications();
+    }
+
+    pub(super) fn on_keep_failed(&mut self, id: KeepId, reason: &str) {
+        let keeping = self.publications.keeping.as_ref().map(|(id, _)| *id);
+        assert_eq!(keeping, Some(id), "one placement is written at a time");
+        tracing::warn!("where partitions belong could not be stored, trying again: {reason}");
+    }
+
+    pub(super) fn keep_again(&mut self) {
+        if let Some((_, batch)) = self.publications.keeping.take() {
+            self.keep(batch);
+        }
+    }
+
+    fn keep(&mut self, batch: Batch) {
+        let id = KeepId(self.publications.keep_next);
+        self.publications.keep_next += 1;
+        self.outputs.push_back(Output::Keep { id, changes: batch.keep.clone() });
+        self.publications.keeping = Some((id, batch));
+    }
+
+    pub(super) fn send_publications(&mut self) {
+        while self.publications.keeping.is_none()
+            && self.publications.told.len() < DELTAS_MAX
+            && let Some(batch) = self.publications.waiting.pop_front()
+        {
+            if batch.keep.is_empty() {
+                self.tell(batch);
+            } else {
+                self.keep(batch);
+            }
+        }
+    }
+
+    fn tell(&mut self, batch: Batch) {
+        let Batch { view, assign, unassign, .. } = batch;
+        let shards = usize::from(self.config.shards);
+        let mut assigns = vec![Vec::new(); shards];
+        let mut unassigns = vec![Vec::new(); shards];
+        let mut maker = AssignmentMaker { image: &view, defaults: &self.config.defaults, last: None };
+        for partition in assign {
+            let shard = view.local_shard(partition).expect("only partitions of this node are assigned");
+            assigns[usize::from(shard.0)].push(maker.make(partition));
+        }
+        for (partition, shard) in unassign {
+            unassigns[usize::from(shard.0)].push(partition);
+        }
+        let revision = view.revision;
+        self.publications.told.push_back(revision);
+        for ((shard, assign), unassign) in self.shard_ids().zip(assigns).zip(unassigns) {
+            let message = FromControl::Delta { revision, view: view.clone(), assign, unassign };
+            self.outputs.push_back(Output::ToShard { shard, message });
+        }
+    }
+}
+
+/// Placements that an entry undoes.
+#[derive(Debug, Default)]
+struct Moved {
+    changes: Placements,
+    unassign: BTreeSet<(PartitionId, ShardId)>,
+}
+
+/// Makes assignments, and looks at the settings of a topic once for all its partitions that come in a row.
+pub(super) struct AssignmentMaker<'a> {
+    pub(super) image: &'a Image,
+    pub(super) defaults: &'a TopicDefaults,
+    pub(super) last: Option<(&'a Arc<Topic>, PartitionConfig)>,
+}
+
+impl AssignmentMaker<'_> {
+    pub(super) fn make(&mut self, partition: PartitionId) -> Assignment {
+        let (topic, config) = match self.last {
+            Some(last) if last.0.id == partition.topic => last,
+            _ => {
+                let topic = self.image.topic_by_id(partition.topic);
+                let topic = topic.expect("only partitions of the image are assigned");
+                (topic, partition_config(topic, self.image, self.defaults))
+            }
+        };
+        self.last = Some((topic, config));
         let state = topic.partition(partition.index).expect("only partitions of the image are assigned");
         Assignment {
             partition,
@@ -180,32 +340,7 @@ impl Control {
             partition_epoch: state.partition_epoch,
             replicas: state.replicas.clone(),
             isr: state.isr.clone(),
-            config: partition_config(topic, &self.image, &self.config.defaults),
-        }
-    }
-
-    pub(super) fn on_kept(&mut self, id: KeepId) {
-        assert_eq!(self.keeping.take(), Some(id), "one placement is written at a time");
-        self.publications.front_mut().expect("what is kept is for a publication").keep.clear();
-        self.send_publications();
-    }
-
-    pub(super) fn send_publications(&mut self) {
-        while self.publications.front().is_some_and(|first| first.keep.is_empty()) {
-            let first = self.publications.pop_front().expect("it was just seen");
-            let Publication { revision, view, assign, unassign, .. } = first;
-            for ((shard, assign), unassign) in self.shard_ids().zip(assign).zip(unassign) {
-                let message = FromControl::Delta { revision, view: view.clone(), assign, unassign };
-                self.outputs.push_back(Output::ToShard { shard, message });
-            }
-        }
-        if let Some(first) = self.publications.front()
-            && self.keeping.is_none()
-        {
-            let id = self.keep_next;
-            self.keep_next.0 += 1;
-            self.keeping = Some(id);
-            self.outputs.push_back(Output::Keep { id, changes: first.keep.clone() });
+            config,
         }
     }
 }

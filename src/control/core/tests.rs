@@ -6,10 +6,12 @@ use highwater_shards::mail::Assignment;
 use rand_xoshiro::rand_core::RngCore;
 
 use super::*;
-use crate::control::io::Placements;
+use crate::control::io::{KeepId, Placements};
+use crate::control::limits::{DELTAS_MAX, ENTRY_BYTES_MAX, RETRY_MAX};
+use crate::control::metadata::command::{Command, CreateTopic};
 use crate::control::metadata::image::Incarnation;
 use crate::control::request::{
-    AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, TopicRef,
+    AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, NodeChange, TopicRef,
 };
 
 const ME: NodeId = NodeId(1);
@@ -52,7 +54,6 @@ impl World {
     /// A node that has started but whose store and shards have done nothing yet.
     fn start(shards: u16, mut disk: Disk) -> Self {
         disk.lives += 1;
-        disk.image.controller = Some(ME);
         let config = ControlConfig {
             register: RegisterNode {
                 node: ME,
@@ -75,7 +76,7 @@ impl World {
             stopped: None,
             fatal: None,
         };
-        world.drain();
+        world.input(Input::Leadership { term: 1, leader: Some(ME) });
         world
     }
 
@@ -206,12 +207,14 @@ impl World {
     /// That every shard owns exactly what belongs to it, as the image has it.
     fn check_shards(&self) {
         let image = self.control.image();
+        let defaults = TopicDefaults::default();
+        let mut maker = publish::AssignmentMaker { image, defaults: &defaults, last: None };
         let mut owned = BTreeMap::new();
         for (shard, state) in (0..).map(ShardId).zip(&self.shards) {
             for (partition, assignment) in &state.owned {
                 assert_eq!(image.local_shard(*partition), Some(shard));
                 assert_eq!(owned.insert(*partition, ()), None, "one owner");
-                assert_eq!(*assignment, self.control.assignment(*partition));
+                assert_eq!(*assignment, maker.make(*partition));
             }
             assert_eq!(state.view.as_deref(), Some(image));
         }
@@ -248,6 +251,7 @@ fn refusals(reply: &Reply) -> Vec<Option<Why>> {
         Reply::DeleteTopics(slots) => all(slots),
         Reply::CreatePartitions(slots) | Reply::AlterConfigs(slots) => all(slots),
         Reply::NewProducerId(slot) => all(std::slice::from_ref(slot)),
+        Reply::ChangeNode(slot) | Reply::SetFeatureLevel(slot) => all(std::slice::from_ref(slot)),
     }
 }
 
@@ -262,6 +266,8 @@ fn shards_hear_of_partitions_once_the_node_is_registered_and_all_have_recovered(
     assert!(world.step(0));
     assert!(!world.ready, "one shard has not applied");
     assert!(world.step(1));
+    assert!(!world.ready && world.control.image().nodes[&ME].fenced, "the node is still fenced");
+    world.run();
     assert!(world.ready && world.control.is_ready());
     world.check_shards();
 }
@@ -584,7 +590,10 @@ fn a_restart_keeps_placements_and_begins_a_new_epoch() {
     assert!(world.ready);
     world.check_shards();
     assert_eq!(world.disk.image.local_shards().collect::<Vec<_>>(), before);
-    assert!(world.shards.iter().flat_map(|s| s.owned.values()).all(|a| a.leader_epoch == LeaderEpoch(1)));
+    assert!(world.shards.iter().flat_map(|s| s.owned.values()).all(|a| {
+        // It lost the lead with its last life, and was elected again.
+        (a.leader, a.leader_epoch) == (Some(ME), LeaderEpoch(2))
+    }));
     assert_eq!(world.owned(), [3, 2, 0]);
 }
 
@@ -671,6 +680,158 @@ fn stopping_waits_for_every_shard_and_names_the_late_ones() {
     world.shard_says(0, ToControl::Stopped);
     world.pass(SECOND + STOP_GRACE);
     assert_eq!(world.stopped, Some(vec![ShardId(1)]));
+}
+
+#[test]
+fn without_a_leader_requests_are_refused_in_time_and_served_again_with_one() {
+    let mut world = World::serving(1);
+    world.input(Input::Leadership { term: 2, leader: None });
+    world.ask(1, create(&["a"], 1));
+    assert!(world.proposals.is_empty() && world.local.is_empty(), "an election may end soon");
+    world.pass(LEADER_WAIT);
+    assert_eq!(refusals(&world.reply(1).unwrap()), [Some(Why::NoController)]);
+    world.ask(2, create(&["a"], 1));
+    assert_eq!(refusals(&world.reply(2).unwrap()), [Some(Why::NoController)], "at once by now");
+    world.input(Input::Leadership { term: 3, leader: Some(NodeId(2)) });
+    world.ask(3, create(&["a"], 1));
+    world.run();
+    assert_eq!(refusals(&world.reply(3).unwrap()), [None]);
+    assert_eq!(world.control.image().controller, Some(ME), "2 did not say yet that it leads");
+    let (proposal, _) = {
+        world.ask(4, create(&["b"], 1));
+        world.proposals.pop_front().unwrap()
+    };
+    world.input(Input::ProposalFailed { proposal, reason: "the leader is gone".into() });
+    assert_eq!(refusals(&world.reply(4).unwrap()), [Some(Why::NoController)]);
+}
+
+#[test]
+fn a_registration_that_failed_is_tried_again_with_growing_pauses() {
+    let mut world = World::start(1, Disk::default());
+    world.recover_empty();
+    for _ in 0..8 {
+        let (proposal, entry) = world.proposals.pop_front().unwrap();
+        assert!(matches!(entry.commands[0], Command::RegisterNode(_)));
+        world.input(Input::ProposalFailed { proposal, reason: "no leader".into() });
+        assert!(world.proposals.is_empty(), "not at once");
+        world.pass(RETRY_MAX + RETRY_MAX);
+    }
+    world.run();
+    assert!(world.ready && world.fatal.is_none());
+}
+
+#[test]
+fn a_fenced_node_comes_back_by_itself_and_a_removed_one_ends() {
+    let mut world = World::serving(1);
+    world.ask(1, create(&["a"], 2));
+    world.run();
+    let fence = Request::ChangeNode { node: ME, change: NodeChange::Fence, timeout: SECOND };
+    world.ask(2, fence);
+    world.commit();
+    assert!(world.control.image().nodes[&ME].fenced);
+    assert_eq!(world.control.image().leaderless_count(), 2, "its leaderships ended with the same entry");
+    world.run();
+    assert_eq!(refusals(&world.reply(2).unwrap()), [None]);
+    assert!(world.control.image().serves(ME));
+    assert_eq!(world.control.image().leaderless_count(), 0);
+    world.check_shards();
+
+    let remove = || Request::ChangeNode { node: ME, change: NodeChange::Remove, timeout: SECOND };
+    world.ask(3, remove());
+    assert_eq!(refusals(&world.reply(3).unwrap()), [Some(Why::NodeInUse)]);
+    world.ask(4, delete("a"));
+    world.run();
+    world.ask(5, remove());
+    world.run();
+    assert_eq!(world.fatal, Some(ControlFatal::Removed));
+}
+
+#[test]
+fn an_installed_image_is_told_as_a_whole_and_leaves_what_is_not_known_open() {
+    let mut world = World::serving(2);
+    world.ask(1, create(&["gone", "stays"], 4));
+    world.run();
+    world.ask(2, create(&["asked"], 1));
+    let (proposal, _) = world.proposals.pop_front().unwrap();
+    let mut image = world.disk.image.clone();
+    image.clear_local_shards();
+    let gone = image.topic("gone").unwrap().id;
+    let more = CreateTopic {
+        id: TopicId(77),
+        name: "new".into(),
+        replicas: vec![vec![ME], vec![NodeId(2)]],
+        ..CreateTopic::default()
+    };
+    let node = RegisterNode { node: NodeId(2), incarnation: Incarnation(1), ..RegisterNode::default() };
+    let commands = vec![
+        Command::DeleteTopics(vec![gone]),
+        Command::RegisterNode(node),
+        Command::CreateTopics(vec![more]),
+    ];
+    for _ in 0..3 {
+        image.apply(Revision(image.revision.0 + 1), &Entry::default());
+    }
+    image.apply(Revision(image.revision.0 + 1), &Entry { commands });
+    let placed: Vec<_> = world.disk.image.local_shards().collect();
+    world.disk.image = image.clone();
+    for (partition, shard) in placed {
+        world.disk.image.put_local_shard(partition, shard);
+    }
+    world.input(Input::Image(Box::new(image)));
+    world.input(Input::ProposalFailed { proposal, reason: "covered by a snapshot".into() });
+    assert_eq!(refusals(&world.reply(2).unwrap()), [Some(Why::TimedOut)], "it may have come about");
+    world.run();
+    assert_eq!(world.owned().iter().sum::<usize>(), 5, "four that stay, one that is new");
+    for (shard, state) in (0..).map(ShardId).zip(&world.shards) {
+        assert_eq!(state.view.as_deref(), Some(world.control.image()));
+        assert!(state.owned.keys().all(|id| world.control.image().local_shard(*id) == Some(shard)));
+    }
+}
+
+#[test]
+fn what_a_slow_shard_has_not_applied_is_gathered_into_one_change() {
+    let mut world = World::serving(1);
+    for id in 0..100 {
+        world.ask(id, create(&[&format!("t{id}")], 1));
+        while world.commit() | world.keep() {}
+    }
+    assert!(world.shards[0].told.len() <= DELTAS_MAX, "{}", world.shards[0].told.len());
+    world.run();
+    assert_eq!(world.local.len(), 100);
+    world.check_shards();
+}
+
+#[test]
+fn a_hundred_thousand_partitions_come_in_small_entries_and_each_topic_at_once() {
+    let mut world = World::serving(4);
+    let first = world.disk.image.revision;
+    for id in 0..10 {
+        match id % 2 {
+            // One topic that is too large for an entry, or many small ones.
+            0 => world.ask(id, create(&[&format!("large{id}")], 10_000)),
+            _ => {
+                let names: Vec<String> = (0..2500).map(|at| format!("small{id}-{at}")).collect();
+                world.ask(id, create(&names.iter().map(String::as_str).collect::<Vec<_>>(), 4));
+            }
+        }
+        while let Some((_, entry)) = world.proposals.front() {
+            assert!(entry.encode().len() <= ENTRY_BYTES_MAX + 16, "{} bytes", entry.encode().len());
+            let weight: usize = entry.commands.iter().map(Command::weight).sum();
+            assert!(weight <= ENTRY_BYTES_MAX, "{weight}");
+            world.commit();
+            let large = world.control.image().topic(&format!("large{id}"));
+            assert!(large.is_none_or(|t| t.partitions.len() == 10_000), "half of a topic can be seen");
+        }
+        world.run();
+        let reply = world.reply(id).expect("answered");
+        assert!(refusals(&reply).iter().all(Option::is_none));
+    }
+    assert_eq!(world.control.image().partition_count(), 100_000);
+    let entries = world.disk.image.revision.0 - first.0;
+    assert!((100..150).contains(&entries), "{entries} entries of at most 1000 partitions");
+    world.check_shards();
+    let owned = world.owned();
+    assert_eq!(owned, [25_000; 4]);
 }
 
 #[test]

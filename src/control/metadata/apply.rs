@@ -3,7 +3,10 @@
 //! Control core, pure and deterministic: the same entries give the same image on every node and at every replay,
 //! so nothing here looks at this node's config file, time or placement of partitions on its shards.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod nodes;
+mod partitions;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use highwater_shards::ids::{
@@ -11,11 +14,10 @@ use highwater_shards::ids::{
 };
 
 use super::command::{
-    Command, CreatePartitions, CreateTopic, Entry, PRODUCER_ID_BLOCK, RegisterNode, SetTopicConfig,
-    SettingChange,
+    Command, CreatePartitions, CreateTopic, Entry, PRODUCER_ID_BLOCK, SetTopicConfig, SettingChange, Stage,
 };
 use super::delta::Delta;
-use super::image::{Image, NodeInfo, PartitionState, Topic};
+use super::image::{Image, PartitionState, Staged, Topic};
 use super::topic_config::{self, InvalidSetting, TopicDefaults};
 use super::topic_name;
 use crate::control::request::{CreatedTopic, DeletedTopic, Refusal, Why};
@@ -40,6 +42,15 @@ pub enum Outcome {
     ClusterConfigSet(Result<(), Refusal>),
     /// The first of the reserved ids.
     ProducerIds(Result<ProducerId, Refusal>),
+    /// Of [`Command::FenceNode`] and [`Command::UnfenceNode`].
+    Fenced(Result<(), Refusal>),
+    NodeRemoved(Result<(), Refusal>),
+    ControlTaken(Result<(), Refusal>),
+    FeatureLevelSet(Result<(), Refusal>),
+    NodeConfigSet(Result<(), Refusal>),
+    /// One for each partition, over all topics of the command.
+    Altered(Vec<Result<(), Refusal>>),
+    Staged(Result<(), Refusal>),
 }
 
 impl Image {
@@ -57,18 +68,58 @@ impl Image {
         (delta, outcomes)
     }
 
+    /// Does what the command would do as the first of the next entry, without being at another revision: for a draft.
+    pub fn try_out(&mut self, command: &Command) -> (Delta, Outcome) {
+        let mut delta = Delta { from: self.revision, to: self.revision, ..Delta::default() };
+        let outcome = self.apply_command(command, &mut delta);
+        (delta, outcome)
+    }
+
     fn apply_command(&mut self, command: &Command, delta: &mut Delta) -> Outcome {
         match command {
+            Command::RegisterAlone(node) => Outcome::Registered(self.register_alone(node, delta)),
             Command::RegisterNode(node) => Outcome::Registered(self.register_node(node, delta)),
-            Command::CreateTopics(topics) => {
-                Outcome::Created(topics.iter().map(|topic| self.create_topic(topic, delta)).collect())
+            Command::FenceNode { node, epoch } => {
+                Outcome::Fenced(self.set_fenced(*node, *epoch, true, delta))
             }
+            Command::UnfenceNode { node, epoch } => {
+                Outcome::Fenced(self.set_fenced(*node, *epoch, false, delta))
+            }
+            Command::RemoveNode { node } => Outcome::NodeRemoved(self.remove_node(*node, delta)),
+            Command::TakeControl { node, term } => {
+                Outcome::ControlTaken(self.take_control(*node, *term, delta))
+            }
+            Command::SetFeatureLevel(level) => {
+                Outcome::FeatureLevelSet(self.set_feature_level(*level, delta))
+            }
+            Command::SetNodeConfig { node, changes } => {
+                Outcome::NodeConfigSet(self.set_node_config(*node, changes, delta))
+            }
+            Command::AlterPartitions(topics) => Outcome::Altered(
+                topics
+                    .iter()
+                    .flat_map(|topic| topic.partitions.iter().map(|change| (topic.topic, change)))
+                    .map(|(topic, change)| self.alter_partition(topic, change, delta))
+                    .collect(),
+            ),
+            Command::Stage(stage) => Outcome::Staged(self.stage(stage, delta)),
+            Command::CreateStaged { by, staged, topic } => Outcome::Created(vec![
+                self.take_staged_sets(*by, topic.id, *staged, &topic.replicas, delta)
+                    .and_then(|sets| self.create_topic(topic, &sets, delta)),
+            ]),
+            Command::GrowStaged { by, staged, more } => Outcome::Grown(vec![
+                self.take_staged_sets(*by, more.topic, *staged, &more.replicas, delta)
+                    .and_then(|sets| self.create_partitions(more, &sets, delta)),
+            ]),
+            Command::CreateTopics(topics) => Outcome::Created(
+                topics.iter().map(|topic| self.create_topic(topic, &topic.replicas, delta)).collect(),
+            ),
             Command::DeleteTopics(ids) => {
                 Outcome::Deleted(ids.iter().map(|&id| self.delete_topic(id, delta)).collect())
             }
-            Command::CreatePartitions(all) => {
-                Outcome::Grown(all.iter().map(|more| self.create_partitions(more, delta)).collect())
-            }
+            Command::CreatePartitions(all) => Outcome::Grown(
+                all.iter().map(|more| self.create_partitions(more, &more.replicas, delta)).collect(),
+            ),
             Command::SetTopicConfig(all) => {
                 Outcome::TopicConfigSet(all.iter().map(|set| self.set_topic_config(set, delta)).collect())
             }
@@ -81,66 +132,35 @@ impl Image {
         }
     }
 
-    fn register_node(&mut self, register: &RegisterNode, delta: &mut Delta) -> Result<(), Refusal> {
-        let id = register.node;
-        if let Some(known) = self.nodes.get(&id)
-            && known.incarnation >= register.incarnation
-        {
-            return Err(Refusal::new(
-                Why::InvalidRequest,
-                format!(
-                    "node {id} registered before as incarnation {}, which {} does not follow: another process \
-                     runs as this node, or its data directory is an old copy",
-                    known.incarnation.0, register.incarnation.0
-                ),
-            ));
+    /// Whether a topic of this name can be made: with `automatic`, one that exists already is as good.
+    ///
+    /// # Errors
+    /// With what is wrong about the name, or [`Why::TopicExists`].
+    pub fn check_new_name(&self, name: &str, automatic: bool) -> Result<Option<CreatedTopic>, Refusal> {
+        topic_name::check(name)?;
+        let Some(known) = self.topic_like(name) else { return Ok(None) };
+        if *known.name != *name {
+            let words = format!(
+                "topic '{name}' collides with '{}': they differ in '.' and '_' only, which metric names cannot tell \
+                 apart",
+                known.name
+            );
+            return Err(Refusal::new(Why::InvalidTopicName, words));
         }
-        let info = NodeInfo {
-            id,
-            incarnation: register.incarnation,
-            rack: register.rack.clone(),
-            client: register.client.clone(),
-            shard_clients: register.shard_clients.clone(),
-            fenced: false,
-        };
-        self.nodes.insert(id, Arc::new(info));
-        delta.nodes.insert(id);
-        self.renew_leaderships(id, delta);
-        Ok(())
+        if automatic {
+            return Ok(Some(created(known)));
+        }
+        Err(Refusal::new(Why::TopicExists, format!("topic '{name}' exists already")))
     }
 
-    /// A restart is a new leadership: what the node had not flushed is gone, and clients notice by the epoch (R1).
-    fn renew_leaderships(&mut self, node: NodeId, delta: &mut Delta) {
-        let led: Vec<Arc<Topic>> =
-            self.topics().filter(|t| t.partitions.iter().any(|p| p.leader == Some(node))).cloned().collect();
-        for topic in led {
-            let mut topic = Topic::clone(&topic);
-            for (index, state) in (0..).map(PartitionIndex).zip(topic.partitions.iter_mut()) {
-                if state.leader == Some(node) {
-                    state.leader_epoch.0 += 1;
-                    state.partition_epoch.0 += 1;
-                    delta.changed.insert(PartitionId { topic: topic.id, index });
-                }
-            }
-            self.put_topic(topic);
-        }
-    }
-
-    fn create_topic(&mut self, new: &CreateTopic, delta: &mut Delta) -> Result<CreatedTopic, Refusal> {
-        topic_name::check(&new.name)?;
-        if let Some(known) = self.topic_like(&new.name) {
-            if *known.name != *new.name {
-                let words = format!(
-                    "topic '{}' collides with '{}': they differ in '.' and '_' only, which metric names cannot \
-                     tell apart",
-                    new.name, known.name
-                );
-                return Err(Refusal::new(Why::InvalidTopicName, words));
-            }
-            if new.automatic {
-                return Ok(created(known));
-            }
-            return Err(Refusal::new(Why::TopicExists, format!("topic '{}' exists already", new.name)));
+    fn create_topic(
+        &mut self,
+        new: &CreateTopic,
+        replicas: &[Vec<NodeId>],
+        delta: &mut Delta,
+    ) -> Result<CreatedTopic, Refusal> {
+        if let Some(known) = self.check_new_name(&new.name, new.automatic)? {
+            return Ok(known);
         }
         if new.id == TopicId::default() || self.topic_by_id(new.id).is_some() {
             return Err(Refusal::new(Why::InvalidRequest, format!("the topic id {} cannot be used", new.id)));
@@ -149,10 +169,10 @@ impl Image {
             let words = format!("the cluster has {TOPICS_MAX} topics, which is its limit");
             return Err(Refusal::new(Why::LimitReached, words));
         }
-        if new.replicas.is_empty() {
+        if replicas.is_empty() {
             return Err(Refusal::new(Why::InvalidPartitions, "a topic needs at least one partition"));
         }
-        self.check_growth(0, &new.replicas)?;
+        self.check_growth(0, replicas)?;
         let mut config = BTreeMap::new();
         for (name, value) in &new.config {
             topic_config::check(name, value).map_err(invalid)?;
@@ -163,13 +183,58 @@ impl Image {
         let topic = Topic {
             id: new.id,
             name: new.name.as_str().into(),
-            partitions: new.replicas.iter().map(|replicas| first_state(replicas)).collect(),
+            partitions: replicas.iter().map(|replicas| self.first_state(replicas)).collect(),
             config: Arc::new(config),
         };
         let answer = created(&topic);
         delta.changed.extend(partition_ids(&topic, 0));
         self.put_topic(topic);
         Ok(answer)
+    }
+
+    fn stage(&mut self, stage: &Stage, delta: &mut Delta) -> Result<(), Refusal> {
+        if !self.nodes.contains_key(&stage.by) {
+            return Err(Refusal::new(
+                Why::InvalidRequest,
+                format!("node {} is not in the cluster", stage.by),
+            ));
+        }
+        let mut staged = match (stage.at, self.take_staged(stage.by)) {
+            (0, _) | (_, None) => Staged { topic: stage.topic, ..Staged::default() },
+            (_, Some(staged)) => Staged::clone(&staged),
+        };
+        delta.staged = true;
+        let at = usize::try_from(stage.at).unwrap_or(usize::MAX);
+        if staged.topic != stage.topic || staged.replicas.len() != at {
+            return Err(lost_stage());
+        }
+        if at + stage.replicas.len() > PARTITIONS_PER_TOPIC_MAX {
+            let words = format!("a topic has at most {PARTITIONS_PER_TOPIC_MAX} partitions");
+            return Err(Refusal::new(Why::LimitReached, words));
+        }
+        for replicas in &stage.replicas {
+            self.check_replicas(replicas)?;
+        }
+        staged.replicas.extend(stage.replicas.iter().cloned());
+        self.put_staged(stage.by, staged);
+        Ok(())
+    }
+
+    /// What `by` laid ready for the topic, followed by `rest`. Nothing of `by` lies ready any more.
+    fn take_staged_sets(
+        &mut self,
+        by: NodeId,
+        topic: TopicId,
+        expected: u32,
+        rest: &[Vec<NodeId>],
+        delta: &mut Delta,
+    ) -> Result<Vec<Vec<NodeId>>, Refusal> {
+        let staged = self.take_staged(by).ok_or_else(lost_stage)?;
+        delta.staged = true;
+        if staged.topic != topic || u32::try_from(staged.replicas.len()) != Ok(expected) {
+            return Err(lost_stage());
+        }
+        Ok(staged.replicas.iter().chain(rest).cloned().collect())
     }
 
     fn delete_topic(&mut self, id: TopicId, delta: &mut Delta) -> Result<DeletedTopic, Refusal> {
@@ -180,17 +245,22 @@ impl Image {
         Ok(DeletedTopic { id, name: topic.name.to_string() })
     }
 
-    fn create_partitions(&mut self, more: &CreatePartitions, delta: &mut Delta) -> Result<(), Refusal> {
+    fn create_partitions(
+        &mut self,
+        more: &CreatePartitions,
+        replicas: &[Vec<NodeId>],
+        delta: &mut Delta,
+    ) -> Result<(), Refusal> {
         let topic = self.topic_by_id(more.topic).ok_or_else(|| unknown(more.topic))?.clone();
         let had = topic.partitions.len();
-        if usize::try_from(more.first.0) != Ok(had) || more.replicas.is_empty() {
+        if usize::try_from(more.first.0) != Ok(had) || replicas.is_empty() {
             let words =
                 format!("topic '{}' has {had} partitions; more can be added, none taken away", topic.name);
             return Err(Refusal::new(Why::InvalidPartitions, words));
         }
-        self.check_growth(had, &more.replicas)?;
+        self.check_growth(had, replicas)?;
         let mut topic = Topic::clone(&topic);
-        topic.partitions.extend(more.replicas.iter().map(|replicas| first_state(replicas)));
+        topic.partitions.extend(replicas.iter().map(|replicas| self.first_state(replicas)));
         delta.changed.extend(partition_ids(&topic, had));
         self.put_topic(topic);
         Ok(())
@@ -223,16 +293,28 @@ impl Image {
         if replicas.is_empty() || replicas.len() > REPLICAS_MAX {
             return refuse(format!("a partition has 1 to {REPLICAS_MAX} replicas, not {}", replicas.len()));
         }
-        let mut seen = BTreeSet::new();
-        for node in replicas {
+        for (at, node) in replicas.iter().enumerate() {
             if !self.nodes.contains_key(node) {
                 return refuse(format!("node {node} is not in the cluster"));
             }
-            if !seen.insert(node) {
+            // A set is small: comparing each with each beats making a tree.
+            if replicas[..at].contains(node) {
                 return refuse(format!("node {node} cannot hold two replicas of one partition"));
             }
         }
         Ok(())
+    }
+
+    /// A new partition is led by the first of its replicas that can.
+    fn first_state(&self, replicas: &[NodeId]) -> PartitionState {
+        PartitionState {
+            leader: replicas.iter().copied().find(|&node| self.can_lead(node)),
+            leader_epoch: LeaderEpoch(0),
+            partition_epoch: PartitionEpoch(0),
+            replicas: replicas.to_vec(),
+            isr: replicas.to_vec(),
+            elr: Vec::new(),
+        }
     }
 
     fn set_topic_config(&mut self, set: &SetTopicConfig, delta: &mut Delta) -> Result<(), Refusal> {
@@ -282,14 +364,8 @@ impl Image {
     }
 }
 
-fn first_state(replicas: &[NodeId]) -> PartitionState {
-    PartitionState {
-        leader: replicas.first().copied(),
-        leader_epoch: LeaderEpoch(0),
-        partition_epoch: PartitionEpoch(0),
-        replicas: replicas.to_vec(),
-        isr: replicas.to_vec(),
-    }
+fn lost_stage() -> Refusal {
+    Refusal::new(Why::Conflict, "what was prepared for the topic is not there any more: try again")
 }
 
 fn partition_ids(topic: &Topic, from: usize) -> impl Iterator<Item = PartitionId> + '_ {

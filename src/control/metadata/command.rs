@@ -4,11 +4,11 @@
 //! change of meaning is a new variant. Everything that a command needs is inside it (entropy, placements), so that
 //! applying it gives the same image everywhere and at every replay.
 
-use highwater_shards::ids::{NodeId, PartitionIndex, TopicId};
+use highwater_shards::ids::{NodeId, PartitionEpoch, PartitionIndex, TopicId};
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, EnvelopeError, Schema};
-use super::image::{Endpoint, Incarnation};
+use super::image::{Capabilities, DiskId, Endpoint, FeatureLevel, Incarnation, RegistrationEpoch};
 
 /// Producer ids that one [`Command::ReserveProducerIds`] takes.
 pub const PRODUCER_ID_BLOCK: u32 = 1000;
@@ -35,8 +35,9 @@ impl Entry {
 /// One change. Items of a list succeed or fail one by one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Command {
-    /// A node has started: its addresses, and a new leadership of everything that it leads.
-    RegisterNode(RegisterNode),
+    /// As the first release wrote it, for one node alone: the node serves at once, and begins a new leadership of
+    /// everything that it leads. Read, never written.
+    RegisterAlone(RegisterAlone),
     CreateTopics(Vec<CreateTopic>),
     DeleteTopics(Vec<TopicId>),
     CreatePartitions(Vec<CreatePartitions>),
@@ -48,15 +49,117 @@ pub enum Command {
         node: NodeId,
         count: u32,
     },
+    /// A node has started. It is fenced until [`Command::UnfenceNode`], and what it led has no leader: a new life
+    /// never leads in an epoch of an earlier one.
+    RegisterNode(RegisterNode),
+    /// The node is taken for dead. What it led and where it was in sync is changed by other commands.
+    FenceNode {
+        node: NodeId,
+        epoch: RegistrationEpoch,
+    },
+    /// The node caught up and serves.
+    UnfenceNode {
+        node: NodeId,
+        epoch: RegistrationEpoch,
+    },
+    /// The node is no longer part of the cluster. Refused while replicas are on it.
+    RemoveNode {
+        node: NodeId,
+    },
+    /// `node` leads the metadata log in `term`, and is the controller from here on.
+    TakeControl {
+        node: NodeId,
+        term: u64,
+    },
+    /// Formats of this level may be written from here on. Only upwards, and refused while a node cannot read them.
+    SetFeatureLevel(FeatureLevel),
+    /// All or nothing.
+    SetNodeConfig {
+        node: NodeId,
+        changes: Vec<SettingChange>,
+    },
+    AlterPartitions(Vec<AlterTopic>),
+    /// Lays replica sets ready for a topic that is too large for one entry. Nobody sees them before a
+    /// [`Command::CreateStaged`] or [`Command::GrowStaged`] of the same node takes them.
+    Stage(Stage),
+    /// Creates a topic from the replica sets that `by` laid ready (`staged` of them), followed by those in `topic`.
+    CreateStaged {
+        by: NodeId,
+        staged: u32,
+        topic: CreateTopic,
+    },
+    /// As [`Command::CreateStaged`], for more partitions of a topic.
+    GrowStaged {
+        by: NodeId,
+        staged: u32,
+        more: CreatePartitions,
+    },
 }
 
+/// See [`Command::RegisterAlone`].
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct RegisterNode {
+pub struct RegisterAlone {
     pub node: NodeId,
     pub incarnation: Incarnation,
     pub rack: Option<String>,
     pub client: Endpoint,
     pub shard_clients: Vec<Endpoint>,
+}
+
+/// See [`Command::RegisterNode`]. The fields are those of [`super::image::NodeInfo`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RegisterNode {
+    pub node: NodeId,
+    /// Above that of any earlier life on this disk.
+    pub incarnation: Incarnation,
+    pub disk: DiskId,
+    pub capabilities: Capabilities,
+    pub rack: Option<String>,
+    pub client: Endpoint,
+    pub shard_clients: Vec<Endpoint>,
+    pub cluster: Endpoint,
+    pub shard_peers: Vec<u16>,
+    pub feature_level: FeatureLevel,
+}
+
+/// Changes to partitions of one topic.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AlterTopic {
+    pub topic: TopicId,
+    pub partitions: Vec<AlterPartition>,
+}
+
+/// A change of one partition that was decided when it was at `expected`; refused when it is not any more. It bumps the
+/// partition epoch, and the leader epoch when a leader is elected (or lost) or a replica leaves (R1).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct AlterPartition {
+    pub index: PartitionIndex,
+    pub expected: PartitionEpoch,
+    pub leader: LeaderChange,
+    /// `None`: as it is.
+    pub isr: Option<Vec<NodeId>>,
+    pub elr: Option<Vec<NodeId>>,
+    pub replicas: Option<Vec<NodeId>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum LeaderChange {
+    #[default]
+    Keep,
+    /// Elected, maybe again.
+    Elect(NodeId),
+    /// Nobody can lead.
+    Nobody,
+}
+
+/// See [`Command::Stage`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Stage {
+    pub by: NodeId,
+    pub topic: TopicId,
+    /// How many are laid ready already; 0 begins anew, whatever was there.
+    pub at: u32,
+    pub replicas: Vec<Vec<NodeId>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -104,31 +207,101 @@ pub enum SettingOp {
 }
 
 impl Command {
-    /// Roughly the bytes that it takes in an entry; for bounds, not exact.
+    /// The bytes that it takes in an entry, or somewhat more; for bounds.
     pub fn weight(&self) -> usize {
-        let replicas = |sets: &[Vec<NodeId>]| sets.iter().map(|set| 1 + 2 * set.len()).sum::<usize>();
-        let changes = |changes: &[SettingChange]| {
-            changes.iter().map(|c| c.name.len() + c.op.operand().len() + 4).sum::<usize>()
-        };
         4 + match self {
-            Self::RegisterNode(r) => {
-                let endpoints: usize = r.shard_clients.iter().map(|e| e.host.len() + 4).sum();
-                32 + r.rack.as_ref().map_or(0, String::len) + r.client.host.len() + endpoints
+            Self::RegisterAlone(r) => {
+                endpoints(&r.shard_clients)
+                    + endpoints(std::slice::from_ref(&r.client))
+                    + text(r.rack.as_ref())
+                    + 16
             }
-            Self::CreateTopics(topics) => topics
-                .iter()
-                .map(|t| {
-                    let config: usize = t.config.iter().map(|(k, v)| k.len() + v.len() + 4).sum();
-                    24 + t.name.len() + replicas(&t.replicas) + config
-                })
-                .sum(),
+            Self::CreateTopics(topics) => topics.iter().map(CreateTopic::weight).sum(),
             Self::DeleteTopics(ids) => 19 * ids.len(),
-            Self::CreatePartitions(all) => all.iter().map(|c| 24 + replicas(&c.replicas)).sum(),
-            Self::SetTopicConfig(all) => all.iter().map(|c| 20 + changes(&c.changes)).sum(),
+            Self::CreatePartitions(all) => all.iter().map(CreatePartitions::weight).sum(),
+            Self::SetTopicConfig(all) => all.iter().map(SetTopicConfig::weight).sum(),
             Self::SetClusterConfig(all) => changes(all),
-            Self::ReserveProducerIds { .. } => 8,
+            Self::RegisterNode(r) => {
+                let endpoints = endpoints(&r.shard_clients)
+                    + endpoints(std::slice::from_ref(&r.client))
+                    + endpoints(std::slice::from_ref(&r.cluster));
+                endpoints + text(r.rack.as_ref()) + 3 * r.shard_peers.len() + 64
+            }
+            Self::SetNodeConfig { changes: all, .. } => 5 + changes(all),
+            Self::AlterPartitions(topics) => topics.iter().map(AlterTopic::weight).sum(),
+            Self::Stage(stage) => 32 + replica_sets(&stage.replicas),
+            Self::CreateStaged { topic, .. } => 10 + topic.weight(),
+            Self::GrowStaged { more, .. } => 10 + more.weight(),
+            Self::ReserveProducerIds { .. }
+            | Self::FenceNode { .. }
+            | Self::UnfenceNode { .. }
+            | Self::RemoveNode { .. }
+            | Self::TakeControl { .. }
+            | Self::SetFeatureLevel(_) => 16,
         }
     }
+}
+
+impl CreateTopic {
+    pub fn weight(&self) -> usize {
+        let config: usize = self.config.iter().map(|(k, v)| k.len() + v.len() + 6).sum();
+        26 + self.name.len() + replica_sets(&self.replicas) + config
+    }
+}
+
+impl CreatePartitions {
+    pub fn weight(&self) -> usize {
+        27 + replica_sets(&self.replicas)
+    }
+}
+
+impl SetTopicConfig {
+    pub fn weight(&self) -> usize {
+        22 + changes(&self.changes)
+    }
+}
+
+impl AlterTopic {
+    pub fn weight(&self) -> usize {
+        22 + self.partitions.iter().map(AlterPartition::weight).sum::<usize>()
+    }
+}
+
+impl AlterPartition {
+    pub fn weight(&self) -> usize {
+        let nodes = |nodes: &Option<Vec<NodeId>>| nodes.as_ref().map_or(0, |n| replica_set(n));
+        19 + nodes(&self.isr) + nodes(&self.elr) + nodes(&self.replicas)
+    }
+}
+
+/// Bytes of the variable-length encoding of a number.
+fn varint(number: u32) -> usize {
+    match number {
+        0..0x80 => 1,
+        0x80..0x4000 => 2,
+        0x4000..0x20_0000 => 3,
+        _ => 5,
+    }
+}
+
+pub fn replica_set(nodes: &[NodeId]) -> usize {
+    1 + nodes.iter().map(|node| varint(node.0)).sum::<usize>()
+}
+
+fn replica_sets(sets: &[Vec<NodeId>]) -> usize {
+    3 + sets.iter().map(|set| replica_set(set)).sum::<usize>()
+}
+
+fn changes(changes: &[SettingChange]) -> usize {
+    3 + changes.iter().map(|c| c.name.len() + c.op.operand().len() + 8).sum::<usize>()
+}
+
+fn endpoints(endpoints: &[Endpoint]) -> usize {
+    3 + endpoints.iter().map(|e| e.host.len() + 8).sum::<usize>()
+}
+
+fn text(text: Option<&String>) -> usize {
+    4 + text.map_or(0, String::len)
 }
 
 impl SettingOp {

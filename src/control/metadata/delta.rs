@@ -11,12 +11,16 @@ use highwater_shards::ids::{NodeId, PartitionId, Revision};
 pub struct Delta {
     pub from: Revision,
     pub to: Revision,
-    /// Nodes that registered.
+    /// Nodes that registered, were fenced or unfenced, changed their settings, or are gone.
     pub nodes: BTreeSet<NodeId>,
     /// Partitions that are new, or whose leader, epochs, replicas or topic settings changed.
     pub changed: BTreeSet<PartitionId>,
     /// Partitions that are gone with their topics.
     pub removed: BTreeSet<PartitionId>,
+    /// The controller or the feature level is another one.
+    pub cluster: bool,
+    /// Something was laid ready that nobody sees yet.
+    pub staged: bool,
     /// Cluster-wide defaults changed, which may change what any partition acts on.
     pub cluster_config: bool,
 }
@@ -24,6 +28,9 @@ pub struct Delta {
 impl Delta {
     /// Whether nothing changed but the revision.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty() && self.changed.is_empty() && self.removed.is_empty() && !self.cluster_config
+        self.nodes.is_empty()
+            && self.changed.is_empty()
+            && self.removed.is_empty()
+            && !(self.cluster || self.staged || self.cluster_config)
     }
 }

@@ -64,6 +64,30 @@ pub fn seal<T: Serialize>(schema: Schema, body: &T) -> Vec<u8> {
 /// Takes a body out of its envelope. All of the bytes must be used.
 pub fn open<T: DeserializeOwned>(schema: Schema, bytes: &[u8]) -> Result<T, EnvelopeError> {
     let what = schema.name;
+    match check(schema, bytes)? {
+        (found, body) if found == schema.schema => read(what, body),
+        (found, _) => Err(EnvelopeError::Newer { what, found, known: schema.schema }),
+    }
+}
+
+/// As [`open`], for a kind that has an older schema, from whose body `upgrade` makes one of today.
+pub fn open_or_upgrade<T: DeserializeOwned, Old: DeserializeOwned>(
+    schema: Schema,
+    old: u16,
+    upgrade: impl FnOnce(Old) -> T,
+    bytes: &[u8],
+) -> Result<T, EnvelopeError> {
+    let what = schema.name;
+    match check(schema, bytes)? {
+        (found, body) if found == schema.schema => read(what, body),
+        (found, body) if found == old => read(what, body).map(upgrade),
+        (found, _) => Err(EnvelopeError::Newer { what, found, known: schema.schema }),
+    }
+}
+
+/// The schema and the body, once the envelope is known to be whole and of this kind.
+fn check(schema: Schema, bytes: &[u8]) -> Result<(u16, &[u8]), EnvelopeError> {
+    let what = schema.name;
     let Some((header, body)) = bytes.split_at_checked(HEADER_LEN) else {
         return Err(EnvelopeError::TooShort { what, len: bytes.len() });
     };
@@ -78,9 +102,10 @@ pub fn open<T: DeserializeOwned>(schema: Schema, bytes: &[u8]) -> Result<T, Enve
     if u16_at(2) != schema.kind {
         return Err(EnvelopeError::Kind { what, found: u16_at(2) });
     }
-    if u16_at(4) != schema.schema {
-        return Err(EnvelopeError::Newer { what, found: u16_at(4), known: schema.schema });
-    }
+    Ok((u16_at(4), body))
+}
+
+fn read<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, EnvelopeError> {
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(EnvelopeError::Body { what, error: format!("{} bytes too many", rest.len()) }),

@@ -15,12 +15,63 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Incarnation(pub u64);
 
+/// One registration of a node: the revision that made it, so that it grows over the whole cluster and a command that
+/// was meant for an earlier life of the node is refused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RegistrationEpoch(pub u64);
+
+/// Drawn at random when a data directory is made: a node that comes back with another one has lost what it held.
+/// 0 in metadata of releases that did not draw one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DiskId(pub u128);
+
+/// Which formats may be written: one that an older release cannot read only once every node can.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FeatureLevel(pub u16);
+
+impl FeatureLevel {
+    /// The first one, at which every cluster begins.
+    pub const FIRST: Self = Self(1);
+    /// The highest one that this release can read and write.
+    pub const HIGHEST: Self = Self(1);
+}
+
+impl Default for FeatureLevel {
+    fn default() -> Self {
+        Self::FIRST
+    }
+}
+
+/// What a node may be used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// To vote on metadata.
+    pub voter: bool,
+    /// To lead partitions.
+    pub leader: bool,
+    /// To hold replicas.
+    pub replica: bool,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self { voter: true, leader: true, replica: true }
+    }
+}
+
 /// Everything that is committed up to `revision`, and where this node keeps its replicas.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Image {
     pub revision: Revision,
     pub cluster_id: Arc<str>,
+    /// The node that leads the metadata log, as it said in that log itself.
     pub controller: Option<NodeId>,
+    /// The term of the metadata log in which it said so.
+    pub controller_term: u64,
+    pub feature_level: FeatureLevel,
     pub nodes: OrdMap<NodeId, Arc<NodeInfo>>,
     /// Cluster-wide defaults of topic settings that were set at run time, over those of the config file.
     pub cluster_config: Arc<BTreeMap<String, String>>,
@@ -34,20 +85,58 @@ pub struct Image {
     partitions: usize,
     /// Over all partitions.
     replicas: usize,
+    /// Partitions without a leader.
+    leaderless: usize,
+    /// Replica sets that a node laid ready for a topic which is too large for one entry of the log; at most one topic
+    /// per node.
+    staged: OrdMap<NodeId, Arc<Staged>>,
     /// Which shard of this node owns a partition: the node's own affair, kept in its local store.
     local_shards: OrdMap<PartitionId, ShardId>,
 }
 
+/// A node of the cluster, as it registered last.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeInfo {
     pub id: NodeId,
     pub incarnation: Incarnation,
+    pub epoch: RegistrationEpoch,
+    pub disk: DiskId,
+    pub capabilities: Capabilities,
     pub rack: Option<String>,
     /// Where Kafka clients reach the node.
     pub client: Endpoint,
     /// Where clients reach each shard when the node routes by core; empty when it routes by node.
     pub shard_clients: Vec<Endpoint>,
+    /// Where the control cores of other nodes reach this one.
+    pub cluster: Endpoint,
+    /// The ports at the host of `cluster` on which other nodes reach each shard.
+    pub shard_peers: Vec<u16>,
+    /// The highest level that the node can read and write.
+    pub feature_level: FeatureLevel,
+    /// Neither leads partitions nor gets new ones, and clients are not sent to it: until it caught up after a start,
+    /// and when it is taken for dead.
     pub fenced: bool,
+    /// Settings of this node that were set at run time.
+    pub config: Arc<BTreeMap<String, String>>,
+}
+
+impl NodeInfo {
+    /// Whether new replicas may be placed on it.
+    pub fn takes_replicas(&self) -> bool {
+        !self.fenced && self.capabilities.replica
+    }
+
+    /// Whether it can be elected.
+    pub fn can_lead(&self) -> bool {
+        !self.fenced && self.capabilities.leader
+    }
+}
+
+/// See [`Image::staged`].
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Staged {
+    pub topic: TopicId,
+    pub replicas: Vector<Vec<NodeId>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -71,8 +160,12 @@ pub struct PartitionState {
     pub leader: Option<NodeId>,
     pub leader_epoch: LeaderEpoch,
     pub partition_epoch: PartitionEpoch,
+    /// In the order of preference as leader.
     pub replicas: Vec<NodeId>,
+    /// In sync; a subset of `replicas`.
     pub isr: Vec<NodeId>,
+    /// Eligible to lead although not in sync (KIP-966); a subset of `replicas` apart from `isr`.
+    pub elr: Vec<NodeId>,
 }
 
 impl Topic {
@@ -87,6 +180,10 @@ impl Topic {
     fn replica_count(&self) -> usize {
         self.partitions.iter().map(|p| p.replicas.len()).sum()
     }
+
+    fn leaderless_count(&self) -> usize {
+        self.partitions.iter().filter(|p| p.leader.is_none()).count()
+    }
 }
 
 impl Image {
@@ -96,6 +193,21 @@ impl Image {
 
     pub fn topic_by_id(&self, id: TopicId) -> Option<&Arc<Topic>> {
         self.topics.get(&id)
+    }
+
+    /// Whether the node is in the cluster and not fenced.
+    pub fn serves(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|info| !info.fenced)
+    }
+
+    /// Whether the node can be elected.
+    pub fn can_lead(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|info| info.can_lead())
+    }
+
+    /// Topics in the order of their ids, from this one on.
+    pub fn topics_from(&self, first: TopicId) -> impl Iterator<Item = &Arc<Topic>> {
+        self.topics.range(first..).map(|(_, topic)| topic)
     }
 
     /// All topics in the order of their names.
@@ -122,6 +234,28 @@ impl Image {
         self.replicas
     }
 
+    /// Partitions that have no leader.
+    pub fn leaderless_count(&self) -> usize {
+        self.leaderless
+    }
+
+    /// What the node laid ready.
+    pub fn staged(&self, by: NodeId) -> Option<&Arc<Staged>> {
+        self.staged.get(&by)
+    }
+
+    pub fn put_staged(&mut self, by: NodeId, staged: Staged) {
+        self.staged.insert(by, Arc::new(staged));
+    }
+
+    pub fn take_staged(&mut self, by: NodeId) -> Option<Arc<Staged>> {
+        self.staged.remove(&by)
+    }
+
+    pub fn all_staged(&self) -> impl Iterator<Item = (NodeId, &Arc<Staged>)> {
+        self.staged.iter().map(|(&by, staged)| (by, staged))
+    }
+
     pub fn partition(&self, id: PartitionId) -> Option<&PartitionState> {
         self.topics.get(&id.topic)?.partition(id.index)
     }
@@ -139,6 +273,7 @@ impl Image {
         self.remove_topic(topic.id);
         self.partitions += topic.partitions.len();
         self.replicas += topic.replica_count();
+        self.leaderless += topic.leaderless_count();
         self.names.insert(topic.name.clone(), topic.id);
         if let Some(blurred) = blur(&topic.name) {
             self.blurred.insert(blurred.into(), topic.id);
@@ -154,7 +289,20 @@ impl Image {
         }
         self.partitions -= topic.partitions.len();
         self.replicas -= topic.replica_count();
+        self.leaderless -= topic.leaderless_count();
         Some(topic)
+    }
+
+    /// Puts the state in the place of the partition's, which has to be there. Unlike [`Self::put_topic`] it looks at
+    /// no other partition.
+    pub fn put_partition(&mut self, id: PartitionId, state: PartitionState) {
+        let topic = self.topics.get_mut(&id.topic).expect("the partition is there");
+        let at = usize::try_from(id.index.0).expect("an index of a partition fits");
+        let old = Arc::make_mut(topic).partitions.get_mut(at).expect("the partition is there");
+        self.replicas = self.replicas + state.replicas.len() - old.replicas.len();
+        self.leaderless =
+            self.leaderless + usize::from(state.leader.is_none()) - usize::from(old.leader.is_none());
+        *old = state;
     }
 
     pub fn put_local_shard(&mut self, partition: PartitionId, shard: ShardId) {
@@ -163,6 +311,10 @@ impl Image {
 
     pub fn remove_local_shard(&mut self, partition: PartitionId) {
         self.local_shards.remove(&partition);
+    }
+
+    pub fn clear_local_shards(&mut self) {
+        self.local_shards.clear();
     }
 
     /// Where this node keeps its replicas.
@@ -187,6 +339,7 @@ mod tests {
             partition_epoch: PartitionEpoch(0),
             replicas: vec![NodeId(1)],
             isr: vec![NodeId(1)],
+            elr: Vec::new(),
         };
         Topic {
             id: TopicId(id),

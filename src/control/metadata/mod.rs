@@ -5,6 +5,7 @@ pub mod command;
 pub mod delta;
 pub mod envelope;
 pub mod image;
+pub mod node_config;
 pub mod snapshot;
 pub mod topic_config;
 pub mod topic_name;

@@ -81,15 +81,17 @@ impl TopicDefaults {
 pub enum InvalidSetting {
     #[error("unknown topic setting '{name}'")]
     Unknown { name: String },
+    #[error(
+        "a node has no setting '{name}' that can change while it runs: set the default of the cluster (empty name), or use its config file"
+    )]
+    NotOfNode { name: String },
     #[error("topic setting '{name}' is known to Kafka but not supported here")]
     Unsupported { name: String },
-    #[error("topic setting '{name}' cannot be '{value}': {rule}")]
+    #[error("setting '{name}' cannot be '{value}': {rule}")]
     Value { name: &'static str, value: String, rule: String },
-    #[error(
-        "topic setting '{name}' is not a list: it can be set or deleted, not appended to or subtracted from"
-    )]
+    #[error("setting '{name}' is not a list: it can be set or deleted, not appended to or subtracted from")]
     NotAList { name: &'static str },
-    #[error("topic setting '{name}' is changed more than once in one request")]
+    #[error("setting '{name}' is changed more than once in one request")]
     Twice { name: String },
 }
 
@@ -97,6 +99,8 @@ pub enum InvalidSetting {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ConfigSource {
     Topic,
+    /// Set for this node at run time.
+    Node,
     /// Set for the whole cluster at run time.
     Cluster,
     /// The node's config file.
@@ -481,7 +485,7 @@ impl Setting {
 }
 
 /// As much of a user's text as an error message shows.
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     const SHOWN_MAX: usize = 80;
     match text.char_indices().nth(SHOWN_MAX) {
         Some((at, _)) => format!("{}...", &text[..at]),

@@ -156,6 +156,46 @@ fn a_partition_whose_leader_is_gone_says_so() {
 }
 
 #[test]
+fn the_controller_is_another_node_or_unknown_when_that_is_gone() {
+    let mut client = Client::new();
+    Arc::make_mut(&mut client.view).controller = Some(NodeId(2));
+    let mut controllers = |view: fn(&mut Image)| {
+        view(Arc::make_mut(&mut client.view));
+        client.request(12, 1, &about(vec![]));
+        let known = client.response::<MetadataRequest>(12).1.controller_id;
+        client.request(1, 1, &DescribeClusterRequest::default());
+        (known, client.response::<DescribeClusterRequest>(1).1.controller_id)
+    };
+    assert_eq!(controllers(|_| {}), (2, 2));
+    let fence = |image: &mut Image| {
+        let gone = NodeInfo { fenced: true, ..NodeInfo::clone(&image.nodes[&NodeId(2)]) };
+        image.nodes.insert(NodeId(2), Arc::new(gone));
+    };
+    assert_eq!(controllers(fence), (-1, -1));
+}
+
+#[test]
+fn without_a_leader_of_the_metadata_clients_are_told_to_try_again() {
+    let mut client = Client::new();
+    let refusal = || Refusal::new(Why::NoController, "nobody leads");
+    let topic = CreatableTopic {
+        name: "new".into(),
+        num_partitions: 1,
+        replication_factor: 1,
+        ..CreatableTopic::default()
+    };
+    client.request(7, 1, &CreateTopicsRequest { topics: vec![topic], ..CreateTopicsRequest::default() });
+    let (token, _) = client.asks.remove(0);
+    client.reply(token, Reply::CreateTopics(vec![Err(refusal())]));
+    assert_eq!(client.response::<CreateTopicsRequest>(7).1.topics[0].error_code, 41);
+    client.request(4, 2, &InitProducerIdRequest::default());
+    let (token, _) = client.asks.remove(0);
+    client.reply(token, Reply::NewProducerId(Err(refusal())));
+    let (_, response) = client.response::<InitProducerIdRequest>(4);
+    assert_eq!(response.error_code, 14, "every client asks again after this one");
+}
+
+#[test]
 fn operations_are_listed_only_when_asked_for() {
     let mut client = Client::new();
     let body = MetadataRequest {
@@ -323,7 +363,7 @@ fn settings_of_topics_and_brokers_are_described_in_every_version() {
         assert!(all > 5);
         assert_eq!(
             shown,
-            [(0, 1), (3, 0), (0, 7), (42, 0), (42, 0), (42, 0), (0, all)],
+            [(0, 1), (3, 0), (0, 9), (42, 0), (42, 0), (42, 0), (0, all)],
             "each resource once"
         );
         let retention = &response.results[0].configs[0];
@@ -331,7 +371,9 @@ fn settings_of_topics_and_brokers_are_described_in_every_version() {
             (&*retention.name, retention.config_source, retention.synonyms.len()),
             ("retention.ms", 5, 1)
         );
-        assert!(response.results[2].configs.iter().all(|c| c.read_only));
+        let changeable = response.results[2].configs.iter().filter(|c| !c.read_only);
+        let changeable: Vec<_> = changeable.map(|c| &*c.name).collect();
+        assert_eq!(changeable, ["follower.replication.throttled.rate", "leader.replication.throttled.rate"]);
     }
 }
 

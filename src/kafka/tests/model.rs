@@ -169,6 +169,9 @@ fn reply(request: Request) -> Reply {
             Reply::AlterConfigs(resources.iter().map(|_| Err(refusal())).collect())
         }
         Request::NewProducerId => Reply::NewProducerId(Ok((ProducerId(1), ProducerEpoch(0)))),
+        Request::ChangeNode { .. } | Request::SetFeatureLevel { .. } => {
+            panic!("Kafka's protocol has nothing that asks for this")
+        }
     }
 }
 

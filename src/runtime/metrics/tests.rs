@@ -14,6 +14,7 @@ fn topic(id: u128, name: &str) -> Topic {
         partition_epoch: Default::default(),
         replicas: vec![NodeId(1)],
         isr: vec![NodeId(1)],
+        elr: Vec::new(),
     };
     Topic {
         id: TopicId(id),

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs unmodified Kafka clients against a node: tests/live/clients/run.sh BOOTSTRAP [CLIENT...]
 #
-# Clients: confluent kafka-python aiokafka kcat kafkajs rskafka; all of them when none is named. Prints one line per
-# check, then how many passed and failed; ends with status 1 when one failed or a client could not run.
+# Clients: confluent kafka-python aiokafka kcat kafkajs rskafka; all of them when none is named. They run at once. Prints
+# one line per check, then how many passed and failed; ends with status 1 when one failed or a client could not run.
 # Needs python3 with venv, kcat, node with npm, and cargo; what else is used comes from PyPI and npm into the target folder.
 set -euo pipefail
 
@@ -19,12 +19,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 repository=$(cd "$here/../../.." && pwd)
 tools=${CARGO_TARGET_DIR:-$repository/target}/live-clients
 mkdir -p "$tools"
-results=$(mktemp)
-trap 'rm -f "$results"' EXIT
-
-report() {
-  echo "$1" | tee -a "$results"
-}
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
 
 # A virtual environment with the pinned packages, made again when the pins change.
 python=$tools/venv/bin/python
@@ -43,56 +39,58 @@ install_kafkajs() {
   fi
 }
 
-# Runs one script; a client that ends badly without a failed check counts as failed all the same.
-run_client() {
-  local name=$1 status=0 before after
+# Runs the script of a client; one that ends badly without a failed check counts as failed all the same.
+run_script() {
+  local name=$1 status=0
   shift
-  before=$(grep -c '^FAILED' "$results" || true)
-  set +e
-  timeout --kill-after=10 900 "$@" | tee -a "$results"
-  status=${PIPESTATUS[0]}
-  set -e
-  after=$(grep -c '^FAILED' "$results" || true)
-  if [ "$status" -ne 0 ] && [ "$before" -eq "$after" ]; then
-    report "FAILED  $name: ended with status $status"
+  timeout --kill-after=10 900 "$@" > "$results/$name" || status=$?
+  if [ "$status" -ne 0 ] && ! grep -q '^FAILED' "$results/$name"; then
+    echo "FAILED  $name: ended with status $status" >> "$results/$name"
   fi
 }
 
-export PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 LIVE_NODE_MODULES=$tools/node_modules
-for client in "${clients[@]}"; do
-  case $client in
-    confluent) run_client "$client" "$python" -u "$here/confluent_client.py" "$bootstrap" ;;
-    kafka-python) run_client "$client" "$python" -u "$here/kafka_python_client.py" "$bootstrap" ;;
-    aiokafka) run_client "$client" "$python" -u "$here/aiokafka_client.py" "$bootstrap" ;;
+run_client() {
+  local name=$1 why=
+  case $name in
+    confluent) run_script "$name" "$python" -u "$here/confluent_client.py" "$bootstrap" ;;
+    kafka-python) run_script "$name" "$python" -u "$here/kafka_python_client.py" "$bootstrap" ;;
+    aiokafka) run_script "$name" "$python" -u "$here/aiokafka_client.py" "$bootstrap" ;;
     kcat)
       if command -v kcat > /dev/null; then
-        run_client "$client" "$python" -u "$here/kcat_client.py" "$bootstrap"
+        run_script "$name" "$python" -u "$here/kcat_client.py" "$bootstrap"
       else
-        report "FAILED  kcat: not installed (Debian: apt-get install kcat)"
+        why="not installed (Debian: apt-get install kcat)"
       fi
       ;;
     kafkajs)
       if ! command -v node > /dev/null || ! command -v npm > /dev/null; then
-        report "FAILED  kafkajs: node and npm are not installed (Debian: apt-get install nodejs npm)"
+        why="node and npm are not installed (Debian: apt-get install nodejs npm)"
       elif ! install_kafkajs; then
-        report "FAILED  kafkajs: npm could not install it"
+        why="npm could not install it"
       else
-        run_client "$client" "$python" -u "$here/kafkajs_client.py" "$bootstrap"
+        run_script "$name" "$python" -u "$here/kafkajs_client.py" "$bootstrap"
       fi
       ;;
     rskafka)
       if (cd "$repository" && HIGHWATER_BOOTSTRAP=$bootstrap timeout --kill-after=10 1200 \
         cargo test --quiet --test live -- --exact rust_client::rskafka_produces_and_consumes_every_codec >&2); then
-        report "ok      rskafka: every codec, headers, tombstones, 1 MiB, offsets, topics"
+        echo "ok      rskafka: every codec, headers, tombstones, 1 MiB, offsets, topics" > "$results/$name"
       else
-        report "FAILED  rskafka: see above"
+        why="see above"
       fi
       ;;
-    *) report "FAILED  $client: no such client" ;;
+    *) why="no such client" ;;
   esac
-done
+  if [ -n "$why" ]; then echo "FAILED  $name: $why" > "$results/$name"; fi
+}
 
-passed=$(grep -c '^ok ' "$results" || true)
-failed=$(grep -c '^FAILED ' "$results" || true)
+export PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 LIVE_NODE_MODULES=$tools/node_modules
+# Each has topics of its own, and waits for the node most of the time: they run at once.
+for client in "${clients[@]}"; do run_client "$client" & done
+wait
+
+for client in "${clients[@]}"; do cat "$results/$client"; done
+passed=$(cat "$results"/* | grep -c '^ok ' || true)
+failed=$(cat "$results"/* | grep -c '^FAILED ' || true)
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -133,6 +133,21 @@ impl Acked {
         None
     }
 
+    /// A batch below `end` that speaks against the record at `offset` as the first with the largest timestamp, as far
+    /// as the log is known in the life `boot`. All records of a batch have its timestamp, which grows with its number.
+    pub fn is_not_largest(&self, partition: PartitionId, offset: u64, end: u64, boot: Boot) -> Option<Uid> {
+        let places = &self.logs[&partition].places;
+        let (&base, said) = places.range(..=offset).next_back()?;
+        if said.boot < boot || base + said.records <= offset {
+            return None;
+        }
+        if base < offset {
+            return Some(said.uid);
+        }
+        let known = places.range(..end).filter(|(base, p)| p.boot >= boot && *base + p.records <= end);
+        known.map(|(_, p)| p.uid).max().filter(|&uid| uid > said.uid)
+    }
+
     /// The life `boot` ended.
     pub fn crash(&mut self, now: Instant, boot: Boot, flush_within: Duration) {
         for log in self.logs.values_mut().filter(|l| l.durability == Durability::Replicated) {

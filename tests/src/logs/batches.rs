@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::records::{HEADER, Stamp, crc_of, put_varint, take_varint, u32_at};
+use crate::records::{HEADER, Stamp, crc_of, put_stamp, put_varint, seal, take_varint, u32_at};
 use crate::rng::Rng;
 
 /// A batch to be made.
@@ -65,18 +65,7 @@ pub fn build(recipe: &Recipe, rng: &mut Rng) -> Bytes {
     out.put_u32(count - 1);
     out.put_i64(base_ms);
     out.put_i64(max_ms);
-    match recipe.stamp {
-        Some(s) => {
-            out.put_u64(s.producer);
-            out.put_u16(s.epoch);
-            out.put_u32(s.sequence);
-        }
-        None => {
-            out.put_i64(-1);
-            out.put_i16(-1);
-            out.put_i32(-1);
-        }
-    }
+    put_stamp(&mut out, recipe.stamp);
     out.put_u32(count);
     let mut r = BytesMut::new();
     for (delta, draft) in (0_i64..).zip(&recipe.records) {
@@ -108,10 +97,7 @@ pub fn build(recipe: &Recipe, rng: &mut Rng) -> Bytes {
         put_varint(&mut out, r.len() as i64);
         out.put_slice(&r);
     }
-    let length = u32::try_from(out.len() - 12).expect("a simulated batch is small");
-    out[8..12].copy_from_slice(&length.to_be_bytes());
-    let crc = crc_of(&out[21..]);
-    out[17..21].copy_from_slice(&crc.to_be_bytes());
+    seal(&mut out);
     out.freeze()
 }
 

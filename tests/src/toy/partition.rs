@@ -140,6 +140,13 @@ impl Partition {
         self.high_watermark = self.high_watermark.max(safe);
     }
 
+    /// The first record of the batch with the largest timestamp below the high watermark.
+    pub(super) fn largest_timestamp(&self) -> Option<u64> {
+        let visible = self.log.iter().take_while(|s| s.base + u64::from(s.records) <= self.high_watermark);
+        let largest = visible.max_by_key(|s| s.bytes.get(35..43).map(<[u8]>::to_vec));
+        largest.map(|s| s.base)
+    }
+
     pub(super) fn read(
         &mut self,
         to: ReplyTo,

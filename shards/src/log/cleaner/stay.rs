@@ -4,7 +4,8 @@ use super::super::segment::scan::Frame;
 use super::keys::KeyMap;
 use crate::batch::codec::{self, CodecError};
 use crate::batch::{
-    BatchError, BatchHeader, Compression, HEADER_BYTES, Rebuilt, Records, TimestampType, put_rebuilt,
+    BatchError, BatchHeader, Compression, HEADER_BYTES, Rebuilt, Records, TimestampType, plain_records,
+    put_rebuilt,
 };
 use crate::ids::Offset;
 
@@ -89,16 +90,7 @@ pub(super) fn records<'a>(
     bytes_max: usize,
     unpacked: &'a mut Vec<u8>,
 ) -> Result<Records<'a>, Unreadable> {
-    unpacked.clear();
-    let body = &batch[HEADER_BYTES..];
-    let body = match header.attributes.compression().ok_or(Unreadable)? {
-        Compression::None => body,
-        codec => {
-            codec::decompress(codec, body, bytes_max, unpacked)?;
-            unpacked
-        }
-    };
-    Ok(Records::new(header, body))
+    Ok(Records::new(header, plain_records(header, batch, bytes_max, unpacked)?))
 }
 
 impl Rule {

@@ -107,14 +107,6 @@ impl Disk {
         self.files.get_mut(&file).expect("written files exist").layers.push(layer);
     }
 
-    fn joined(parts: &[Bytes]) -> Bytes {
-        let mut all = BytesMut::new();
-        for p in parts {
-            all.extend_from_slice(p);
-        }
-        all.freeze()
-    }
-
     /// Ends one operation well, or for lack of room.
     pub fn complete(&mut self, index: usize) -> DiskEvent {
         let InFlight { op, covers } = self.in_flight.swap_remove(index);
@@ -146,7 +138,7 @@ impl Disk {
                 DiskEvent::Done { op, result: Ok(()) }
             }
             DiskOp::Write { op, file, position, parts, sync } => {
-                self.put_layer(file, position as usize, Self::joined(&parts), sync);
+                self.put_layer(file, position as usize, parts.concat().into(), sync);
                 DiskEvent::Written { op, result: Ok(()) }
             }
             DiskOp::Sync { op, file } => {
@@ -214,7 +206,7 @@ impl Disk {
                 DiskOp::Write { file, position, parts, .. } => {
                     self.in_flight.swap_remove(index);
                     let position = position as usize;
-                    let bytes = Self::joined(&parts);
+                    let bytes = Bytes::from(parts.concat());
                     let below = self.files[&file].content()[position..position + bytes.len()].to_vec();
                     if let Some(bytes) = Self::torn(random, &below, &bytes) {
                         self.put_layer(file, position, bytes, false);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::ids::PartitionId;
 use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName, SECTOR};
@@ -94,14 +94,6 @@ fn folder_of(file: FileName) -> Option<PartitionId> {
     }
 }
 
-pub fn joined(parts: &[Bytes]) -> Bytes {
-    let mut all = BytesMut::new();
-    for p in parts {
-        all.extend_from_slice(p);
-    }
-    all.freeze()
-}
-
 impl Disk {
     pub fn submit(&mut self, op: DiskOp) {
         match &op {
@@ -187,7 +179,7 @@ impl Disk {
             }
             DiskOp::Write { op, file, position, parts, sync } => {
                 let file = FileName::Journal(file);
-                self.put(file, position, &joined(&parts));
+                self.put(file, position, &parts.concat());
                 if sync {
                     self.make_durable(file);
                 }
@@ -195,7 +187,7 @@ impl Disk {
             }
             DiskOp::Put { op, .. } if full => DiskEvent::Written { op, result: Err(DiskError::NoSpace) },
             DiskOp::Put { op, file, position, parts } => {
-                self.put(file, position, &joined(&parts));
+                self.put(file, position, &parts.concat());
                 DiskEvent::Written { op, result: Ok(()) }
             }
             DiskOp::Sync { op, file } => {
@@ -234,7 +226,7 @@ impl Disk {
             DiskOp::Replace { op, .. } if full => DiskEvent::Done { op, result: Err(DiskError::NoSpace) },
             DiskOp::Replace { op, file, parts } => {
                 self.files.insert(file, File::default());
-                self.put(file, 0, &joined(&parts));
+                self.put(file, 0, &parts.concat());
                 self.make_durable(file);
                 DiskEvent::Done { op, result: Ok(()) }
             }

@@ -1,23 +1,10 @@
-//! Where replicas go: partitions on nodes when they are made, and on the shards of this node.
+//! Where the replicas of this node go: partitions on its shards.
 //!
 //! Control core, pure and deterministic.
 
 use highwater_shards::ids::{NodeId, PartitionId, PartitionIndex, ShardId};
 
 use super::metadata::image::{Image, Topic};
-
-/// Replicas for `count` partitions, `factor` each: round the nodes from `start` on, so that leaders and followers
-/// spread evenly. `None` when there are fewer nodes than that.
-pub fn spread_over_nodes(image: &Image, start: u64, count: usize, factor: usize) -> Option<Vec<Vec<NodeId>>> {
-    let nodes: Vec<NodeId> = image.nodes.values().filter(|n| !n.fenced).map(|n| n.id).collect();
-    if factor == 0 || factor > nodes.len() {
-        return None;
-    }
-    let start = usize::try_from(start % nodes.len() as u64).expect("less than the number of nodes");
-    let replicas =
-        |partition: usize| (0..factor).map(|r| nodes[(start + partition + r) % nodes.len()]).collect();
-    Some((0..count).map(replicas).collect())
-}
 
 /// How many partitions each shard of this node owns.
 #[derive(Debug)]
@@ -73,7 +60,7 @@ mod tests {
     use highwater_shards::ids::{LeaderEpoch, PartitionEpoch, TopicId};
 
     use super::*;
-    use crate::control::metadata::image::{NodeInfo, PartitionState};
+    use crate::control::metadata::image::PartitionState;
 
     fn topic(id: u128, replicas: &[NodeId], partitions: usize) -> Topic {
         let state = PartitionState {
@@ -82,6 +69,7 @@ mod tests {
             partition_epoch: PartitionEpoch(0),
             replicas: replicas.to_vec(),
             isr: replicas.to_vec(),
+            elr: Vec::new(),
         };
         Topic {
             id: TopicId(id),
@@ -129,18 +117,5 @@ mod tests {
         let placed = load.place(&mine, NodeId(1), &image);
         let id = |index| mine.partition_id(PartitionIndex(index));
         assert_eq!(placed, [(id(0), ShardId(1)), (id(2), ShardId(0))]);
-    }
-
-    #[test]
-    fn replicas_go_round_the_nodes() {
-        let mut image = Image::default();
-        for id in [1, 2, 3, 4].map(NodeId) {
-            let info = NodeInfo { id, fenced: id == NodeId(4), ..NodeInfo::default() };
-            image.nodes.insert(id, Arc::new(info));
-        }
-        let sets = spread_over_nodes(&image, 1, 3, 2).unwrap();
-        assert_eq!(sets, [[2, 3], [3, 1], [1, 2]].map(|set| set.map(NodeId).to_vec()));
-        assert_eq!(spread_over_nodes(&image, 0, 1, 4), None);
-        assert_eq!(spread_over_nodes(&image, 0, 1, 0), None);
     }
 }

@@ -1,0 +1,219 @@
+//! What openraft sends to other nodes, over [`Network`].
+//!
+//! Control core. An answer that no honest node gives is an error here: openraft takes answers for true.
+
+use std::future::Future;
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream, StreamExt as _};
+use highwater_shards::ids::NodeId;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+
+use super::metrics::Counters;
+use super::snapshot::SnapshotFile;
+use super::state::{WholeSnapshot, blocking};
+use super::types::{Member, TypeConfig, Vote, node_id};
+use super::wire::{self, Body, Chunk, ChunkAnswer};
+use crate::net::{CallError, Class, Network};
+
+/// Appends to one node that are not answered yet.
+const APPENDS_IN_FLIGHT: usize = 4;
+/// How long an append waits for its answer, which comes when the entries are durable over there.
+const APPEND_DEADLINE: Duration = Duration::from_secs(1);
+const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
+/// Installing takes longer than storing a part.
+const LAST_CHUNK_DEADLINE: Duration = Duration::from_secs(120);
+/// How often a part of a snapshot is sent again, each time after [`CHUNK_PAUSE`], before all begins anew.
+const CHUNK_TRIES: u32 = 10;
+const CHUNK_PAUSE: Duration = Duration::from_millis(200);
+
+type Answer<T> = Result<T, RPCError<TypeConfig>>;
+type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + 'a>>;
+type BoxStream<'a, T> = std::pin::Pin<Box<dyn Stream<Item = T> + 'a>>;
+
+/// Makes the ways to other nodes.
+pub(super) struct Peers<N> {
+    pub net: N,
+    pub counters: Counters,
+}
+
+/// The way to one node.
+#[derive(Clone)]
+pub(super) struct Peer<N> {
+    net: N,
+    counters: Counters,
+    /// `None` for a number that no node can have.
+    to: Option<NodeId>,
+    class: Class,
+}
+
+impl<N: Network> Peers<N> {
+    fn peer(&self, to: u64, class: Class) -> Peer<N> {
+        Peer { net: self.net.clone(), counters: self.counters.clone(), to: node_id(to), class }
+    }
+}
+
+impl<N: Network> RaftNetworkFactory<TypeConfig> for Peers<N> {
+    type Network = Peer<N>;
+
+    async fn new_client(&mut self, target: u64, _node: &Member) -> Peer<N> {
+        self.peer(target, Class::Append)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _node: &Member) -> Peer<N> {
+        self.peer(target, Class::Urgent)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, _node: &Member) -> Peer<N> {
+        self.peer(target, Class::Bulk)
+    }
+}
+
+fn strange(what: &str) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::from_string(what))
+}
+
+impl<N: Network> Peer<N> {
+    async fn ask<B: Body>(&self, class: Class, kind: u16, body: &B, deadline: Duration) -> Answer<B::Answer> {
+        let Some(to) = self.to else { return Err(strange("a member has a number that no node can have")) };
+        let answer = self.net.call(to, class, kind, wire::encode(kind, body), deadline).await;
+        let bytes = answer.map_err(|error| match &error {
+            CallError::Unreachable(..) => RPCError::Unreachable(Unreachable::new(&error)),
+            _ => RPCError::Network(NetworkError::new(&error)),
+        })?;
+        wire::decode_answer::<B>(kind, &bytes).map_err(|error| RPCError::Network(NetworkError::new(&error)))
+    }
+
+    async fn append(
+        &self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+    ) -> Answer<AppendEntriesResponse<TypeConfig>> {
+        let answer = self.ask(self.class, wire::APPEND, &rpc, APPEND_DEADLINE).await?;
+        match answer {
+            AppendEntriesResponse::Conflict if rpc.prev_log_id.is_none() => {
+                Err(strange("a log that has nothing before it cannot conflict"))
+            }
+            AppendEntriesResponse::PartialSuccess(_) => Err(strange("an append is taken as a whole or not")),
+            answer => Ok(answer),
+        }
+    }
+
+    /// Sends all of a snapshot; the receiver's vote when it is installed.
+    async fn send(&self, vote: Vote, file: &SnapshotFile) -> Result<Vote, StreamingError<TypeConfig>> {
+        let transfer = u64::from(file.crc) << 32 | (file.len & 0xffff_ffff);
+        let (mut offset, mut tries) = (0, 0);
+        loop {
+            let read = file.clone();
+            let bytes = blocking(move || read.chunk(offset)).await;
+            let bytes = bytes.map_err(|error| NetworkError::new(&error))?;
+            let end = offset + bytes.len() as u64;
+            let chunk = Chunk { vote, transfer, len: file.len, crc: file.crc, offset, bytes };
+            let deadline = if end == file.len { LAST_CHUNK_DEADLINE } else { CHUNK_DEADLINE };
+            let failed = match self.ask(Class::Bulk, wire::SNAPSHOT_CHUNK, &chunk, deadline).await {
+                Ok(ChunkAnswer::Next(next)) if next <= file.len && next < end + 1 && next != offset => {
+                    (offset, tries) = (next, if next == end { 0 } else { tries + 1 });
+                    if tries < CHUNK_TRIES {
+                        continue;
+                    }
+                    strange("the receiver asks for the same parts again and again")
+                }
+                Ok(ChunkAnswer::Done(vote) | ChunkAnswer::HigherVote(vote)) => return Ok(vote),
+                Ok(ChunkAnswer::Failed(why)) => return Err(NetworkError::from_string(why).into()),
+                Ok(ChunkAnswer::Busy) => strange("the receiver is busy with another snapshot"),
+                Ok(ChunkAnswer::Next(_)) => strange("the receiver asks for what was not sent"),
+                Err(error) => error,
+            };
+            tries += 1;
+            if tries >= CHUNK_TRIES {
+                return Err(failed.into());
+            }
+            tokio::time::sleep(CHUNK_PAUSE).await;
+        }
+    }
+}
+
+impl<N: Network> RaftNetworkV2<TypeConfig> for Peer<N> {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Answer<AppendEntriesResponse<TypeConfig>> {
+        self.append(rpc).await
+    }
+
+    /// Several appends are under way; their answers come in order, up to the first that is no success.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Answer<BoxStream<'s, Answer<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + 'static,
+    {
+        let peer = self.clone();
+        let answers = input.map(move |rpc| {
+            let peer = peer.clone();
+            async move {
+                let before = rpc.prev_log_id;
+                let last = rpc.entries.last().map(|entry| entry.log_id).or(before);
+                Ok(peer.append(rpc).await?.into_stream_result(before, last))
+            }
+        });
+        let answers = answers.buffered(APPENDS_IN_FLIGHT);
+        let until_failure = stream::unfold(Some(answers), async |answers| {
+            let mut answers = answers?;
+            let answer = answers.next().await?;
+            let goes_on = matches!(answer, Ok(Ok(_)));
+            Some((answer, goes_on.then_some(answers)))
+        });
+        let until_failure: BoxStream<'s, _> = Box::pin(until_failure);
+        Box::pin(async move { Ok(until_failure) })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Answer<VoteResponse<TypeConfig>> {
+        self.ask(Class::Urgent, wire::VOTE, &rpc, option.hard_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Answer<VoteResponse<TypeConfig>> {
+        self.ask(Class::Urgent, wire::PRE_VOTE, &rpc, option.hard_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: WholeSnapshot,
+        cancel: impl Future<Output = ReplicationClosed> + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let vote = tokio::select! {
+            biased;
+            closed = cancel => return Err(closed.into()),
+            sent = self.send(vote, &snapshot.snapshot) => sent?,
+        };
+        self.counters.count(|stats| stats.snapshots_sent += 1);
+        Ok(SnapshotResponse::new(vote))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Answer<TransferLeaderResponse<TypeConfig>> {
+        self.ask(Class::Urgent, wire::TRANSFER_LEADER, &request, option.hard_ttl()).await
+    }
+}
