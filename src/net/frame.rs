@@ -126,12 +126,18 @@ pub fn seal(header: &Header, chunk: &[u8], key: &mut FrameKey, out: &mut Vec<u8>
     out.extend_from_slice(&tag);
 }
 
-/// Takes the next frame from the front of `bytes`: its header, its chunk and how many bytes it used. `None` while it is
-/// not there as a whole. After an error the connection is of no use.
-pub fn open<'a>(
-    bytes: &'a [u8],
-    key: &mut FrameKey,
-) -> Result<Option<(Header, &'a [u8], usize)>, FrameError> {
+/// A frame that passed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened<'a> {
+    pub header: Header,
+    pub chunk: &'a [u8],
+    /// Bytes that the frame took.
+    pub used: usize,
+}
+
+/// Takes the next frame from the front of `bytes`; `None` while it is not there as a whole. After an error the connection
+/// is of no use.
+pub fn open<'a>(bytes: &'a [u8], key: &mut FrameKey) -> Result<Option<Opened<'a>>, FrameError> {
     let Some((len, _)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
     let chunk_len = usize::try_from(u32::from_le_bytes(*len)).unwrap_or(usize::MAX);
     if chunk_len > CHUNK_MAX {
@@ -141,7 +147,7 @@ pub fn open<'a>(
     let (signed, tag) = frame.split_at(HEADER_LEN + chunk_len);
     key.verify(signed, tag)?;
     let (header, chunk) = signed.split_first_chunk().expect("the header is part of it");
-    Ok(Some((Header::decode(header)?, chunk, frame.len())))
+    Ok(Some(Opened { header: Header::decode(header)?, chunk, used: frame.len() }))
 }
 
 /// A body that has come as a whole.
@@ -249,7 +255,7 @@ mod tests {
         let mut calls = Vec::new();
         loop {
             match open(bytes, key) {
-                Ok(Some((header, _, used))) => {
+                Ok(Some(Opened { header, used, .. })) => {
                     calls.push(header.call);
                     bytes = &bytes[used..];
                 }

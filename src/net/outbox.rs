@@ -131,7 +131,7 @@ fn cost(outgoing: &Outgoing) -> usize {
 mod tests {
     use super::*;
     use crate::net::auth::session::tests::pair;
-    use crate::net::frame::open;
+    use crate::net::frame::{Opened, open};
 
     const MIB: usize = 1 << 20;
 
@@ -159,7 +159,7 @@ mod tests {
         }
         let mut order = Vec::new();
         let mut rest = &bytes[..];
-        while let Some((header, _, used)) = open(rest, &mut b.receive).unwrap() {
+        while let Some(Opened { header, used, .. }) = open(rest, &mut b.receive).unwrap() {
             if order.last() != Some(&header.call) {
                 order.push(header.call);
             }

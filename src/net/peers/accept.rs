@@ -17,10 +17,10 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::connection::{self, Handler, Liveness, Pipe};
-use super::handshake::{self, Own};
+use super::handshake;
 use super::link::Closed;
 use super::{Inner, tcp};
-use crate::net::auth::{Judged, PeerIdentity};
+use crate::net::auth::{Acceptor, HandshakeError, Judged, PeerIdentity};
 use crate::net::frame::{FrameError, Header, Message, Type};
 use crate::net::outbox::Outgoing;
 use crate::net::refusals::Who;
@@ -183,11 +183,15 @@ impl Inner {
 
 /// The handshake with a stranger. Its future is what a stranger costs.
 async fn greet(inner: Rc<Inner>, mut stream: TcpStream, from: IpAddr, id: u64) {
-    let result = {
-        let known = |node| inner.known(node);
-        let own = Own { secret: &inner.secret, me: inner.me.get(), known: &known };
-        handshake::accept(&mut stream, &own, &|| inner.has_room(from)).await
+    let hear = |hello: &_| {
+        // Drawn only now: who connects and says nothing costs no entropy.
+        let nonce = handshake::nonce().map_err(|_| HandshakeError::Unfinished)?;
+        Acceptor::new(&inner.me.get(), hello, &nonce)
     };
+    let judge = |acceptor: &Acceptor, proof: &_| {
+        acceptor.verdict(&inner.secret, proof, &|node| inner.known(node), inner.has_room(from))
+    };
+    let result = handshake::accept(&mut stream, hear, judge).await;
     match result {
         Err(error) => inner.note_inbound(from, error.name(), &error.to_string()),
         Ok(judged) => match (judged.refusal, judged.why()) {
@@ -204,9 +208,9 @@ fn welcome(inner: &Rc<Inner>, stream: TcpStream, from: IpAddr, id: u64, judged: 
         return tracing::debug!(%from, "a peer's connection broke at once: {error}");
     }
     let peer = Rc::new(judged.peer);
-    for ((node, _), (link, _)) in &*inner.links.borrow() {
+    for ((node, _), kept) in &*inner.links.borrow() {
         if *node == peer.node {
-            link.heard_of();
+            kept.link.heard_of();
         }
     }
     let mut inbound = inner.inbound.borrow_mut();
@@ -326,14 +330,9 @@ impl Handler for Answerer {
 /// Sends an answer, or the reason of a refusal.
 fn put(pipe: &Pipe, class: Class, kind: u16, call: u64, answer: Result<Bytes, String>) {
     let refusal = |why: &str| {
-        let end = why.floor_char_boundary(REFUSAL_MAX);
-        Outgoing {
-            what: Type::Refusal,
-            class,
-            kind,
-            call,
-            body: Bytes::copy_from_slice(why[..end].as_bytes()),
-        }
+        let end = (0..=why.len().min(REFUSAL_MAX)).rfind(|end| why.is_char_boundary(*end)).unwrap_or(0);
+        let body = Bytes::copy_from_slice(&why.as_bytes()[..end]);
+        Outgoing { what: Type::Refusal, class, kind, call, body }
     };
     let outgoing = match answer {
         Ok(body) if body.len() > BODY_MAX => refusal("the answer is too large"),

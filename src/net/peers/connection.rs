@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::net::auth::session::{FrameKey, Keys};
-use crate::net::frame::{self, Assembler, FRAME_MAX, FrameError, Header, Message, Type};
+use crate::net::frame::{self, Assembler, FRAME_MAX, FrameError, Header, Message, Opened, Type};
 use crate::net::outbox::Outbox;
 use crate::net::stats::{PeerCounters, add};
 
@@ -158,7 +158,8 @@ async fn receive<S: AsyncRead>(
         filled += len;
         add(&counters.bytes_in, len as u64);
         let mut used = 0;
-        while let Some((header, chunk, len)) = frame::open(&buffer[used..filled], &mut key)? {
+        while let Some(frame) = frame::open(&buffer[used..filled], &mut key)? {
+            let Opened { header, chunk, used: len } = frame;
             used += len;
             add(&counters.frames_in, 1);
             if header.what == Type::Ping {

@@ -12,7 +12,7 @@ use crate::net::auth::{
     Secret, VERDICT_LEN,
 };
 
-/// What one node brings to a handshake.
+/// What a dialer brings to a handshake.
 pub(super) struct Own<'a> {
     pub secret: &'a Secret,
     pub me: PeerIdentity,
@@ -50,23 +50,27 @@ pub(super) async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(Box::new(judged))
 }
 
-/// The acceptor's end, as [`dial`]. `room` says whether there is room for one more connection.
+/// The acceptor's end, as [`dial`]: `hear` takes the dialer's hello and `judge` its proof. What is held while it waits is
+/// what a stranger costs, so nothing outlives its use.
 pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    own: &Own<'_>,
-    room: &dyn Fn() -> bool,
+    hear: impl FnOnce(&[u8; HELLO_LEN]) -> Result<Acceptor, HandshakeError>,
+    judge: impl FnOnce(&Acceptor, &[u8; PROOF_LEN]) -> Result<(Judged, [u8; VERDICT_LEN]), HandshakeError>,
 ) -> Result<Box<Judged>, HandshakeError> {
-    let mut buffer = [0; HELLO_LEN];
-    receive(stream, &mut buffer).await?;
-    // Drawn only now: who connects and says nothing costs no entropy.
-    let nonce = nonce().map_err(|_| HandshakeError::Unfinished)?;
-    let acceptor = Acceptor::new(&own.me, &buffer, &nonce)?;
-    send(stream, acceptor.hello()).await?;
-    let proof = buffer.first_chunk_mut::<PROOF_LEN>().expect("a hello is longer than a proof");
-    receive(stream, proof).await?;
-    let (judged, verdict) = acceptor.verdict(own.secret, proof, own.known, room())?;
-    let mut judged = Box::new(judged);
-    send(stream, &verdict).await?;
+    let mut judged = {
+        let acceptor = {
+            let mut hello = [0; HELLO_LEN];
+            receive(stream, &mut hello).await?;
+            hear(&hello)?
+        };
+        send(stream, acceptor.hello()).await?;
+        let mut proof = [0; PROOF_LEN];
+        receive(stream, &mut proof).await?;
+        let (judged, verdict) = judge(&acceptor, &proof)?;
+        let judged = Box::new(judged);
+        send(stream, &verdict).await?;
+        judged
+    };
     let mut open = [0; OPEN_LEN];
     // Taken from a refused dialer too: closing with something unread could cost it the verdict.
     match receive(stream, &mut open).await {

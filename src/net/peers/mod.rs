@@ -146,7 +146,7 @@ struct Inner {
     addresses: RefCell<BTreeMap<NodeId, Endpoint>>,
     /// The disk that a node is known by in the committed image.
     disks: RefCell<BTreeMap<NodeId, DiskId>>,
-    links: RefCell<BTreeMap<(NodeId, Lane), (Rc<Link>, AbortHandle)>>,
+    links: RefCell<BTreeMap<(NodeId, Lane), Kept>>,
     inbound: RefCell<Inbound>,
     incoming: mpsc::Sender<Incoming>,
     incoming_bytes: Rc<Cell<usize>>,
@@ -156,6 +156,12 @@ struct Inner {
     random: RefCell<Xoshiro256PlusPlus>,
     started: Instant,
     door: Cell<Option<AbortHandle>>,
+}
+
+/// A link, and the task that dials for it.
+struct Kept {
+    link: Rc<Link>,
+    task: AbortHandle,
 }
 
 /// Why there is no connection.
@@ -334,23 +340,28 @@ impl Drop for OneOff<'_> {
 
 impl Inner {
     fn link(self: &Rc<Self>, to: NodeId, lane: Lane) -> Option<Rc<Link>> {
-        if let Some((link, _)) = self.links.borrow().get(&(to, lane)) {
-            return Some(Rc::clone(link));
+        if let Some(kept) = self.links.borrow().get(&(to, lane)) {
+            return Some(Rc::clone(&kept.link));
         }
         let at = self.addresses.borrow().get(&to)?.clone();
         let link = Rc::new(Link::new(&self.config, self.counters_of(to)));
         let task = tokio::task::spawn_local(Rc::clone(self).keep_linked(to, at, Rc::clone(&link)));
-        self.links.borrow_mut().insert((to, lane), (Rc::clone(&link), task.abort_handle()));
+        self.links
+            .borrow_mut()
+            .insert((to, lane), Kept { link: Rc::clone(&link), task: task.abort_handle() });
         Some(link)
     }
 
     fn close_links(&self, of: impl Fn(NodeId, &Link) -> bool, why: &str) {
-        let mut links = self.links.borrow_mut();
-        let closed: Vec<_> = links.extract_if(.., |(node, _), (link, _)| of(*node, link)).collect();
-        drop(links);
-        for (_, (link, task)) in closed {
-            task.abort();
-            link.fail_all(why);
+        let closes = |((node, _), kept): (&(NodeId, Lane), &Kept)| of(*node, &kept.link);
+        let closed: Vec<_> =
+            self.links.borrow().iter().filter(|entry| closes(*entry)).map(|(at, _)| *at).collect();
+        for at in closed {
+            let kept = self.links.borrow_mut().remove(&at);
+            if let Some(Kept { link, task }) = kept {
+                task.abort();
+                link.fail_all(why);
+            }
         }
     }
 

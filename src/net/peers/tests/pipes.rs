@@ -5,15 +5,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use super::super::handshake::{accept, dial};
 use super::*;
 use crate::net::auth::session::tests::pair;
-use crate::net::auth::{HELLO_LEN, OPEN_LEN, PROOF_LEN, VERDICT_LEN};
-use crate::net::frame::{FRAME_MAX, Header, Type, open, seal};
+use crate::net::auth::{Acceptor, HELLO_LEN, OPEN_LEN, PROOF_LEN, VERDICT_LEN};
+use crate::net::frame::{FRAME_MAX, Header, Opened, Type, open, seal};
 
 type Outcome = Result<Box<Judged>, HandshakeError>;
 
 /// A handshake over a pipe that ends after so many bytes of the dialer and of the acceptor.
 async fn handshake_cut(dialers: usize, acceptors: usize) -> (Outcome, Outcome) {
     let secret = Secret::new(SECRET).unwrap();
-    let own = |id| Own { secret: &secret, me: node(id, CLUSTER), known: &|_| None };
+    let own = Own { secret: &secret, me: node(1, CLUSTER), known: &|_| None };
     let (mut dialer, dialers_end) = duplex(1024);
     let (mut acceptor, acceptors_end) = duplex(1024);
     let pass = async {
@@ -32,12 +32,14 @@ async fn handshake_cut(dialers: usize, acceptors: usize) -> (Outcome, Outcome) {
         tokio::join!(there, back);
     };
     let dialed = async {
-        let outcome = dial(&mut dialer, &own(1), Some(NodeId(2)), &[7; 32]).await;
+        let outcome = dial(&mut dialer, &own, Some(NodeId(2)), &[7; 32]).await;
         drop(dialer);
         outcome
     };
     let accepted = async {
-        let outcome = accept(&mut acceptor, &own(2), &|| true).await;
+        let hear = |hello: &_| Acceptor::new(&node(2, CLUSTER), hello, &[8; 32]);
+        let judge = |acceptor: &Acceptor, proof: &_| acceptor.verdict(&secret, proof, &|_| None, true);
+        let outcome = accept(&mut acceptor, hear, judge).await;
         drop(acceptor);
         outcome
     };
@@ -73,7 +75,7 @@ impl Hand {
     /// The next frame, and the bytes it took.
     async fn frame(&mut self) -> Option<(Header, usize)> {
         loop {
-            if let Some((header, _, used)) = open(&self.bytes, &mut self.keys.receive).unwrap() {
+            if let Some(Opened { header, used, .. }) = open(&self.bytes, &mut self.keys.receive).unwrap() {
                 self.bytes.drain(..used);
                 return Some((header, used));
             }

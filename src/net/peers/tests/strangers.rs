@@ -81,6 +81,7 @@ fn a_stranger_takes_at_most_a_kibibyte_silent_or_half_way_through_the_handshake(
         let sockets = held_for_strangers(STRANGERS, hello, false);
         let all = held_for_strangers(STRANGERS, hello, true);
         let each = all.saturating_sub(sockets) / STRANGERS as u64;
+        println!("a stranger takes {each} bytes");
         assert!(each > 100, "something is held for each, and was not seen: {each} bytes");
         assert!(each <= STRANGER_BYTES_MAX, "{each} bytes");
     }
