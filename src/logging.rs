@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use tracing_subscriber::Layer as _;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -48,6 +48,7 @@ pub fn init(log: &Log) -> Result<Logging, Failure> {
     let filter: Targets = log.level.parse().map_err(|e| {
         Failure::new(ExitStatus::Refused, format!("`log.level: {}` is not usable: {e}", log.level))
     })?;
+    let filter = quiet_openraft(filter, &log.level);
     let (queue, lines) = sync_channel(LINES_MAX);
     let dropped = Arc::new(AtomicU64::new(0));
     let writer = Writer { queue: queue.clone(), dropped: Arc::clone(&dropped) };
@@ -71,6 +72,16 @@ pub fn init(log: &Log) -> Result<Logging, Failure> {
             Failure::new(ExitStatus::Environment, format!("no thread for the log could be started: {e}"))
         })?;
     Ok(Logging { queue, thread: Some(thread) })
+}
+
+/// openraft tells at level info what it does; only its warnings are for operators, unless they ask for more by name.
+fn quiet_openraft(filter: Targets, level: &str) -> Targets {
+    match filter.default_level() {
+        Some(default) if default > LevelFilter::WARN && !level.contains("openraft") => {
+            filter.with_target("openraft", LevelFilter::WARN)
+        }
+        _ => filter,
+    }
 }
 
 fn write_out(lines: &Receiver<Item>, dropped: &AtomicU64, out: &mut impl Write) {

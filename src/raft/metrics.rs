@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// The longest time that a histogram tells apart, in µs.
-const MICROS_MAX: u64 = 60_000_000;
+/// The times that a histogram tells apart, in ns.
+const NANOS_MIN: u64 = 1_000;
+const NANOS_MAX: u64 = 60_000_000_000;
 /// The largest batch that a histogram tells apart.
 const BATCH_MAX: u64 = 1_000_000;
 
-/// Counters and distributions since the start. Times are in µs.
+/// Counters and distributions since the start. Times are in ns.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RaftStats {
@@ -40,20 +41,20 @@ pub struct RaftStats {
     /// Flushes that met a full disk and were done again.
     pub disk_full: u64,
     /// From a proposal to its entry in the hands of the control core.
-    pub proposal_micros: Histogram<u64>,
+    pub proposal_nanos: Histogram<u64>,
     /// From the append of entries to their being durable.
-    pub append_micros: Histogram<u64>,
+    pub append_nanos: Histogram<u64>,
     /// From a vote to its being durable.
-    pub vote_micros: Histogram<u64>,
+    pub vote_nanos: Histogram<u64>,
     /// A transaction with its flush.
-    pub flush_micros: Histogram<u64>,
+    pub flush_nanos: Histogram<u64>,
     /// Entries in a transaction.
     pub batch_entries: Histogram<u64>,
 }
 
 impl Default for RaftStats {
     fn default() -> Self {
-        let micros = || Histogram::new_with_max(MICROS_MAX, 2).expect("the bounds are sound");
+        let nanos = || Histogram::new_with_bounds(NANOS_MIN, NANOS_MAX, 2).expect("the bounds are sound");
         Self {
             proposals: 0,
             proposals_failed: 0,
@@ -68,18 +69,18 @@ impl Default for RaftStats {
             entries_written: 0,
             flushes: 0,
             disk_full: 0,
-            proposal_micros: micros(),
-            append_micros: micros(),
-            vote_micros: micros(),
-            flush_micros: micros(),
+            proposal_nanos: nanos(),
+            append_nanos: nanos(),
+            vote_nanos: nanos(),
+            flush_nanos: nanos(),
             batch_entries: Histogram::new_with_max(BATCH_MAX, 2).expect("the bounds are sound"),
         }
     }
 }
 
-/// Adds a time to a histogram of µs.
+/// Adds a time to a histogram of ns.
 pub(super) fn record(histogram: &mut Histogram<u64>, time: Duration) {
-    histogram.saturating_record(u64::try_from(time.as_micros()).unwrap_or(MICROS_MAX));
+    histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(NANOS_MAX));
 }
 
 /// Where both threads count.

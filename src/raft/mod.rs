@@ -306,7 +306,11 @@ impl Raft {
 
     /// A sole voter has nobody to wait for.
     async fn elect_sole_voter(&self) {
-        if self.0.group.voter_ids().eq([raft_id(self.0.node)]) {
+        let me = raft_id(self.0.node);
+        let is_sole = move |state: &openraft::RaftState<TypeConfig>| {
+            state.membership_state.effective().voter_ids().eq([me])
+        };
+        if let Ok(true) = self.0.group.with_raft_state(is_sole).await {
             // A group that has ended says so by an event.
             let _ = self.0.group.trigger().elect(false).await;
         }
@@ -382,33 +386,38 @@ impl Network for Alone {
     }
 }
 
-/// Tells who leads, and the end.
+/// Tells who leads, and the end. A node that is the only member and leads has nobody to keep time with: its clock is
+/// stopped, so that it is quiet while nothing happens.
 async fn watch(group: Group, events: mpsc::Sender<Event>) {
-    let mut metrics = group.metrics();
+    let mut metrics = group.server_metrics();
     let mut told = None;
     loop {
-        let (term, leader, ended) = {
+        let (term, leader, alone) = {
             let now = metrics.borrow_and_update();
-            (now.current_term, now.current_leader.and_then(node_id), now.running_state.clone().err())
+            let alone = now.current_leader == Some(now.id) && now.membership_config.nodes().count() == 1;
+            let leader = now.current_leader.and_then(node_id);
+            (now.vote.leader_id.term, leader, alone)
         };
-        let event = match ended {
-            Some(error) => Event::Failed(RaftError::Fatal(error.to_string())),
-            None if told != Some((term, leader)) => {
-                told = Some((term, leader));
-                Event::Input(Input::Leadership { term, leader })
+        group.runtime_config().tick(!alone);
+        if told != Some((term, leader)) {
+            told = Some((term, leader));
+            match leader {
+                Some(leader) => tracing::info!(term, %leader, "the metadata has a leader"),
+                None => tracing::debug!(term, "no leader of the metadata is known"),
             }
-            None => {
-                if metrics.changed().await.is_err() {
-                    return;
-                }
-                continue;
+            if events.send(Event::Input(Input::Leadership { term, leader })).await.is_err() {
+                return;
             }
-        };
-        let is_last = matches!(event, Event::Failed(_));
-        if events.send(event).await.is_err() || is_last {
-            return;
+        }
+        if metrics.changed().await.is_err() {
+            break;
         }
     }
+    let metrics = group.metrics();
+    let ended = metrics.borrow_watched().running_state.clone();
+    let reason = ended.err().map_or_else(|| "it has stopped".into(), |error| error.to_string());
+    // Without a control loop nobody has to stop.
+    let _ = events.send(Event::Failed(RaftError::Fatal(reason))).await;
 }
 
 #[expect(clippy::disallowed_methods, reason = "driver: measures how long proposals take")]

@@ -77,7 +77,7 @@ impl Shared {
     /// Takes away the own proposal if this is it.
     fn take_own(&self, tag: Option<Tag>) -> Option<ProposalId> {
         let own = self.own.borrow_mut().take_if(|own| Some(own.tag) == tag)?;
-        self.counters.count(|stats| record(&mut stats.proposal_micros, own.since.elapsed()));
+        self.counters.count(|stats| record(&mut stats.proposal_nanos, own.since.elapsed()));
         self.own_applied.notify_one();
         Some(own.proposal)
     }

@@ -360,6 +360,7 @@ impl Loop {
                 ready: self.core.control.is_ready(),
                 image: Arc::new(self.core.control.image().clone()),
                 control: self.core.control.stats(),
+                raft: Some((self.raft.status(), self.raft.stats())),
                 shards: asked.shards,
             };
             // Who asked may have gone.
@@ -368,10 +369,16 @@ impl Loop {
     }
 
     /// The shards have stopped: lets metadata log and store finish and gives the data directory back.
-    async fn end(self, late: Vec<ShardId>) -> Result<(), NodeError> {
-        // What is still applied has nobody to go to.
-        drop(self.raft_events);
-        self.raft.shutdown().await;
+    async fn end(mut self, late: Vec<ShardId>) -> Result<(), NodeError> {
+        // What is still applied comes as events, and waits for somebody to take them.
+        let ended = async {
+            while self.raft_events.recv().await.is_some() {}
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = self.raft.shutdown() => {}
+            () = ended => {}
+        }
         let ControlCore { store, shards, data_dir, .. } = self.core;
         drop(store);
         if !late.is_empty() {

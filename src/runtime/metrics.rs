@@ -13,6 +13,7 @@ use highwater_shards::stats::{PARTITIONS_MAX, PartitionStats, RequestStats, Shar
 use super::Snapshot;
 use crate::control::ControlStats;
 use crate::control::metadata::image::Image;
+use crate::raft::{RaftStats, Status};
 
 /// Upper bounds of the buckets of latencies, in nanoseconds, with their names in seconds.
 const BUCKETS: [(u64, &str); 18] = [
@@ -87,6 +88,63 @@ const IMAGE: [Family<Image>; 6] = [
     gauge("partitions_without_leader", "Partitions that nobody leads.", |i| i.leaderless_count() as u64),
     gauge("topics", "Topics of the cluster.", |i| i.topic_count() as u64),
     gauge("partitions", "Partitions of the cluster.", |i| i.partition_count() as u64),
+];
+
+const RAFT_STATUS: [Family<Status>; 9] = [
+    gauge("raft_term", "The term of the metadata's Raft group.", |s| s.term),
+    gauge("raft_leader", "The node that leads the metadata; 0 when none is known.", |s| {
+        s.leader.map_or(0, |leader| u64::from(leader.0))
+    }),
+    gauge("raft_is_leader", "Whether this node leads the metadata.", |s| u64::from(s.leader == Some(s.node))),
+    gauge("raft_voters", "Voters of the Raft group.", |s| s.voters.len() as u64),
+    gauge("raft_learners", "Learners of the Raft group.", |s| s.learners.len() as u64),
+    gauge("raft_last_index", "The last index of the Raft log.", |s| s.last_log.unwrap_or(0)),
+    gauge("raft_committed_index", "The last index that this node knows to be committed.", |s| {
+        s.committed.unwrap_or(0)
+    }),
+    gauge("raft_applied_index", "The last index that this node has applied.", |s| s.applied.unwrap_or(0)),
+    gauge("raft_snapshot_index", "The last index that the snapshot holds.", |s| s.snapshot.unwrap_or(0)),
+];
+
+const RAFT: [Family<RaftStats>; 12] = [
+    counter("raft_proposals_repeated_total", "Attempts beyond the first of a proposal.", |s| {
+        s.proposals_repeated
+    }),
+    counter("raft_forwarded_total", "Proposals of other nodes that this one took in as leader.", |s| {
+        s.forwarded
+    }),
+    counter("raft_duplicates_total", "Entries that were in the log already, and had no effect.", |s| {
+        s.duplicates
+    }),
+    counter("raft_applied_total", "Entries of the Raft log applied since the start.", |s| s.applied),
+    counter("raft_snapshots_built_total", "Snapshots of the metadata built.", |s| s.snapshots_built),
+    counter("raft_snapshots_installed_total", "Snapshots of the metadata installed.", |s| {
+        s.snapshots_installed
+    }),
+    counter("raft_snapshots_sent_total", "Snapshots of the metadata sent to other nodes.", |s| {
+        s.snapshots_sent
+    }),
+    counter("raft_calls_refused_total", "Calls of other nodes that were refused.", |s| s.calls_refused),
+    counter("raft_written_entries_total", "Entries written to the Raft log.", |s| s.entries_written),
+    counter("raft_flushes_total", "Flushes of the Raft log.", |s| s.flushes),
+    counter("raft_disk_full_total", "Writes of the Raft log that met a full disk.", |s| s.disk_full),
+    counter("raft_proposals_failed_total", "Proposals that did not get into the Raft log.", |s| {
+        s.proposals_failed
+    }),
+];
+
+/// A family of latencies.
+type Latency = (&'static str, &'static str, fn(&RaftStats) -> &Histogram<u64>);
+
+const RAFT_LATENCIES: [Latency; 4] = [
+    ("highwater_raft_proposal_seconds", "From a proposal to its being applied here.", |s| &s.proposal_nanos),
+    ("highwater_raft_append_seconds", "From an append to the Raft log to its being durable.", |s| {
+        &s.append_nanos
+    }),
+    ("highwater_raft_vote_seconds", "From a vote to its being durable.", |s| &s.vote_nanos),
+    ("highwater_raft_flush_seconds", "Transactions of the Raft log, each with its flush.", |s| {
+        &s.flush_nanos
+    }),
 ];
 
 const SHARD: [Family<ShardStats>; 34] = [
@@ -174,9 +232,32 @@ pub(super) fn render(snapshot: &Snapshot, process: &ProcessStats) -> String {
     for family in &IMAGE {
         out.whole(family, &snapshot.image);
     }
+    if let Some((status, stats)) = &snapshot.raft {
+        raft(&mut out, status, stats);
+    }
     shards(&mut out, snapshot);
     partitions(&mut out, snapshot);
     out.text
+}
+
+fn raft(out: &mut Exposition, status: &Status, stats: &RaftStats) {
+    for family in &RAFT_STATUS {
+        out.whole(family, status);
+    }
+    let name = "highwater_raft_lag_entries";
+    out.family(name, Kind::Gauge, "Entries that a member lacks of the leader's log; told by the leader.");
+    for (node, progress) in &status.progress {
+        let next = |index: Option<u64>| index.map_or(0, |index| index + 1);
+        let lag = next(status.last_log).saturating_sub(next(progress.matched));
+        out.sample(name, &[("node", node)], lag);
+    }
+    for family in &RAFT {
+        out.whole(family, stats);
+    }
+    for (name, help, recorded) in RAFT_LATENCIES {
+        out.family(name, Kind::Histogram, help);
+        out.histogram(name, None, Some(recorded(stats)));
+    }
 }
 
 fn shards(out: &mut Exposition, snapshot: &Snapshot) {
@@ -234,12 +315,12 @@ fn shards(out: &mut Exposition, snapshot: &Snapshot) {
     let name = "highwater_append_seconds";
     out.family(name, Kind::Histogram, "From the arrival of an append at its partition to its answer.");
     for (shard, stats) in &up {
-        out.histogram(name, *shard, stats.append_latency.as_ref());
+        out.histogram(name, Some(*shard), stats.append_latency.as_ref());
     }
     let name = "highwater_flush_seconds";
     out.family(name, Kind::Histogram, "From handing a synced write to the disk to its completion.");
     for (shard, stats) in &up {
-        out.histogram(name, *shard, stats.flush_latency.as_ref());
+        out.histogram(name, Some(*shard), stats.flush_latency.as_ref());
     }
 }
 
@@ -343,9 +424,11 @@ impl Exposition {
         self.line(format_args!("{close} {value}\n"));
     }
 
-    /// The buckets, sum and count of one shard's latencies, recorded in nanoseconds.
-    fn histogram(&mut self, name: &str, shard: ShardId, recorded: Option<&Histogram<u64>>) {
+    /// The buckets, sum and count of latencies, of one shard or of the node, recorded in nanoseconds.
+    fn histogram(&mut self, name: &str, shard: Option<ShardId>, recorded: Option<&Histogram<u64>>) {
         let Some(recorded) = recorded else { return };
+        let source = shard.as_ref().map(|shard| ("shard", shard as &dyn Display));
+        let labels: Vec<_> = source.into_iter().collect();
         let bucket = format!("{name}_bucket");
         let mut values = recorded.iter_recorded().peekable();
         let mut below = 0;
@@ -353,12 +436,12 @@ impl Exposition {
             while let Some(value) = values.next_if(|value| value.value_iterated_to() <= bound) {
                 below += value.count_at_value();
             }
-            self.sample(&bucket, &[("shard", &shard), ("le", &shown)], below);
+            self.sample(&bucket, &with_bound(&labels, &shown), below);
         }
-        self.sample(&bucket, &[("shard", &shard), ("le", &"+Inf")], recorded.len());
+        self.sample(&bucket, &with_bound(&labels, &"+Inf"), recorded.len());
         let sum = recorded.mean() * recorded.len() as f64 / 1e9;
-        self.sample(&format!("{name}_sum"), &[("shard", &shard)], sum);
-        self.sample(&format!("{name}_count"), &[("shard", &shard)], recorded.len());
+        self.sample(&format!("{name}_sum"), &labels, sum);
+        self.sample(&format!("{name}_count"), &labels, recorded.len());
     }
 
     /// The buckets, sum and count of one kind of request.
@@ -379,6 +462,12 @@ impl Exposition {
     fn line(&mut self, text: std::fmt::Arguments<'_>) {
         self.text.write_fmt(text).expect("a string takes everything");
     }
+}
+
+type Label<'a> = (&'static str, &'a dyn Display);
+
+fn with_bound<'a>(labels: &[Label<'a>], bound: &'a dyn Display) -> Vec<Label<'a>> {
+    labels.iter().copied().chain([("le", bound)]).collect()
 }
 
 #[cfg(test)]

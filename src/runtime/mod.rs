@@ -24,7 +24,7 @@ use crate::control::metadata::image::Image;
 use crate::control::request::{Reply, Request};
 use crate::control::{ControlFatal, ControlStats};
 use crate::error::{ExitStatus, Failure};
-use crate::raft::RaftError;
+use crate::raft::{RaftError, RaftStats, Status};
 use crate::store::StoreError;
 
 pub use data_dir::DataDirError;
@@ -57,6 +57,8 @@ pub struct Snapshot {
     pub ready: bool,
     pub image: Arc<Image>,
     pub control: ControlStats,
+    /// Absent in tests only.
+    pub raft: Option<(Status, RaftStats)>,
     /// By shard; `None` for one that did not answer in time.
     pub shards: Vec<(ShardId, Option<ShardStats>)>,
 }

@@ -16,6 +16,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -76,6 +77,8 @@ pub(super) struct Marks {
     pub committed: Option<LogId>,
     /// Entries up to this one are gone.
     pub purged: Option<LogId>,
+    /// The first entry's index, or that of the next one when there is none.
+    pub first: u64,
     /// The last entry, or the last purged one.
     pub last: Option<LogId>,
 }
@@ -83,16 +86,21 @@ pub(super) struct Marks {
 pub(super) struct Db {
     pub file: PathBuf,
     opener: Mutex<Opener>,
-    /// Absent while it is opened again after a failed write.
+    /// Absent while it is opened again after a failed write, and when it is closed.
     database: RwLock<Option<Database>>,
+    closed: AtomicBool,
 }
 
 impl Db {
     /// Opens the log, or makes one for `disk`.
     pub fn open(file: &Path, mut opener: Opener, disk: DiskId) -> Result<(Arc<Self>, Marks), StoreError> {
         let database = open(&mut opener).map_err(|failure| failure.at(file))?;
-        let db =
-            Self { file: file.to_owned(), opener: Mutex::new(opener), database: RwLock::new(Some(database)) };
+        let db = Self {
+            file: file.to_owned(),
+            opener: Mutex::new(opener),
+            database: RwLock::new(Some(database)),
+            closed: AtomicBool::new(false),
+        };
         match db.required(format_of).map_err(|failure| failure.at(file))? {
             Some(FORMAT) => {}
             Some(found) => {
@@ -132,12 +140,22 @@ impl Db {
         Ok(())
     }
 
+    /// Lets go of the file. Nothing is written or read after that.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Entries of the range, as many as take `bytes_max` and at least one; `None` while it is being opened again.
     ///
     /// # Errors
-    /// When one is missing or damaged.
+    /// When one is missing or damaged, or the log is closed.
     pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Option<Result<Vec<LogEntry>, StoreError>> {
-        let found = self.with(|database| read(database, range, bytes_max))?;
+        let Some(found) = self.with(|database| read(database, range, bytes_max)) else {
+            let reason = || "the metadata log is closed".to_owned();
+            let closed = self.closed.load(Ordering::Acquire);
+            return closed.then(|| Err(StoreError::Io { file: self.file.clone(), reason: reason() }));
+        };
         Some(found.map_err(|failure| failure.at(&self.file)))
     }
 }
@@ -184,9 +202,13 @@ fn read_marks(database: &Database) -> Result<Marks, Failure> {
         }
         None => purged,
     };
+    let first = match entries.first()? {
+        Some((index, _)) => index.value(),
+        None => last.map_or(0, |last| last.index + 1),
+    };
     let disk = mark(&marks, "disk", DISK)?.ok_or_else(|| Failure::Damaged("it has no disk id".into()))?;
     let (vote, committed) = (mark(&marks, "vote", VOTE)?, mark(&marks, "committed", LOG_ID)?);
-    Ok(Marks { disk, vote, committed, purged, last })
+    Ok(Marks { disk, vote, committed, purged, first, last })
 }
 
 fn write<'a>(database: &Database, ops: impl Iterator<Item = Op<'a>>) -> Result<(), Failure> {

@@ -90,8 +90,9 @@ impl OpenLog {
         let writer = Writer { db: Arc::clone(&self.db), progress: Arc::clone(&progress), counters };
         let thread =
             std::thread::Builder::new().name("hw-raft-log".into()).spawn(move || writer.run(inbox))?;
-        let Marks { vote, committed, purged, last, .. } = self.marks;
-        let state = State { vote, committed, purged, last, tail: VecDeque::new(), tail_bytes: 0, writes: 0 };
+        let Marks { vote, committed, purged, first, last, .. } = self.marks;
+        let state =
+            State { vote, committed, purged, first, last, tail: VecDeque::new(), tail_bytes: 0, writes: 0 };
         let shared = Shared { db: self.db, progress, state: RefCell::new(state) };
         Ok(LogStore { reader: LogReader(Rc::new(shared)), queue, thread: LogThread(Some(thread)) })
     }
@@ -132,6 +133,8 @@ struct State {
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
+    /// The first entry's index, or that of the next one when there is none. purged < first <= last + 1
+    first: u64,
     /// The last entry, or the last purged one. purged <= last
     last: Option<LogId>,
     /// Ends with `last`, without gaps.
@@ -162,32 +165,44 @@ impl State {
         self.writes += 1;
         for entry in entries {
             let bytes = weight(entry);
-            assert_eq!(entry.log_id.index, next(self.last), "the log has no gaps");
+            match self.last {
+                Some(last) => assert_eq!(entry.log_id.index, last.index + 1, "the log has no gaps"),
+                None => self.first = entry.log_id.index,
+            }
             self.last = Some(entry.log_id);
             self.tail_bytes += bytes;
             self.tail.push_back(Kept { entry: entry.clone(), bytes, write: self.writes });
         }
-        while self.tail_bytes > TAIL_BYTES_MAX
-            && let Some(kept) = self.tail.pop_front_if(|kept| kept.write <= written)
-        {
-            self.tail_bytes -= kept.bytes;
-        }
+        while self.tail_bytes > TAIL_BYTES_MAX && self.drop_first(|kept| kept.write <= written) {}
+    }
+
+    /// Drops the first entry in memory if it is one of these.
+    fn drop_first(&mut self, is_one: impl Fn(&Kept) -> bool) -> bool {
+        let Some(bytes) = self.tail.front().filter(|kept| is_one(kept)).map(|kept| kept.bytes) else {
+            return false;
+        };
+        self.tail_bytes -= bytes;
+        self.tail.pop_front();
+        true
     }
 
     fn truncate(&mut self, last: Option<LogId>) {
         self.writes += 1;
-        while let Some(kept) = self.tail.pop_back_if(|kept| kept.entry.log_id.index >= next(last)) {
+        while let Some(kept) = self.tail.back()
+            && kept.entry.log_id.index >= next(last)
+        {
             self.tail_bytes -= kept.bytes;
+            self.tail.pop_back();
         }
-        self.last = last.max(self.purged);
+        self.last = last.min(self.last).max(self.purged);
+        self.first = self.first.min(next(self.last));
     }
 
     fn purge(&mut self, upto: LogId) {
         self.writes += 1;
-        while let Some(kept) = self.tail.pop_front_if(|kept| kept.entry.log_id.index <= upto.index) {
-            self.tail_bytes -= kept.bytes;
-        }
+        while self.drop_first(|kept| kept.entry.log_id.index <= upto.index) {}
         self.purged = Some(upto);
+        self.first = self.first.max(upto.index + 1);
         if next(self.last) <= upto.index + 1 {
             self.last = Some(upto);
         }
@@ -204,7 +219,7 @@ impl LogReader {
         loop {
             let stored = {
                 let state = self.0.state.borrow();
-                let range = range.start.max(next(state.purged))..range.end.min(next(state.last));
+                let range = range.start.max(state.first)..range.end.min(next(state.last));
                 if range.is_empty() {
                     return Ok(Vec::new());
                 }

@@ -102,6 +102,7 @@ impl Writer {
             // It is only worth less work at the next start: nobody waits for it, and nobody is left to tell.
             let _ = self.write_and_answer(waiting, &queue);
         }
+        self.db.close();
     }
 
     fn write_and_answer(&self, batch: Vec<Write>, queue: &mpsc::Receiver<Write>) -> Result<(), String> {
@@ -117,7 +118,7 @@ impl Writer {
         self.counters.count(|stats| {
             stats.flushes += 1;
             stats.entries_written += entries;
-            record(&mut stats.flush_micros, begun.elapsed());
+            record(&mut stats.flush_nanos, begun.elapsed());
             stats.batch_entries.saturating_record(entries);
         });
         self.answer(batch, Ok(()));
@@ -152,28 +153,25 @@ impl Writer {
 
     /// Tells everybody who waits for a write of the batch. Nobody may be left out: openraft would wait forever.
     fn answer(&self, batch: Vec<Write>, result: Result<(), &String>) {
-        let error = || result.map_err(|why| io::Error::other(why.clone()));
-        let (mut appends, mut votes) = (Vec::new(), Vec::new());
         let waited = batch.iter().filter(|write| !write.is_lazy()).count() as u64;
+        self.counters.count(|stats| {
+            for write in &batch {
+                match write {
+                    Write::Append { at, .. } => record(&mut stats.append_nanos, at.elapsed()),
+                    Write::Vote { at, .. } => record(&mut stats.vote_nanos, at.elapsed()),
+                    _ => {}
+                }
+            }
+        });
+        let error = || result.map_err(|why| io::Error::other(why.clone()));
         for write in batch {
             match write {
-                Write::Append { flushed, at, .. } => {
-                    appends.push(at.elapsed());
-                    flushed.io_completed(error());
-                }
-                Write::Vote { done, at, .. } => {
-                    votes.push(at.elapsed());
-                    // Who asked may have been dropped.
-                    let _ = done.send(error());
-                }
-                Write::TruncateFrom { done, .. } => drop(done.send(error())),
+                Write::Append { flushed, .. } => flushed.io_completed(error()),
+                // Who asked may have been dropped.
+                Write::Vote { done, .. } | Write::TruncateFrom { done, .. } => drop(done.send(error())),
                 Write::Purge(_) | Write::Committed(_) => {}
             }
         }
-        self.counters.count(|stats| {
-            appends.into_iter().for_each(|time| record(&mut stats.append_micros, time));
-            votes.into_iter().for_each(|time| record(&mut stats.vote_micros, time));
-        });
         self.progress.waiting.fetch_sub(waited, Ordering::Release);
     }
 }

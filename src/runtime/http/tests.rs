@@ -29,6 +29,7 @@ fn node(ready: bool, second: Option<ShardStats>) -> Snapshot {
     Snapshot {
         ready,
         image: Arc::default(),
+        raft: None,
         control: ControlStats::default(),
         shards: vec![(ShardId(0), Some(ShardStats::default())), (ShardId(1), second)],
     }

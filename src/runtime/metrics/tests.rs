@@ -6,6 +6,7 @@ use highwater_shards::stats::{FrontStats, StorageStats};
 
 use super::*;
 use crate::control::metadata::image::{PartitionState, Topic};
+use crate::raft::Progress;
 
 fn topic(id: u128, name: &str) -> Topic {
     let state = PartitionState {
@@ -75,6 +76,7 @@ fn snapshot() -> Snapshot {
     Snapshot {
         ready: true,
         image: Arc::new(image),
+        raft: None,
         control: ControlStats { requests: 9, ..ControlStats::default() },
         shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
     }
@@ -211,4 +213,38 @@ fn the_partitions_listed_are_bounded() {
     let samples = parse(&render(&snapshot, &ProcessStats::default()));
     let listed = samples.keys().filter(|s| s.starts_with("highwater_partition_log_end_offset"));
     assert_eq!(listed.count(), PARTITIONS_MAX);
+}
+
+#[test]
+fn the_raft_group_is_told_of_with_the_lag_of_each_member() {
+    let mut snapshot = snapshot();
+    let status = Status {
+        node: NodeId(1),
+        term: 7,
+        leader: Some(NodeId(1)),
+        voters: BTreeSet::from([NodeId(1), NodeId(2)]),
+        learners: BTreeSet::new(),
+        members: BTreeMap::new(),
+        progress: BTreeMap::from([
+            (NodeId(1), Progress { matched: Some(9) }),
+            (NodeId(2), Progress { matched: None }),
+        ]),
+        last_log: Some(9),
+        committed: Some(8),
+        applied: Some(8),
+        snapshot: None,
+        purged: None,
+    };
+    let mut stats = RaftStats { flushes: 3, ..RaftStats::default() };
+    stats.vote_nanos.record(2_000_000).unwrap();
+    snapshot.raft = Some((status, stats));
+    let samples = parse(&render(&snapshot, &ProcessStats::default()));
+    assert_eq!(samples["highwater_raft_term"], 7.0);
+    assert_eq!(samples["highwater_raft_is_leader"], 1.0);
+    assert_eq!(samples["highwater_raft_lag_entries{node=\"1\"}"], 0.0);
+    assert_eq!(samples["highwater_raft_lag_entries{node=\"2\"}"], 10.0);
+    assert_eq!(samples["highwater_raft_flushes_total"], 3.0);
+    assert_eq!(samples["highwater_raft_vote_seconds_bucket{le=\"0.001\"}"], 0.0);
+    assert_eq!(samples["highwater_raft_vote_seconds_bucket{le=\"0.0025\"}"], 1.0);
+    assert_eq!(samples["highwater_raft_vote_seconds_count"], 1.0);
 }
