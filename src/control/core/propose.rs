@@ -156,8 +156,9 @@ impl Control {
             if has_applied && let Some(this) = self.this().filter(|this| this.fenced) {
                 all.push((Own::Unfence, Command::UnfenceNode { node, epoch: this.epoch }));
             }
-            let is_known = self.image.controller == Some(node) && self.image.controller_term == self.term;
-            if self.leads() && !is_known && (registers || self.is_registered) {
+            // Whoever heard of an older term only is about to hear of the newer one.
+            let is_news = self.term > self.image.controller_term;
+            if self.leads() && is_news && (registers || self.is_registered) {
                 all.push((Own::TakeControl, Command::TakeControl { node, term: self.term }));
             }
         }

@@ -177,11 +177,13 @@ impl Control {
         for &partition in &delta.removed {
             self.displace(partition, &mut moved);
         }
-        let mut touched: BTreeSet<_> = BTreeSet::new();
+        // Topics with partitions that have no shard yet.
+        let mut touched = BTreeSet::new();
         for &partition in &delta.changed {
-            touched.insert(partition.topic);
             if !self.belongs_here(partition) {
                 self.displace(partition, &mut moved);
+            } else if self.image.local_shard(partition).is_none() {
+                touched.insert(partition.topic);
             }
         }
         for id in touched {

@@ -577,7 +577,7 @@ fn random_entries_give_one_image_and_deltas_name_exactly_what_changed() {
     for seed in 0..200 {
         let mut random = Random(Xoshiro256PlusPlus::seed_from_u64(seed));
         let (mut first, mut second) = (Image::default(), Image::default());
-        for revision in 1..60 {
+        for revision in 1..140 {
             let commands = match revision {
                 1 => (0..4)
                     .flat_map(|node| {
