@@ -58,14 +58,21 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     drop(entered);
-    let engine = Engine::start(&loaded)?;
-    print(&greeting(engine.addresses()))?;
-    let ended = engine.ended();
+    let engine = Engine::launch(&loaded)?;
+    let (ready, ended) = (engine.ready(), engine.ended());
+    let greet = async {
+        if ready.await {
+            // Nobody reads it, perhaps; the node serves all the same.
+            let _ = print(&greeting(engine.addresses()));
+        }
+        std::future::pending::<()>().await;
+    };
     let asked_to_stop = runtime.block_on(async {
         tokio::select! {
             _ = terminate.recv() => true,
             _ = interrupt.recv() => true,
             () = ended => false,
+            () = greet => false,
         }
     });
     if asked_to_stop {
@@ -84,6 +91,9 @@ fn greeting(addresses: &Addresses) -> String {
     }
     for (shard, address) in addresses.shards.iter().enumerate() {
         text += &format!("Kafka clients of shard {shard} on {address}\n");
+    }
+    if let Some(peers) = addresses.peers {
+        text += &format!("other nodes on {peers}\n");
     }
     if let Some(admin) = addresses.admin {
         text += &format!("metrics and health on http://{admin}/metrics, /healthz, /readyz\n");

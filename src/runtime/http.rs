@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use highwater_shards::ids::NodeId;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -23,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::boot::ask;
 use super::metrics::{self, ProcessStats};
 use super::{Command, Snapshot};
+use crate::raft::Status;
 
 /// Connections at one time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 32;
@@ -40,7 +42,7 @@ const INDEX: &str = "Highwater\n\n\
     /metrics  counters and latencies for Prometheus\n\
     /healthz  200 while the control core and every shard answer\n\
     /readyz   200 while clients can be served\n\
-    /cluster  the cluster in short, as JSON\n";
+    /cluster  the cluster in short, as JSON; `highwater cluster` changes it\n";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -146,7 +148,30 @@ fn cluster(snapshot: &Snapshot) -> String {
             "fenced": node.fenced,
         })
     };
+    let member = |status: &Status, id: &NodeId| {
+        let last = status.last_log.unwrap_or(0);
+        let leads = status.leader == Some(status.node);
+        let behind = match status.progress.get(id).and_then(|progress| progress.matched) {
+            Some(matched) => Some(last.saturating_sub(matched)),
+            None => (leads && *id == status.node).then_some(0),
+        };
+        let silent =
+            status.silent.get(id).map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
+        serde_json::json!({
+            "id": id.0,
+            "address": status.members.get(id).map(|member| &*member.cluster_addr),
+            "votes": status.voters.contains(id),
+            "behind": behind,
+            "silent_ms": silent.filter(|_| *id != status.node),
+        })
+    };
+    let members = snapshot
+        .raft
+        .as_ref()
+        .map(|(status, _)| status.members.keys().map(|id| member(status, id)).collect::<Vec<_>>());
     let summary = serde_json::json!({
+        "forming": snapshot.forming,
+        "members": members.unwrap_or_default(),
         "cluster_id": &*image.cluster_id,
         "revision": image.revision.0,
         "feature_level": image.feature_level.0,

@@ -77,6 +77,8 @@ fn snapshot() -> Snapshot {
         ready: true,
         image: Arc::new(image),
         raft: None,
+        forming: None,
+        net: None,
         control: ControlStats { requests: 9, ..ControlStats::default() },
         shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
     }
