@@ -48,9 +48,102 @@ pub enum Command {
     /// Create, list, describe or delete topics of a running node, or delete records
     #[command(subcommand, after_help = TOPIC_HELP)]
     Topic(TopicCommand),
+    /// See who is in the cluster, and change it
+    #[command(subcommand, after_help = CLUSTER_HELP)]
+    Cluster(ClusterCommand),
     /// Look into the files of the log
     #[command(subcommand)]
     Log(LogCommand),
+    /// Things for development on one's own machine
+    #[command(subcommand)]
+    Dev(DevCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Show the nodes, who votes and who leads
+    Status(AdminArgs),
+    /// Let a node that waits for a cluster join the one that another node is in
+    Join(JoinArgs),
+    /// Take a node out of the cluster, and wait until it is out
+    Remove(RemoveArgs),
+    /// Let another node lead the metadata
+    TransferLeader(TransferArgs),
+}
+
+impl ClusterCommand {
+    pub fn admin(&self) -> &AdminArgs {
+        match self {
+            Self::Status(admin) => admin,
+            Self::Join(args) => &args.admin,
+            Self::Remove(args) => &args.admin,
+            Self::TransferLeader(args) => &args.admin,
+        }
+    }
+}
+
+/// Which node to ask over its admin HTTP, and how to print its answer.
+#[derive(Debug, Args)]
+pub struct AdminArgs {
+    /// Where the node serves metrics and health, its `admin.addr`; changes are taken from its own host only
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9094")]
+    pub admin: String,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Seconds to wait for the node
+    #[arg(long = "timeout", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub timeout_s: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// Where a node of the cluster listens for other nodes, its `cluster.cluster_addr`
+    #[arg(value_name = "HOST:PORT", value_parser = host_port)]
+    pub through: String,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// The id of the node
+    #[arg(value_name = "NODE")]
+    pub node: u32,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// The node that shall lead [default: the voter that is least behind]
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<u32>,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DevCommand {
+    /// Run a cluster of small nodes on this machine until Ctrl-C
+    #[command(after_help = DEV_HELP)]
+    Cluster(DevClusterArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DevClusterArgs {
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub nodes: u16,
+    /// Where the nodes keep their data and the secret that they share
+    #[arg(long, value_name = "DIR", default_value = "./highwater-dev")]
+    pub data_dir: PathBuf,
+    /// Of node 1: Kafka clients on this port, other nodes on the next, metrics on the one after; node 2 ten ports on
+    #[arg(long, value_name = "PORT", default_value_t = 9092, value_parser = clap::value_parser!(u16).range(1024..=65_000))]
+    pub port: u16,
+    /// Set any key on all nodes, such as log.level=warn; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    pub set: Vec<(String, String)>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -258,6 +351,24 @@ Examples:
   highwater topic delete-records orders --before latest
 ";
 
+const CLUSTER_HELP: &str = "\
+Examples:
+  highwater cluster status
+  highwater cluster status --admin 10.0.0.2:9094 --json
+  highwater cluster remove 3
+  highwater cluster transfer-leader --to 2
+
+A new node needs no command: with the `cluster.seeds` of the others it joins by itself.
+";
+
+const DEV_HELP: &str = "\
+Examples:
+  highwater dev cluster
+  highwater dev cluster --nodes 5 --data-dir /tmp/hw --set log.level=warn
+
+A node that ends is not started again: the others are stopped, and the exit status is that of the node.
+";
+
 const INSPECT_HELP: &str = "\
 Examples:
   highwater log inspect ./highwater-data
@@ -277,7 +388,8 @@ fn help_end() -> String {
          highwater config show-default > hw.yaml    write down every key\n  \
          highwater config check hw.yaml             is it right, and where does each value come from\n  \
          highwater serve --config hw.yaml           start a node with it\n  \
-         highwater topic create orders              make a topic on the node that runs here\n\n\
+         highwater topic create orders              make a topic on the node that runs here\n  \
+         highwater dev cluster                      run three nodes here\n\n\
          Exit status:\n{}",
         ExitStatus::table()
     )
@@ -287,6 +399,13 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().into(), value.into())),
         _ => Err("expected KEY=VALUE, such as cores.shards=[1,2]".into()),
+    }
+}
+
+fn host_port(text: &str) -> Result<String, String> {
+    match crate::config::HostPort::parse(text) {
+        Some(at) => Ok(at.to_string()),
+        None => Err("expected HOST:PORT, such as n1.example:9093".into()),
     }
 }
 
@@ -476,6 +595,29 @@ mod tests {
             "highwater topic list --timeout 0",
         ] {
             assert_eq!(command(bad).unwrap_err().exit_code(), ExitStatus::Usage as i32, "{bad}");
+        }
+    }
+
+    #[test]
+    fn cluster_commands_know_the_local_node_and_refuse_odd_targets() {
+        let Command::Cluster(command) = command("highwater cluster status").unwrap() else {
+            panic!("not cluster")
+        };
+        assert_eq!((command.admin().admin.as_str(), command.admin().timeout_s), ("127.0.0.1:9094", 30));
+        for bad in [
+            "highwater cluster join",
+            "highwater cluster join n1",
+            "highwater cluster remove",
+            "highwater cluster remove -1",
+            "highwater cluster transfer-leader 2",
+            "highwater dev cluster --nodes 0",
+            "highwater dev cluster --set novalue",
+        ] {
+            assert_eq!(
+                super::tests::command(bad).unwrap_err().exit_code(),
+                ExitStatus::Usage as i32,
+                "{bad}"
+            );
         }
     }
 

@@ -36,7 +36,7 @@ impl ExitStatus {
             Self::Environment => {
                 "this host does not let the node start: a port, a right, io_uring, a core, the disk"
             }
-            Self::Unreachable => "no node answers at the bootstrap address",
+            Self::Unreachable => "no node answers at the bootstrap or admin address",
             Self::Storage => "the storage failed or is damaged; the message says what is safe and what to do",
             Self::Damaged => "`log inspect` found damage; the output says where",
         }

@@ -7,6 +7,8 @@
 pub mod api;
 #[cfg(feature = "engine")]
 pub mod cli;
+#[cfg(feature = "engine")]
+pub mod cluster_commands;
 pub mod config;
 pub mod control;
 pub mod error;

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use highwater::api::Engine;
-use highwater::cli::{Cli, Command, ServeArgs};
+use highwater::cli::{Cli, Command, DevCommand, ServeArgs};
 use highwater::error::{ExitStatus, Failure};
 use highwater::logging;
 use highwater::runtime::boot::Addresses;
@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Config(command) => command.run().and_then(|text| print(&text)),
         Command::Topic(command) => command.run(&mut std::io::stdout().lock()),
+        Command::Cluster(command) => command.run(&mut std::io::stdout().lock()),
+        Command::Dev(DevCommand::Cluster(args)) => args.run(),
         Command::Log(command) => command.run(&mut std::io::stdout().lock()),
     };
     match done {
@@ -56,14 +58,21 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     drop(entered);
-    let engine = Engine::start(&loaded)?;
-    print(&greeting(engine.addresses()))?;
-    let ended = engine.ended();
+    let engine = Engine::launch(&loaded)?;
+    let (ready, ended) = (engine.ready(), engine.ended());
+    let greet = async {
+        if ready.await {
+            // Nobody reads it, perhaps; the node serves all the same.
+            let _ = print(&greeting(engine.addresses()));
+        }
+        std::future::pending::<()>().await;
+    };
     let asked_to_stop = runtime.block_on(async {
         tokio::select! {
             _ = terminate.recv() => true,
             _ = interrupt.recv() => true,
             () = ended => false,
+            () = greet => false,
         }
     });
     if asked_to_stop {
@@ -82,6 +91,9 @@ fn greeting(addresses: &Addresses) -> String {
     }
     for (shard, address) in addresses.shards.iter().enumerate() {
         text += &format!("Kafka clients of shard {shard} on {address}\n");
+    }
+    if let Some(peers) = addresses.peers {
+        text += &format!("other nodes on {peers}\n");
     }
     if let Some(admin) = addresses.admin {
         text += &format!("metrics and health on http://{admin}/metrics, /healthz, /readyz\n");

@@ -5,7 +5,7 @@
 
 mod client;
 mod delete_records;
-mod table;
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 

@@ -61,6 +61,7 @@ const PACKAGES: [Package; 2] = [
             ("logging", Driver),
             ("cli", Driver),
             ("topic_commands", Driver),
+            ("cluster_commands", Driver),
             ("store", Driver),
             ("raft", Driver),
             ("net", Driver),

@@ -95,25 +95,35 @@ impl Engine {
     /// # Errors
     /// See [`EngineBuilder::start`].
     pub fn start(loaded: &Loaded) -> Result<Self, Failure> {
-        let (plan, claims) = plan_cores(loaded)?;
-        tracing::info!(%plan, "starting");
-        let node = boot(&loaded.config, &plan)?;
-        let mut engine = Self {
-            addresses: node.addresses.clone(),
-            commands: node.commands.clone(),
-            ready: node.ready.clone(),
-            node: Some(node),
-            _claims: claims,
-        };
-        match engine.wait_ready() {
+        let mut engine = Self::launch(loaded)?;
+        match wait(engine.ready()) {
             true => Ok(engine),
             false => Err(engine.join().err().unwrap_or(NodeError::ControlPanicked).into()),
         }
     }
 
-    /// Whether the node became ready before it ended.
-    fn wait_ready(&mut self) -> bool {
-        wait(self.ready.wait_for(|ready| *ready)).is_ok()
+    /// Starts a node as configured, and leaves it to it when it can serve: a node of a cluster may wait for others, or for
+    /// a leader, for as long as it takes. [`Engine::ready`] tells when.
+    ///
+    /// # Errors
+    /// See [`EngineBuilder::start`].
+    pub fn launch(loaded: &Loaded) -> Result<Self, Failure> {
+        let (plan, claims) = plan_cores(loaded)?;
+        tracing::info!(%plan, "starting");
+        let node = boot(&loaded.config, &plan)?;
+        Ok(Self {
+            addresses: node.addresses.clone(),
+            commands: node.commands.clone(),
+            ready: node.ready.clone(),
+            node: Some(node),
+            _claims: claims,
+        })
+    }
+
+    /// Resolves to whether the node can serve, or has ended before it could.
+    pub fn ready(&self) -> impl Future<Output = bool> + use<> {
+        let mut ready = self.ready.clone();
+        async move { ready.wait_for(|ready| *ready).await.is_ok() }
     }
 
     pub fn addresses(&self) -> &Addresses {

@@ -193,6 +193,7 @@ impl Control {
             Input::ProposalFailed { proposal, reason } => self.on_proposal_failed(now, proposal, reason),
             Input::Image(image) => self.on_image(*image),
             Input::Leadership { term, leader } => self.on_leadership(now, term, leader),
+            Input::ClusterId(id) => self.image.cluster_id = id,
             Input::Kept { id } => self.on_kept(id),
             Input::KeepFailed { id, reason } => {
                 self.on_keep_failed(id, &reason);

@@ -55,6 +55,8 @@ pub enum Input {
         term: u64,
         leader: Option<NodeId>,
     },
+    /// The node has come into a cluster; told once, before anything is committed.
+    ClusterId(Arc<str>),
     /// A placement is durable.
     Kept {
         id: KeepId,

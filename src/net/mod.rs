@@ -21,7 +21,7 @@ use bytes::Bytes;
 use highwater_shards::ids::NodeId;
 use tokio::sync::oneshot;
 
-use auth::PeerIdentity;
+use auth::{PeerIdentity, Refusal};
 
 /// Bytes of one body at most, a call's or an answer's. What is larger is cut by its sender.
 pub const BODY_MAX: usize = 8 * 1024 * 1024;
@@ -74,6 +74,9 @@ pub trait Network: Clone + 'static {
 pub enum CallError {
     #[error("unreachable: {0}")]
     Unreachable(String),
+    /// Both ends have proven who they are, and one of them refused to go on. It was not sent.
+    #[error("{why}")]
+    Rejected { refusal: Refusal, why: String },
     #[error("no answer in time")]
     TimedOut,
     /// It was not sent.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use highwater_shards::ids::NodeId;
-use openraft::ChangeMembers;
+use openraft::{ChangeMembers, Instant as _};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 
@@ -61,8 +61,12 @@ pub struct Status {
     pub voters: BTreeSet<NodeId>,
     pub learners: BTreeSet<NodeId>,
     pub members: BTreeMap<NodeId, Member>,
+    /// A change of the voters is not finished: the old and the new ones count.
+    pub is_joint: bool,
     /// On the leader only.
     pub progress: BTreeMap<NodeId, Progress>,
+    /// On the leader only: how long ago a member answered last; absent for one that has not yet.
+    pub silent: BTreeMap<NodeId, Duration>,
     pub last_log: Option<u64>,
     pub committed: Option<u64>,
     pub applied: Option<u64>,
@@ -138,6 +142,18 @@ impl Raft {
         self.change(ChangeMembers::AddVoterIds(BTreeSet::from([raft_id(node)])), true).await
     }
 
+    /// Exactly these vote from now on, the others are learners. All of them are members.
+    pub async fn set_voters(&self, voters: &BTreeSet<NodeId>) -> Result<(), AdminError> {
+        let ids = voters.iter().map(|node| raft_id(*node)).collect();
+        self.change(ChangeMembers::ReplaceAllVoters(ids), true).await
+    }
+
+    /// A member is elsewhere now, on the same disk.
+    pub async fn move_member(&self, node: NodeId, member: Member) -> Result<(), AdminError> {
+        self.check_disk(node, member.disk)?;
+        self.change(ChangeMembers::SetNodes(BTreeMap::from([(raft_id(node), member)])), true).await
+    }
+
     /// Takes a node's vote away; it stays a learner.
     pub async fn demote(&self, node: NodeId) -> Result<(), AdminError> {
         self.check_removable(node)?;
@@ -209,6 +225,10 @@ impl Raft {
         let progress = metrics.replication.iter().flatten().filter_map(|(id, matched)| {
             Some((node_id(*id)?, Progress { matched: matched.map(|id| id.index) }))
         });
+        let silent = metrics.heartbeat.iter().flatten().filter_map(|(id, heard)| {
+            let heard = heard.as_ref()?;
+            Some((node_id(*id)?, std::ops::Deref::deref(heard).elapsed()))
+        });
         let members = membership.nodes().filter_map(|(id, member)| Some((node_id(*id)?, member.clone())));
         Status {
             node: self.0.node,
@@ -217,7 +237,9 @@ impl Raft {
             voters: membership.voter_ids().filter_map(node_id).collect(),
             learners: membership.learner_ids().filter_map(node_id).collect(),
             members: members.collect(),
+            is_joint: membership.get_joint_config().len() > 1,
             progress: progress.collect(),
+            silent: silent.collect(),
             last_log: metrics.last_log_index,
             committed: index(&metrics.local_committed),
             applied: index(&metrics.last_applied),

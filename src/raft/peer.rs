@@ -83,7 +83,9 @@ impl<N: Network> Peer<N> {
         let Some(to) = self.to else { return Err(strange("a member has a number that no node can have")) };
         let answer = self.net.call(to, class, kind, wire::encode(kind, body), deadline).await;
         let bytes = answer.map_err(|error| match &error {
-            CallError::Unreachable(..) => RPCError::Unreachable(Unreachable::new(&error)),
+            CallError::Unreachable(..) | CallError::Rejected { .. } => {
+                RPCError::Unreachable(Unreachable::new(&error))
+            }
             _ => RPCError::Network(NetworkError::new(&error)),
         })?;
         wire::decode_answer::<B>(kind, &bytes).map_err(|error| RPCError::Network(NetworkError::new(&error)))

@@ -130,9 +130,9 @@ impl<N: Network> Proposer<N> {
                         Ok(answer) => answer,
                         Err(_) => ProposeAnswer::Unknown,
                     },
-                    Err(error @ (CallError::TooLarge { .. } | CallError::Full)) => {
-                        ProposeAnswer::NotTaken(error.to_string())
-                    }
+                    Err(
+                        error @ (CallError::TooLarge { .. } | CallError::Full | CallError::Rejected { .. }),
+                    ) => ProposeAnswer::NotTaken(error.to_string()),
                     Err(_) => ProposeAnswer::Unknown,
                 }
             }

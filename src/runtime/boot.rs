@@ -1,5 +1,5 @@
-//! Starts a node: data directory, store, metadata log, shards, control core, in this order; a failure at any step leaves nothing
-//! running. Driver; runs on the thread that starts the node.
+//! Starts a node: data directory, store, metadata log, listeners, shards, control core, in this order; a failure at any
+//! step leaves nothing running. The control core then finds its cluster. Driver; runs on the thread that starts the node.
 
 #![expect(clippy::disallowed_methods, reason = "driver: reads the wall clock")]
 
@@ -15,17 +15,20 @@ use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{Shard, ShardConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::control_core::{self, ControlCore, RaftParts};
+use super::cluster::{PeersSetup, Setup};
+use super::control_core::{self, ControlCore};
 use super::data_dir::DataDir;
 use super::reshard::reshard;
 use super::{COMMANDS_MAX, Command, NodeError};
-use crate::config::{Config, CorePlan, Routing};
+use crate::config::{Config, CorePlan, HostPort, Mode, Routing};
+use crate::control::forming::{ClusterId, Founders, Member};
 use crate::control::metadata::command::RegisterNode;
-use crate::control::metadata::image::{Endpoint, Image};
+use crate::control::metadata::image::{self, Capabilities, Endpoint, Image};
 use crate::control::{Control, ControlConfig};
 use crate::kafka::{Kafka, KafkaConfig};
-use crate::raft::{self, DiskId, Member, RaftConfig};
-use crate::store::{self, StoreConfig};
+use crate::net::auth::Secret;
+use crate::raft::{self, DiskId, RaftConfig};
+use crate::store::{self, Identity, StoreConfig};
 
 /// Requests of one connection that are worked on at once.
 const IN_FLIGHT_MAX: usize = 256;
@@ -39,6 +42,8 @@ pub struct Addresses {
     pub clients: Option<SocketAddr>,
     /// With core-direct routing, of each shard.
     pub shards: Vec<SocketAddr>,
+    /// For other nodes.
+    pub peers: Option<SocketAddr>,
     pub admin: Option<SocketAddr>,
 }
 
@@ -79,8 +84,17 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
     }
     reshard(config, &data_dir, &image, shard_count)?;
     let admin = config.admin.addr.map(listen_admin).transpose()?;
+    let peers = match config.cluster.mode {
+        Mode::Standalone => None,
+        Mode::Cluster => Some(listen_peers(config)?),
+    };
     let shards = start(shard_setups(config, plan, &data_dir, &image)?)?;
-    let addresses = addresses_of(&shards, config, admin.as_ref());
+    let addresses = Addresses {
+        peers: peers.as_ref().and_then(|peers| peers.listener.local_addr().ok()),
+        ..addresses_of(&shards, config, admin.as_ref())
+    };
+    let cluster = cluster_setup(config, &opened.identity, storage, peers)?;
+    let roles = config.cluster.roles;
     let register = RegisterNode {
         node: config.cluster.node_id,
         incarnation: opened.identity.incarnation,
@@ -91,6 +105,9 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
             .iter()
             .map(|at| Endpoint { host: config.cluster.advertised().host, port: at.port() })
             .collect(),
+        disk: image::DiskId(opened.identity.disk.0),
+        capabilities: Capabilities { voter: roles.voter, leader: roles.leader, replica: roles.replica },
+        cluster: cluster.member.at.clone(),
         ..RegisterNode::default()
     };
     let control = Control::new(
@@ -109,21 +126,17 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
         control,
         shards,
         store: opened.store,
+        identity: opened.identity,
         store_events: events,
         commands: inbox,
         ready: ready_sender,
         data_dir,
     };
-    let raft = RaftParts {
-        config: RaftConfig::new(opened.identity.node, opened.identity.incarnation),
-        member: Member { disk: opened.identity.disk, cluster_addr: String::new() },
-        storage,
-    };
     let core_id = plan.control.map(|core| usize::from(core.0));
     let admin = admin.map(|listener| (listener, commands.clone()));
     let control = std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || control_core::run(core, raft, core_id, admin))
+        .spawn(move || control_core::run(core, cluster, core_id, admin))
         .map_err(|error| NodeError::Resources(error.to_string()))?;
     Ok(Node { addresses, commands, ready, control })
 }
@@ -144,7 +157,59 @@ fn store_config(config: &Config) -> Result<StoreConfig, NodeError> {
         node: config.cluster.node_id,
         cluster_id: None,
         entropy: entropy()?,
+        forms: config.cluster.mode == Mode::Cluster,
     })
+}
+
+/// What this node brings into its cluster. One that stands alone is its cluster's only founder.
+fn cluster_setup(
+    config: &Config,
+    identity: &Identity,
+    storage: raft::Storage,
+    peers: Option<PeersSetup>,
+) -> Result<Setup, NodeError> {
+    let cluster = &config.cluster;
+    let endpoint = |at: &HostPort| Endpoint { host: at.host.clone(), port: at.port };
+    let at = peers.as_ref().map(|_| endpoint(&cluster.cluster_advertised())).unwrap_or_default();
+    let member = Member { node: identity.node, disk: image::DiskId(identity.disk.0), at };
+    let formed = match identity.cluster_id.parse::<ClusterId>() {
+        Ok(id) if identity.founders.members().is_empty() && peers.is_none() => {
+            Some((id, Founders::new(vec![member.clone()]).expect("one has no id twice")))
+        }
+        Ok(id) => Some((id, identity.founders.clone())),
+        Err(_) if identity.cluster_id.is_empty() => None,
+        Err(error) => return Err(NodeError::Resources(error.to_string())),
+    };
+    let raft = RaftConfig {
+        heartbeat: cluster.raft.heartbeat_interval,
+        election_min: cluster.raft.election_timeout,
+        election_max: cluster.raft.election_timeout * 2,
+        ..RaftConfig::new(identity.node, identity.incarnation)
+    };
+    Ok(Setup {
+        member,
+        incarnation: identity.incarnation,
+        may_vote: cluster.roles.voter,
+        seeds: cluster.seeds.iter().map(endpoint).collect(),
+        voters: cluster.raft.voters,
+        raft,
+        storage,
+        peers,
+        formed,
+        seed: u64::from_ne_bytes(entropy()?),
+    })
+}
+
+fn listen_peers(config: &Config) -> Result<PeersSetup, NodeError> {
+    let address = config.cluster.cluster_addr;
+    let failed = |error: std::io::Error| NodeError::Peers { address, reason: error.to_string() };
+    let secret = config.security.secret().map_err(NodeError::Secret)?;
+    let secret = secret
+        .ok_or_else(|| NodeError::Secret("a node of a cluster needs `security.cluster_secret`".into()))?;
+    let secret = Secret::new(secret.bytes()).map_err(|error| NodeError::Secret(error.to_string()))?;
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(PeersSetup { secret, listener })
 }
 
 pub(super) fn entropy<const N: usize>() -> Result<[u8; N], NodeError> {
@@ -255,6 +320,7 @@ fn addresses_of(shards: &Shards<Kafka>, config: &Config, admin: Option<&std::net
             Routing::Node => Vec::new(),
             Routing::Core => shards.addresses.iter().filter_map(own).collect(),
         },
+        peers: None,
         admin: admin.and_then(|listener| listener.local_addr().ok()),
     }
 }

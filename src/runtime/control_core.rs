@@ -4,7 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "driver: reads the clock")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -17,13 +17,13 @@ use highwater_shards::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::bell::Bell;
+use super::cluster::{Cluster, ClusterView, Effect, Pin, Setup};
 use super::data_dir::DataDir;
 use super::{Command, NodeError, Snapshot};
-use crate::control::request::Reply;
+use crate::control::request::{Reply, Request};
 use crate::control::{Control, Input, LocalId, Output};
 use crate::kafka::Kafka;
-use crate::raft::{self, AdminError, Alone, Member, Raft, RaftConfig, RaftError};
-use crate::store::{Store, StoreEvent};
+use crate::store::{Identity, Store, StoreEvent};
 
 /// How long a stop waits for shards to flush and for clients to take their answers.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
@@ -39,6 +39,7 @@ pub(super) struct ControlCore {
     pub control: Control,
     pub shards: Shards<Kafka>,
     pub store: Store,
+    pub identity: Identity,
     pub store_events: mpsc::UnboundedReceiver<StoreEvent>,
     pub commands: mpsc::Receiver<Command>,
     pub ready: watch::Sender<bool>,
@@ -46,23 +47,17 @@ pub(super) struct ControlCore {
     pub data_dir: DataDir,
 }
 
-/// What this node brings into its Raft group.
-pub(super) struct RaftParts {
-    pub config: RaftConfig,
-    pub member: Member,
-    pub storage: raft::Storage,
-}
-
 /// Runs the control core until the node has stopped or cannot go on.
 pub(super) fn run(
     core: ControlCore,
-    raft: RaftParts,
+    setup: Setup,
     pin_to: Option<usize>,
     admin: Option<(std::net::TcpListener, mpsc::Sender<Command>)>,
 ) -> Result<(), NodeError> {
     let failed = |error: &dyn std::fmt::Display| NodeError::Resources(error.to_string());
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let anywhere = rustix::thread::sched_getaffinity(None).map_err(|error| failed(&error))?;
+    let pin = Pin { to: pin_to, anywhere };
     // A thread begins where its maker is: those that wait for the disk are not to do so on the control core.
     builder.on_thread_start(move || {
         // Where it is not allowed, such a thread takes turns with the control core, which is slower and works.
@@ -71,31 +66,18 @@ pub(super) fn run(
     let runtime = builder.enable_all().build().map_err(|error| failed(&error))?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let (raft, raft_events) = start_raft(raft).await?;
-        if let Some(core) = pin_to {
-            let mut set = rustix::thread::CpuSet::new();
-            set.set(core);
-            rustix::thread::sched_setaffinity(None, &set).map_err(|e| {
-                NodeError::Resources(format!("the control core cannot be pinned to core {core}: {e}"))
-            })?;
-        }
+        pin.hold()?;
+        let cluster = Cluster::new(setup, pin)?;
         if let Some((listener, commands)) = admin {
             let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| failed(&error))?;
             tokio::spawn(super::http::serve(listener, commands));
         }
-        Loop::new(core, raft, raft_events)?.run().await
+        Loop::new(core, cluster)?.run().await
     })
 }
 
-/// Starts the Raft group; a node that stands alone founds it with itself.
-async fn start_raft(parts: RaftParts) -> Result<(Raft, mpsc::Receiver<raft::Event>), NodeError> {
-    let RaftParts { config, member, storage } = parts;
-    let members = BTreeMap::from([(config.node, member)]);
-    let (raft, events) = Raft::start(config, storage, Alone).await?;
-    match raft.initialize(&members).await {
-        Ok(()) | Err(AdminError::Initialized) => Ok((raft, events)),
-        Err(error) => Err(NodeError::Raft(RaftError::Fatal(error.to_string()))),
-    }
+fn since(started: Clock) -> Instant {
+    Instant::from_nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// A snapshot that waits for the shards' counters.
@@ -108,8 +90,7 @@ struct Asked {
 
 struct Loop {
     core: ControlCore,
-    raft: Raft,
-    raft_events: mpsc::Receiver<raft::Event>,
+    cluster: Cluster,
     bell: Bell,
     started: Clock,
     /// By shard: messages that its ring had no room for, in order. Control bounds what it has to say at a time.
@@ -123,18 +104,13 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(
-        core: ControlCore,
-        raft: Raft,
-        raft_events: mpsc::Receiver<raft::Event>,
-    ) -> Result<Self, NodeError> {
+    fn new(core: ControlCore, cluster: Cluster) -> Result<Self, NodeError> {
         let bell =
             Bell::new(Arc::clone(&core.shards.doorbell)).map_err(|e| NodeError::Resources(e.to_string()))?;
         let backlog = core.shards.links.iter().map(|_| VecDeque::new()).collect();
         Ok(Self {
             core,
-            raft,
-            raft_events,
+            cluster,
             bell,
             started: Clock::now(),
             backlog,
@@ -147,11 +123,13 @@ impl Loop {
     }
 
     fn now(&self) -> Instant {
-        Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        since(self.started)
     }
 
     async fn run(mut self) -> Result<(), NodeError> {
         self.drain_outputs()?;
+        let effects = self.cluster.begin().await?;
+        self.carry_out(effects)?;
         loop {
             self.take_from_shards()?;
             self.retry_backlog();
@@ -180,19 +158,20 @@ impl Loop {
                 None => std::future::pending().await,
             }
         };
+        let started = self.started;
         tokio::select! {
             () = self.bell.rung() => self.core.shards.doorbell.up(),
             event = self.core.store_events.recv() => {
                 self.core.shards.doorbell.up();
                 if let Some(event) = event {
-                    self.on_store(event)?;
+                    self.on_store(event).await?;
                 }
             }
-            event = self.raft_events.recv() => {
+            happened = self.cluster.next(|| since(started)) => {
                 self.core.shards.doorbell.up();
-                if let Some(event) = event {
-                    self.on_raft(event)?;
-                }
+                let now = since(started);
+                let effects = self.cluster.handle(now, happened, self.core.control.image())?;
+                self.carry_out(effects)?;
             }
             command = self.core.commands.recv() => {
                 self.core.shards.doorbell.up();
@@ -239,7 +218,7 @@ impl Loop {
     fn drain_outputs(&mut self) -> Result<(), NodeError> {
         while let Some(output) = self.core.control.poll_output() {
             match output {
-                Output::Propose { proposal, entry } => self.raft.propose(proposal, &entry),
+                Output::Propose { proposal, entry } => self.cluster.propose(proposal, &entry),
                 Output::Keep { id, changes } => self.core.store.keep(id, changes),
                 Output::ToShard { shard, message } => self.tell(shard, message),
                 Output::LocalReply { id, reply } => {
@@ -283,38 +262,63 @@ impl Loop {
         }
     }
 
-    fn on_store(&mut self, event: StoreEvent) -> Result<(), NodeError> {
+    async fn on_store(&mut self, event: StoreEvent) -> Result<(), NodeError> {
         match event {
             StoreEvent::Input(input) => self.handle(input),
+            StoreEvent::ClusterKept => {
+                let effects = self.cluster.on_kept().await?;
+                self.carry_out(effects)
+            }
             StoreEvent::Failed(error) => Err(NodeError::Store(error)),
         }
     }
 
-    fn on_raft(&mut self, event: raft::Event) -> Result<(), NodeError> {
-        match event {
-            raft::Event::Input(input) => self.handle(input),
-            raft::Event::WantImage { reply, .. } => {
-                // A group that has ended does not wait for it.
-                let _ = reply.send(Box::new(self.core.control.image().clone()));
-                Ok(())
+    /// Does what the cluster wants.
+    fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), NodeError> {
+        for effect in effects {
+            match effect {
+                Effect::Input(input) => self.handle(input)?,
+                Effect::WantImage(reply) => {
+                    // A log that has ended does not wait for it.
+                    let _ = reply.send(Box::new(self.core.control.image().clone()));
+                }
+                Effect::Keep { cluster, founders } => {
+                    let identity = &mut self.core.identity;
+                    (identity.cluster_id, identity.founders) = (cluster.to_string(), founders);
+                    self.core.store.keep_cluster(identity.clone());
+                }
+                Effect::Request { request, reply } => self.on_request(request, reply)?,
             }
-            raft::Event::Failed(error) => Err(NodeError::Raft(error)),
         }
+        Ok(())
+    }
+
+    fn on_request(&mut self, request: Request, reply: oneshot::Sender<Reply>) -> Result<(), NodeError> {
+        self.local_next += 1;
+        let id = LocalId(self.local_next);
+        self.waiting.push_back((id, reply));
+        self.handle(Input::Local { id, request })
     }
 
     fn on_command(&mut self, command: Command) -> Result<(), NodeError> {
         match command {
-            Command::Request { request, reply } => {
-                self.local_next += 1;
-                let id = LocalId(self.local_next);
-                self.waiting.push_back((id, reply));
-                self.handle(Input::Local { id, request })
-            }
+            Command::Request { request, reply } => self.on_request(request, reply),
             Command::Snapshot { reply } => {
                 self.ask_stats(reply);
                 Ok(())
             }
-            Command::Stop => self.handle(Input::Stop { deadline: STOP_DEADLINE }),
+            Command::Cluster { change, reply } => {
+                let reply = Box::new(move |changed| {
+                    // Who asked may have gone.
+                    let _ = reply.send(changed);
+                });
+                let effects = self.cluster.change(self.now(), change, self.core.control.image(), reply)?;
+                self.carry_out(effects)
+            }
+            Command::Stop => {
+                self.cluster.on_stop();
+                self.handle(Input::Stop { deadline: STOP_DEADLINE })
+            }
         }
     }
 
@@ -347,11 +351,14 @@ impl Loop {
                 continue;
             }
             let asked = self.asked.swap_remove(at);
+            let ClusterView { forming, raft, net } = self.cluster.view();
             let snapshot = Snapshot {
                 ready: self.core.control.is_ready(),
                 image: Arc::new(self.core.control.image().clone()),
                 control: self.core.control.stats(),
-                raft: Some((self.raft.status(), self.raft.stats())),
+                raft,
+                forming,
+                net,
                 shards: asked.shards,
             };
             // Who asked may have gone.
@@ -360,16 +367,8 @@ impl Loop {
     }
 
     /// The shards have stopped: lets metadata log and store finish and gives the data directory back.
-    async fn end(mut self, late: Vec<ShardId>) -> Result<(), NodeError> {
-        // What is still applied comes as events, and waits for somebody to take them.
-        let ended = async {
-            while self.raft_events.recv().await.is_some() {}
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = self.raft.shutdown() => {}
-            () = ended => {}
-        }
+    async fn end(self, late: Vec<ShardId>) -> Result<(), NodeError> {
+        self.cluster.shutdown().await;
         let ControlCore { store, shards, data_dir, .. } = self.core;
         drop(store);
         if !late.is_empty() {

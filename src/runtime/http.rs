@@ -1,13 +1,17 @@
-//! The admin HTTP: metrics, health, readiness and a summary of the cluster. GET only, and nothing here changes the node.
+//! The admin HTTP: metrics, health, readiness and a summary of the cluster; `cluster` changes who is in it.
 //!
 //! Driver; runs on the control core's thread, so that an answer also says that the control core is alive. Connections,
-//! headers and times are bounded; a body that a client sends is not read.
+//! headers and times are bounded; a body that a client sends is read only by `cluster`.
+
+mod cluster;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use highwater_shards::ids::NodeId;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -20,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::boot::ask;
 use super::metrics::{self, ProcessStats};
 use super::{Command, Snapshot};
+use crate::raft::Status;
 
 /// Connections at one time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 32;
@@ -37,7 +42,7 @@ const INDEX: &str = "Highwater\n\n\
     /metrics  counters and latencies for Prometheus\n\
     /healthz  200 while the control core and every shard answer\n\
     /readyz   200 while clients can be served\n\
-    /cluster  the cluster in short, as JSON\n";
+    /cluster  the cluster in short, as JSON; `highwater cluster` changes it\n";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -46,8 +51,8 @@ pub(super) async fn serve(listener: TcpListener, commands: mpsc::Sender<Command>
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-        let socket = match listener.accept().await {
-            Ok((socket, _)) => socket,
+        let (socket, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "admin HTTP: a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -58,7 +63,7 @@ pub(super) async fn serve(listener: TcpListener, commands: mpsc::Sender<Command>
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let commands = commands.clone();
-                async move { Ok::<_, Infallible>(answer(&request, &commands).await) }
+                async move { Ok::<_, Infallible>(answer(request, client, &commands).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -73,11 +78,15 @@ pub(super) async fn serve(listener: TcpListener, commands: mpsc::Sender<Command>
     }
 }
 
-async fn answer(request: &Request<Incoming>, commands: &mpsc::Sender<Command>) -> Answer {
+async fn answer(request: Request<Incoming>, client: SocketAddr, commands: &mpsc::Sender<Command>) -> Answer {
+    if cluster::is_change(request.uri().path()) {
+        if request.method() == Method::POST {
+            return cluster::change(request, client, commands).await;
+        }
+        return not_allowed("POST", "only POST is answered here\n");
+    }
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
-        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return refused;
+        return not_allowed("GET, HEAD", "only GET is answered here\n");
     }
     let path = request.uri().path();
     if path == "/" {
@@ -100,6 +109,12 @@ async fn answer(request: &Request<Incoming>, commands: &mpsc::Sender<Command>) -
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the node is starting or stopping\n"),
         _ => typed(StatusCode::OK, "application/json", cluster(&snapshot)),
     }
+}
+
+fn not_allowed(allowed: &'static str, words: &'static str) -> Answer {
+    let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, words);
+    refused.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    refused
 }
 
 fn health(snapshot: &Snapshot) -> Answer {
@@ -133,7 +148,30 @@ fn cluster(snapshot: &Snapshot) -> String {
             "fenced": node.fenced,
         })
     };
+    let member = |status: &Status, id: &NodeId| {
+        let last = status.last_log.unwrap_or(0);
+        let leads = status.leader == Some(status.node);
+        let behind = match status.progress.get(id).and_then(|progress| progress.matched) {
+            Some(matched) => Some(last.saturating_sub(matched)),
+            None => (leads && *id == status.node).then_some(0),
+        };
+        let silent =
+            status.silent.get(id).map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
+        serde_json::json!({
+            "id": id.0,
+            "address": status.members.get(id).map(|member| &*member.cluster_addr),
+            "votes": status.voters.contains(id),
+            "behind": behind,
+            "silent_ms": silent.filter(|_| *id != status.node),
+        })
+    };
+    let members = snapshot
+        .raft
+        .as_ref()
+        .map(|(status, _)| status.members.keys().map(|id| member(status, id)).collect::<Vec<_>>());
     let summary = serde_json::json!({
+        "forming": snapshot.forming,
+        "members": members.unwrap_or_default(),
         "cluster_id": &*image.cluster_id,
         "revision": image.revision.0,
         "feature_level": image.feature_level.0,

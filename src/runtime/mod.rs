@@ -3,6 +3,7 @@
 
 mod bell;
 pub mod boot;
+mod cluster;
 mod control_core;
 mod data_dir;
 mod http;
@@ -19,10 +20,12 @@ use highwater_shards::shard::FatalReason;
 use highwater_shards::stats::ShardStats;
 use tokio::sync::oneshot;
 
+use crate::control::membership::change::{Change, Changed};
 use crate::control::metadata::image::Image;
 use crate::control::request::{Reply, Request};
 use crate::control::{ControlFatal, ControlStats};
 use crate::error::{ExitStatus, Failure};
+use crate::net::stats::NetStats;
 use crate::raft::{RaftError, RaftStats, Status};
 use crate::store::StoreError;
 
@@ -41,6 +44,11 @@ pub enum Command {
     Snapshot {
         reply: oneshot::Sender<Snapshot>,
     },
+    /// An operator's wish about the members of the cluster.
+    Cluster {
+        change: Change,
+        reply: oneshot::Sender<Changed>,
+    },
     /// A clean end: nothing new is taken, everything is flushed, connections close.
     Stop,
 }
@@ -53,6 +61,10 @@ pub struct Snapshot {
     pub control: ControlStats,
     /// Absent in tests only.
     pub raft: Option<(Status, RaftStats)>,
+    /// While the node is in no cluster: what it waits for.
+    pub forming: Option<String>,
+    /// What the connections to other nodes count; `None` for a node that stands alone.
+    pub net: Option<NetStats>,
     /// By shard; `None` for one that did not answer in time.
     pub shards: Vec<(ShardId, Option<ShardStats>)>,
 }
@@ -71,6 +83,17 @@ pub enum NodeError {
     Shards(#[from] StartError),
     #[error("cannot serve metrics and health on {address}: {reason}; choose another `admin.addr`, or `none`")]
     Admin { address: SocketAddr, reason: String },
+    #[error("cannot listen for other nodes on {address}: {reason}; choose another `cluster.cluster_addr`")]
+    Peers { address: SocketAddr, reason: String },
+    #[error("the secret of the cluster: {0}")]
+    Secret(String),
+    #[error(transparent)]
+    Forming(crate::control::forming::Fatal),
+    #[error(
+        "this node shares cluster {cluster} with {others} other nodes: start it with `cluster.mode: cluster`, or remove the \
+         others first (`highwater cluster remove`)"
+    )]
+    NotAlone { cluster: String, others: usize },
     #[error("the operating system did not give what the node needs: {0}")]
     Resources(String),
     #[error("shard {shard}: {reason}")]
@@ -98,13 +121,19 @@ pub enum NodeError {
 impl NodeError {
     pub fn exit_status(&self) -> ExitStatus {
         match self {
-            Self::DataDir(_) | Self::Shards(_) | Self::Admin { .. } | Self::Resources(_) => {
-                ExitStatus::Environment
-            }
+            Self::DataDir(_)
+            | Self::Shards(_)
+            | Self::Admin { .. }
+            | Self::Peers { .. }
+            | Self::Resources(_) => ExitStatus::Environment,
             Self::Store(
                 StoreError::OtherNode { .. } | StoreError::OtherCluster { .. } | StoreError::OtherLog { .. },
             )
             | Self::Control(ControlFatal::RegistrationRefused(_))
+            | Self::Control(ControlFatal::Removed)
+            | Self::Secret(_)
+            | Self::Forming(_)
+            | Self::NotAlone { .. }
             | Self::LogsWithoutMetadata { .. } => ExitStatus::Refused,
             Self::Store(_)
             | Self::Raft(_)

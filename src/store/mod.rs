@@ -31,8 +31,10 @@ pub struct StoreConfig {
     pub node: NodeId,
     /// `None`: what the store says; a new store gets a random one.
     pub cluster_id: Option<String>,
-    /// For the cluster id of a new store.
+    /// For the cluster id of a node that founds its cluster alone.
     pub entropy: [u8; 16],
+    /// The node comes into a cluster with others: until then it is in none.
+    pub forms: bool,
 }
 
 impl StoreConfig {

@@ -25,7 +25,13 @@ struct World {
 }
 
 fn config() -> StoreConfig {
-    StoreConfig { data_dir: PathBuf::from("data"), node: ME, cluster_id: None, entropy: [7; 16] }
+    StoreConfig {
+        data_dir: PathBuf::from("data"),
+        node: ME,
+        cluster_id: None,
+        entropy: [7; 16],
+        forms: false,
+    }
 }
 
 fn find(disk: &CrashDisk, config: &StoreConfig) -> Result<Found, StoreError> {

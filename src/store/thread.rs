@@ -4,6 +4,8 @@
 //! tells what became of each item. When the disk is full, work fails and the node goes on; after any other failed
 //! write nothing is known of the disk any more, and the node stops.
 
+#![expect(clippy::disallowed_methods, reason = "driver: waits for space on the disk")]
+
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use super::db::{Db, FORMAT, Opener};
 use super::error::StoreError;
 use super::identity::{Identity, cluster_id};
 use super::{Opened, StoreConfig, file_in};
+use crate::control::forming::Founders;
 use crate::control::metadata::image::Incarnation;
 use crate::control::{Input, KeepId, Placements};
 use crate::raft::DiskId;
@@ -29,14 +32,16 @@ const REOPEN_EVERY: Duration = Duration::from_secs(1);
 pub enum StoreEvent {
     /// What became of a placement.
     Input(Input),
+    /// The cluster that the node is in is durable.
+    ClusterKept,
     /// Nothing is known of the disk any more: the node has to stop.
     Failed(StoreError),
 }
 
 #[derive(Debug)]
-struct Work {
-    id: KeepId,
-    changes: Placements,
+enum Work {
+    Placements { id: KeepId, changes: Placements },
+    Cluster(Box<Identity>),
 }
 
 /// The handle to the thread. Dropping it lets the thread finish what it has, then ends it.
@@ -125,12 +130,18 @@ impl Found {
             Some(known) if known.disk == disk => {
                 Identity { incarnation: Incarnation(known.incarnation.0 + 1), ..known }
             }
-            None if log_is_new => {
-                let cluster_id =
-                    self.config.cluster_id.clone().unwrap_or_else(|| cluster_id(self.config.entropy));
-                Identity { cluster_id, node: self.config.node, incarnation: Incarnation(1), disk }
-            }
+            None if log_is_new => Identity {
+                cluster_id: self.config.cluster_id.clone().unwrap_or_default(),
+                node: self.config.node,
+                incarnation: Incarnation(1),
+                disk,
+                founders: Founders::default(),
+            },
             _ => return Err(StoreError::OtherLog { file }),
+        };
+        let identity = match identity.cluster_id.is_empty() && !self.config.forms {
+            true => Identity { cluster_id: cluster_id(self.config.entropy), ..identity },
+            false => identity,
         };
         self.db.write_identity(&identity).map_err(at)?;
         let placements = self.db.placements().map_err(at)?;
@@ -147,8 +158,17 @@ impl Found {
 impl Store {
     /// Makes the placements durable, all or nothing; exactly one event tells what became of it.
     pub fn keep(&mut self, id: KeepId, changes: Placements) {
+        self.send(Work::Placements { id, changes });
+    }
+
+    /// Makes durable which cluster the node is in, once in its life; [`StoreEvent::ClusterKept`] tells when.
+    pub fn keep_cluster(&mut self, identity: Identity) {
+        self.send(Work::Cluster(Box::new(identity)));
+    }
+
+    fn send(&mut self, work: Work) {
         let sender = self.work.as_ref().expect("it is taken away only when the store is dropped");
-        match sender.try_send(Work { id, changes }) {
+        match sender.try_send(work) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => unreachable!("the control core has one placement under way"),
             // The thread has told of its end by an event already.
@@ -199,22 +219,53 @@ impl Writer {
 
     /// Makes the batch durable and tells what became of it.
     fn write(&mut self, batch: Vec<Work>, inbox: &Receiver<Work>) -> Result<(), End> {
-        let changes = batch.iter().map(|work| &work.changes);
+        let (mut placements, mut clusters) = (Vec::new(), Vec::new());
+        for work in batch {
+            match work {
+                Work::Placements { id, changes } => placements.push((id, changes)),
+                Work::Cluster(identity) => clusters.push(identity),
+            }
+        }
+        for identity in clusters {
+            self.write_cluster(&identity, inbox)?;
+        }
+        if placements.is_empty() {
+            return Ok(());
+        }
+        let changes = placements.iter().map(|(_, changes)| changes);
         match self.db.write(changes).map_err(|failure| failure.at(&self.file)) {
             Ok(()) => {
-                batch
+                placements
                     .into_iter()
-                    .for_each(|work| (self.events)(StoreEvent::Input(Input::Kept { id: work.id })));
+                    .for_each(|(id, _)| (self.events)(StoreEvent::Input(Input::Kept { id })));
                 Ok(())
             }
             Err(error @ StoreError::Full { .. }) => {
                 // The database takes no more until it is opened again. Whether the write counts after all does not
                 // matter: the same placements are kept again, or others in their place.
                 self.reopen(inbox)?;
-                self.tell_failed(batch, &error.to_string());
+                placements.into_iter().for_each(|(id, _)| self.tell_failed(id, &error.to_string()));
                 Ok(())
             }
             Err(error) => Err(End::Failed(error)),
+        }
+    }
+
+    /// Tries until there is space for it: without it the node is nothing.
+    fn write_cluster(&mut self, identity: &Identity, inbox: &Receiver<Work>) -> Result<(), End> {
+        loop {
+            match self.db.write_identity(identity).map_err(|failure| failure.at(&self.file)) {
+                Ok(()) => {
+                    (self.events)(StoreEvent::ClusterKept);
+                    return Ok(());
+                }
+                Err(StoreError::Full { .. }) => {
+                    tracing::warn!("no space left to write down which cluster this node is in");
+                    self.reopen(inbox)?;
+                    std::thread::sleep(REOPEN_EVERY);
+                }
+                Err(error) => return Err(End::Failed(error)),
+            }
         }
     }
 
@@ -228,17 +279,15 @@ impl Writer {
                 Err(error) => return Err(End::Failed(error)),
             };
             match inbox.recv_timeout(REOPEN_EVERY) {
-                Ok(work) => self.tell_failed(vec![work], &error.to_string()),
+                Ok(Work::Placements { id, .. }) => self.tell_failed(id, &error.to_string()),
+                Ok(Work::Cluster(_)) => unreachable!("the cluster is kept once, before any placement"),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(End::Dropped),
             }
         }
     }
 
-    fn tell_failed(&mut self, batch: Vec<Work>, reason: &str) {
-        for work in batch {
-            let reason = reason.to_owned();
-            (self.events)(StoreEvent::Input(Input::KeepFailed { id: work.id, reason }));
-        }
+    fn tell_failed(&mut self, id: KeepId, reason: &str) {
+        (self.events)(StoreEvent::Input(Input::KeepFailed { id, reason: reason.to_owned() }));
     }
 }

@@ -11,6 +11,7 @@
 #![expect(clippy::unwrap_used, reason = "a test: a failed call is a failed test")]
 
 mod bad_input;
+mod cluster;
 mod disk;
 mod idle;
 mod kill;

@@ -10,18 +10,7 @@ use highwater_shards::ids::NodeId;
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
-use crate::control::metadata::image::Endpoint;
-
-/// Drawn when a data directory is made; all its life the same.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct DiskId(pub u128);
-
-impl fmt::Display for DiskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
+use crate::control::metadata::image::{DiskId, Endpoint};
 
 /// Of 128 bits, written as Kafka writes ids: 22 characters of base64 with the alphabet for URLs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]

@@ -36,7 +36,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 
-pub use self::identity::{ClusterId, Digest, DiskId, Founders, Member, NotAClusterId, show};
+pub use self::identity::{ClusterId, Digest, Founders, Member, NotAClusterId, show};
 use self::rounds::{Asked, Verdict};
 use self::wire::{JoinAnswer, Refused};
 use crate::control::metadata::image::Endpoint;
@@ -109,8 +109,19 @@ pub enum Heard {
     Who(Box<Who>),
     /// The address leads back to this very process.
     Myself,
-    /// Refused, not reached, or not understood, in words.
+    /// The two nodes have proven who they are, and one of them refused to go on.
+    Rejected(Rejection),
+    /// Not reached, or not understood, in words.
     Failed(String),
+}
+
+/// Why a node is not talked to at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rejection {
+    /// The other one has the id of this node, and another disk.
+    SameNodeId,
+    /// The cluster knows this node with another disk.
+    DiskReplaced,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -139,6 +150,12 @@ pub enum Fatal {
         show(at)
     )]
     NodeIdTaken { node: NodeId, at: Endpoint },
+    #[error(
+        "{} knows node {node} with another disk: this data directory was emptied or replaced. Put the old one back; or remove \
+         the node (`highwater cluster remove {node}`) and start it under an id that was never used",
+        show(at)
+    )]
+    UnderOldIdentity { node: NodeId, at: Endpoint },
     #[error(
         "node {other} at {} has the same disk id as this node: one data directory is a copy of the other's. Start this \
          node with an empty one",

@@ -3,7 +3,7 @@
 use highwater_shards::ids::NodeId;
 
 use super::identity::{ClusterId, Digest, Founders, Member, show};
-use super::{CallId, Fatal, Heard, Standing, Who};
+use super::{CallId, Fatal, Heard, Rejection, Standing, Who};
 use crate::control::metadata::image::Endpoint;
 
 /// A target of this round, and what was heard from it.
@@ -43,7 +43,7 @@ impl Asked {
     pub(super) fn nodes(&self) -> impl Iterator<Item = &Who> {
         self.answers().filter_map(|heard| match heard {
             Heard::Who(who) => Some(&**who),
-            Heard::Myself | Heard::Failed(_) => None,
+            Heard::Myself | Heard::Rejected(_) | Heard::Failed(_) => None,
         })
     }
 }
@@ -72,6 +72,18 @@ pub(super) enum Verdict {
 }
 
 pub(super) fn judge(me: &Member, seeds: &[Endpoint], asked: &[Asked]) -> Verdict {
+    let rejected = asked.iter().find_map(|asked| {
+        asked.answers().find_map(|heard| match heard {
+            Heard::Rejected(why) => Some((asked.target.clone(), why)),
+            _ => None,
+        })
+    });
+    if let Some((at, why)) = rejected {
+        return Verdict::Fatal(match why {
+            Rejection::SameNodeId => Fatal::NodeIdTaken { node: me.node, at },
+            Rejection::DiskReplaced => Fatal::UnderOldIdentity { node: me.node, at },
+        });
+    }
     if let Some(fatal) = asked.iter().flat_map(Asked::nodes).find_map(|who| mistaken_identity(me, who)) {
         return Verdict::Fatal(fatal);
     }
@@ -196,6 +208,8 @@ fn member_of(me: &Member, seeds: &[Endpoint], asked: &Asked) -> Result<(Member, 
     }
     for heard in asked.answers() {
         let next = match heard {
+            // Such a round has ended before.
+            Heard::Rejected(_) => continue,
             Heard::Failed(why) => {
                 failed = failed.or(Some(why));
                 continue;

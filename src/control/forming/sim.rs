@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::control::metadata::image::DiskId;
 
 /// What is done to the messages on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

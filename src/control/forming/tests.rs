@@ -1,6 +1,7 @@
 //! The rules of forming a cluster, one by one.
 
 use super::*;
+use crate::control::metadata::image::DiskId;
 
 fn at(host: &str) -> Endpoint {
     Endpoint { host: host.into(), port: 9093 }
@@ -312,6 +313,10 @@ fn identities_that_cannot_be_right_end_the_node() {
     assert!(one(fresh(twin.clone(), None)).contains("n2:9093 answers under the id of this node, 1"));
     assert!(one(formed(twin, founders())).contains("answers under the id of this node, 1"));
     assert!(one(fresh(member(2, 1), None)).contains("node 2 at n2:9093 has the same disk id"));
+    assert!(
+        one(Heard::Rejected(Rejection::SameNodeId)).contains("n2:9093 answers under the id of this node, 1")
+    );
+    assert!(one(Heard::Rejected(Rejection::DiskReplaced)).contains("n2:9093 knows node 1 with another disk"));
 }
 
 #[test]

@@ -6,15 +6,17 @@ use highwater_shards::ids::NodeId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::identity::{ClusterId, DiskId, Founders, Member};
+use super::identity::{ClusterId, Founders, Member};
 use super::{HOST_BYTES_MAX, SEEDS_MAX, Who};
 use crate::control::metadata::envelope::{EnvelopeError, Schema, open, seal};
-use crate::control::metadata::image::Endpoint;
+use crate::control::metadata::image::{DiskId, Endpoint};
 
 /// "Who are you": an empty call, answered with a [`Who`].
 pub const CALL_WHO: u16 = 0x0201;
-/// "Let me join": a [`Joining`], answered with a [`JoinAnswer`].
+/// "Let me join": a [`Joining`] of the caller, answered with a [`JoinAnswer`].
 pub const CALL_JOIN: u16 = 0x0202;
+/// The same, passed on to the leader by the node that it came to.
+pub const CALL_JOIN_FORWARDED: u16 = 0x0203;
 
 /// Bytes of any of these bodies at most.
 pub const BODY_MAX: usize = 16 * 1024;

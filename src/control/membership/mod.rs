@@ -8,14 +8,16 @@
 //! the number of voters is odd, since an even one tolerates no more failures than the odd one below it; otherwise
 //! nobody's vote changes.
 
+pub mod change;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use highwater_shards::ids::NodeId;
 
 use super::forming::wire::{Joining, Refused};
-use super::forming::{ClusterId, DiskId, Member};
-use super::metadata::image::Endpoint;
+use super::forming::{ClusterId, Member};
+use super::metadata::image::{DiskId, Endpoint};
 
 /// Nodes of a cluster, voters or not.
 pub const NODES_MAX: usize = 1024;
@@ -60,8 +62,10 @@ pub struct View {
     /// The leader, which is a member.
     pub leader: NodeId,
     pub nodes: BTreeMap<NodeId, Node>,
-    /// A change of the members is not finished yet.
+    /// A change of the members is not finished yet, and somebody is at it.
     pub is_changing: bool,
+    /// A change was begun and left by an earlier leader: two sets of voters count.
+    pub is_joint: bool,
     /// How many nodes should vote; `None`: by the size of the cluster.
     pub voters: Option<u32>,
     /// Who shall leave the cluster.
@@ -215,7 +219,7 @@ pub fn next(view: &View) -> Option<Step> {
         // It can only hand over to a voter, and is taken out by that one.
         voters.insert(view.leader);
     }
-    if voters != now && !voters.is_empty() && view.has_majority(&voters) {
+    if (voters != now || view.is_joint) && !voters.is_empty() && view.has_majority(&voters) {
         return Some(Step::SetVoters(voters));
     }
     let gone = view.leaving.iter().find(|id| view.nodes.get(id).is_some_and(|node| !node.votes));
@@ -252,7 +256,10 @@ pub fn admit(
         }
         Some(known) if known.at != member.at => Admission::Move(member.clone()),
         Some(_) => Admission::Known,
-        None if was_removed(node) => Admission::Refuse(Refused::Removed { node }),
+        // One that knows this cluster as its own was a member once.
+        None if was_removed(node) || joining.cluster.is_some() => {
+            Admission::Refuse(Refused::Removed { node })
+        }
         None if nodes.len() >= NODES_MAX => Admission::Refuse(Refused::Full { max: NODES_MAX }),
         None => Admission::Add(member.clone()),
     }

@@ -27,7 +27,14 @@ fn node(id: u32, votes: bool) -> Node {
 fn view(voters: &[u32], others: &[u32]) -> View {
     let nodes = voters.iter().map(|id| (NodeId(*id), node(*id, true)));
     let nodes = nodes.chain(others.iter().map(|id| (NodeId(*id), node(*id, false)))).collect();
-    View { leader: NodeId(voters[0]), nodes, is_changing: false, voters: None, leaving: BTreeSet::new() }
+    View {
+        leader: NodeId(voters[0]),
+        nodes,
+        is_changing: false,
+        is_joint: false,
+        voters: None,
+        leaving: BTreeSet::new(),
+    }
 }
 
 impl View {
@@ -122,6 +129,9 @@ fn whoever_is_asked_to_leave_leaves_step_by_step() {
     let mut changing = replaced;
     changing.is_changing = true;
     assert_eq!(next(&changing), None, "one change at a time");
+    let mut left = view(&[1, 2, 3], &[]);
+    left.is_joint = true;
+    assert_eq!(next(&left), set(&[1, 2, 3]), "what an earlier leader began is ended");
 }
 
 #[test]
@@ -156,6 +166,8 @@ fn members_are_admitted_by_node_and_disk_together() {
     assert_eq!(answer(&moved), Admission::Move(moved.member.clone()));
     let new = joining(4, 4, 4, None);
     assert_eq!(answer(&new), Admission::Add(new.member.clone()));
+    let gone = joining(5, 5, 5, Some(ours));
+    assert_eq!(answer(&gone), Admission::Refuse(Refused::Removed { node: NodeId(5) }), "it was here before");
     let replaced = Refused::DiskReplaced { node: NodeId(3), known: DiskId(3) };
     assert_eq!(answer(&joining(3, 33, 3, None)), Admission::Refuse(replaced));
     assert_eq!(answer(&joining(8, 8, 8, None)), Admission::Refuse(Refused::Removed { node: NodeId(8) }));
@@ -190,6 +202,7 @@ fn take(view: &mut View, step: &Step) {
             for (id, node) in &mut view.nodes {
                 node.votes = voters.contains(id);
             }
+            view.is_joint = false;
         }
         Step::TransferLeader(id) => {
             assert!(view.nodes[id].votes && view.nodes[id].is_alive() && view.leaving.contains(&view.leader));

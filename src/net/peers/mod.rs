@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::auth::{ClusterId, DiskId, HandshakeError, Judged, PeerIdentity, Secret};
+use super::auth::{ClusterId, DiskId, HandshakeError, Judged, PeerIdentity, Refusal, Secret};
 use super::refusals::{Refusals, Who};
 use super::stats::{NetStats, PeerCounters, add};
 use super::{CallError, Class, Incoming, Network};
@@ -174,7 +174,7 @@ enum DialError {
     #[error("{error}")]
     Handshake { at: SocketAddr, error: HandshakeError },
     #[error("{why}")]
-    Refused { at: SocketAddr, reason: &'static str, why: String },
+    Refused { at: SocketAddr, refusal: Refusal, why: String },
 }
 
 impl Peers {
@@ -418,7 +418,7 @@ impl Inner {
                 .await
                 .map_err(|error| DialError::Handshake { at, error })?;
             match (judged.refusal, judged.why()) {
-                (Some(refusal), Some(why)) => Err(DialError::Refused { at, reason: refusal.name(), why }),
+                (Some(refusal), Some(why)) => Err(DialError::Refused { at, refusal, why }),
                 _ => Ok((stream, judged, at)),
             }
         };
@@ -428,7 +428,10 @@ impl Inner {
     fn undialed(&self, at: &Endpoint, error: &DialError) -> CallError {
         let why = format!("{}:{}: {error}", at.host, at.port);
         self.note_undialed(&why, error);
-        CallError::Unreachable(why)
+        match error {
+            DialError::Refused { refusal, .. } => CallError::Rejected { refusal: *refusal, why },
+            _ => CallError::Unreachable(why),
+        }
     }
 
     fn note_undialed(&self, why: &str, error: &DialError) {
@@ -436,7 +439,7 @@ impl Inner {
             // Peers come and go: whoever calls says it if it matters.
             DialError::Io(_) | DialError::TimedOut => return tracing::debug!("{why}"),
             DialError::Handshake { at, error } => (at, error.name()),
-            DialError::Refused { at, reason, .. } => (at, *reason),
+            DialError::Refused { at, refusal, .. } => (at, refusal.name()),
         };
         self.note_refusal(Who::Outbound(*at), reason, why);
     }

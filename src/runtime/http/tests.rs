@@ -30,6 +30,8 @@ fn node(ready: bool, second: Option<ShardStats>) -> Snapshot {
         ready,
         image: Arc::default(),
         raft: None,
+        forming: None,
+        net: None,
         control: ControlStats::default(),
         shards: vec![(ShardId(0), Some(ShardStats::default())), (ShardId(1), second)],
     }

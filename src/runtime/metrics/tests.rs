@@ -77,6 +77,8 @@ fn snapshot() -> Snapshot {
         ready: true,
         image: Arc::new(image),
         raft: None,
+        forming: None,
+        net: None,
         control: ControlStats { requests: 9, ..ControlStats::default() },
         shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
     }
@@ -234,6 +236,8 @@ fn the_raft_group_is_told_of_with_the_lag_of_each_member() {
         applied: Some(8),
         snapshot: None,
         purged: None,
+        is_joint: false,
+        silent: BTreeMap::new(),
     };
     let mut stats = RaftStats { flushes: 3, ..RaftStats::default() };
     stats.vote_nanos.record(2_000_000).unwrap();
