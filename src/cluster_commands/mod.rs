@@ -103,7 +103,14 @@ fn remove(node: &mut dyn Admin, id: u32, args: &AdminArgs, out: &mut dyn Write) 
             );
             return Err(Failure::new(ExitStatus::Refused, why));
         }
-        done = change(node, "/cluster/remove", &body)?;
+        done = match change(node, "/cluster/remove", &body) {
+            Ok(done) => done,
+            // It went between the look and the wish.
+            Err(_) if !look(node)?.1.is_member(id) => {
+                return report(out, args, &format!("node {id} is out of the cluster"));
+            }
+            Err(failure) => return Err(failure),
+        };
     }
 }
 

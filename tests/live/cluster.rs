@@ -41,7 +41,8 @@ impl Fleet {
     }
 
     fn home(&self, id: usize, peer: u16) -> Home {
-        let seeds: Vec<String> = self.peers[..self.seeds].iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let seeds: Vec<String> =
+            self.peers[..self.seeds].iter().map(|port| format!("127.0.0.1:{port}")).collect();
         Home::new(&self.name)
             .set("profile", "dev")
             .set("cluster.mode", "cluster")
@@ -72,7 +73,8 @@ fn leader(home: &Home) -> Option<(u64, u64)> {
 fn wait_for_leader(homes: &[&Home]) -> u64 {
     wait_for("one leader that all nodes name", || {
         let named: BTreeSet<(u64, u64)> = homes.iter().filter_map(|home| leader(home)).collect();
-        let ready = homes.iter().filter(|home| matches!(http_get(home.admin, "/readyz"), Ok((200, _)))).count();
+        let ready =
+            homes.iter().filter(|home| matches!(http_get(home.admin, "/readyz"), Ok((200, _)))).count();
         (named.len() == 1 && ready == homes.len()).then(|| named.first().unwrap().0)
     })
 }
@@ -177,7 +179,8 @@ fn a_new_leader_stands_after_each_kill_and_nothing_is_lost() {
         let killed = Instant::now();
         let others: Vec<&Home> = (0..3).filter(|other| *other != at).map(|other| homes[other]).collect();
         let next = wait_for("another leader", || {
-            let named: BTreeSet<u64> = others.iter().filter_map(|home| leader(home)).map(|(id, _)| id).collect();
+            let named: BTreeSet<u64> =
+                others.iter().filter_map(|home| leader(home)).map(|(id, _)| id).collect();
             (named.len() == 1).then(|| *named.first().unwrap()).filter(|next| *next != led)
         });
         println!("kill {kill}: node {next} leads {:?} after node {led} was killed", killed.elapsed());
@@ -291,7 +294,8 @@ fn wiped_disks_wrong_secrets_and_taken_ids_are_refused() {
 
 #[test]
 fn a_cluster_for_development_runs_from_one_command() {
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("live-dev-{}", std::process::id()));
+    let folder =
+        std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("live-dev-{}", std::process::id()));
     // Three nodes with three ports each, ten apart.
     let first = (0..1000).map(|_| free_port()).find(|port| {
         let all = (0..3).flat_map(|node| (0..3).map(move |offset| port + node * 10 + offset));
@@ -318,7 +322,9 @@ fn a_cluster_for_development_runs_from_one_command() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let status = wait_for("the end", || child.try_wait().unwrap());
     assert!(status.success(), "{status}: {}", fs::read_to_string(&log).unwrap());
-    wait_for("all nodes to be gone", || (0..3).all(|node| http_get(admin(node), "/readyz").is_err()).then_some(()));
+    wait_for("all nodes to be gone", || {
+        (0..3).all(|node| http_get(admin(node), "/readyz").is_err()).then_some(())
+    });
     std::thread::sleep(Duration::from_millis(10));
     fs::remove_dir_all(&folder).unwrap();
 }

@@ -14,7 +14,7 @@ use super::{Cluster, State, Told};
 use crate::control::forming::wire::{
     CALL_JOIN, CALL_WHO, JoinAnswer, Joining, decode_join_answer, decode_who, encode_joining,
 };
-use crate::control::forming::{ADDRESSES_MAX, CallId, Heard, Member, Rejection};
+use crate::control::forming::{self, ADDRESSES_MAX, CallId, Heard, Member, Rejection};
 use crate::control::metadata::image::Endpoint;
 use crate::net::auth::Refusal;
 use crate::net::peers::Peers;
@@ -116,9 +116,18 @@ async fn ask_all(peers: &Peers, me: &Member, seed: &Endpoint) -> Result<Vec<Hear
     }
     let mut heard = Vec::new();
     while let Some(answer) = questions.join_next().await {
-        heard.push(answer.unwrap_or_else(|e| Heard::Failed(e.to_string())));
+        heard.push(match answer {
+            // Which of its addresses it was is of interest for a name only.
+            Ok(Heard::Failed(why)) => Heard::Failed(without_prefix(&why, &forming::show(seed))),
+            Ok(answer) => answer,
+            Err(e) => Heard::Failed(e.to_string()),
+        });
     }
     Ok(heard)
+}
+
+fn without_prefix(text: &str, prefix: &str) -> String {
+    text.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text).to_owned()
 }
 
 async fn ask_one(peers: &Peers, me: &Member, address: SocketAddr) -> Heard {
@@ -132,6 +141,8 @@ async fn ask_one(peers: &Peers, me: &Member, address: SocketAddr) -> Heard {
         Err(CallError::Rejected { refusal: Refusal::OtherDisk, .. }) => {
             return Heard::Rejected(Rejection::DiskReplaced);
         }
+        // The words begin with the address.
+        Err(CallError::Unreachable(why)) => return Heard::Failed(why),
         Err(error) => return Heard::Failed(error.to_string()),
     };
     if (peer.node, peer.disk.0) == (me.node, me.disk.0) {
