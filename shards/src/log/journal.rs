@@ -342,6 +342,15 @@ impl Journal {
         }
     }
 
+    /// In recovery: every chunk up to this one is known to be durable. What was replayed behind it may be lost with the
+    /// power until recovery ends.
+    pub fn replayed_durably(&self) -> u64 {
+        match &self.phase {
+            Phase::Recovering(recovery) => recovery.confirmed(),
+            Phase::Running | Phase::Stopped | Phase::Failed => 0,
+        }
+    }
+
     /// While true, recovery asks the disk for nothing more: what was replayed can be worked off first.
     pub fn pause_replay(&mut self, pause: bool) {
         self.is_replay_paused = pause;

@@ -201,6 +201,11 @@ impl Recovery {
         Lsn { chunk: self.last.sequence, entry: u32::MAX }
     }
 
+    /// Every chunk up to this one is durable, as later ones say.
+    pub fn confirmed(&self) -> u64 {
+        self.confirmed
+    }
+
     pub fn new(config: &JournalConfig, start: JournalStart) -> Self {
         let nowhere = Place { index: 0, position: 0 };
         Self {

@@ -312,6 +312,23 @@ impl History {
         state
     }
 
+    /// A crash left no log, and of a drop no entry is known to follow: nothing but a checkpoint may tell of it so far. The
+    /// journal is told before it takes anything else, and until that is durable the drop is lost with the checkpoint:
+    /// then the log is as it was. So it stays open. `false`: there is no such drop.
+    pub fn settle_dropped(&mut self, cut: u64) -> bool {
+        let told = self.kept(cut, false).count();
+        let open: VecDeque<Entry> = self.kept(cut, true).skip(told).cloned().collect();
+        // An entry that was accepted behind it tells that the journal has it.
+        if open.is_empty() || open.iter().any(|e| e.marker_max.is_some()) {
+            return false;
+        }
+        let (before, now) = (self.state_at(cut, false), self.state_at(cut, true));
+        self.settle(before);
+        self.now = now;
+        self.pending = open.into_iter().map(|e| Entry { marker: cut, marker_max: None, ..e }).collect();
+        true
+    }
+
     /// This is what a crash left.
     pub fn settle(&mut self, state: State) {
         self.now = state.clone();

@@ -25,6 +25,8 @@ pub struct Heard {
     pub is_restored: bool,
     pub is_replayed: bool,
     pub is_truncated: bool,
+    /// Its end was replayed, and nothing since.
+    pub is_dropped: bool,
     pub known: Known,
     pub epochs: Vec<(u32, u64)>,
     pub producers: Producers,
@@ -116,6 +118,7 @@ impl Heard {
 
     pub fn replayed_batch(&mut self, header: &BatchHeader, base: Offset, is_noted: bool) {
         self.is_replayed = true;
+        self.is_dropped = false;
         if is_noted {
             return;
         }
@@ -139,7 +142,7 @@ impl Heard {
     pub fn replayed_note(&mut self, note: Note, is_noted: bool) {
         self.is_replayed = true;
         match note {
-            Note::Dropped => *self = Self::default(),
+            Note::Dropped => *self = Self { is_dropped: true, ..Self::default() },
             Note::Truncated { end } if !is_noted => {
                 self.is_truncated = true;
                 self.known.truncated(end.0);

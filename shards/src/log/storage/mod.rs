@@ -73,7 +73,7 @@ pub struct Storage {
     unmoved_bytes: u64,
     /// An append was refused for them.
     is_pressed: bool,
-    /// Every chunk up to this is durable; in recovery, was replayed.
+    /// Every chunk up to this is durable.
     flushed: u64,
     /// Logs that have something to be moved and nothing under way, by their first such entry.
     waiting: BTreeSet<(Lsn, Slot)>,

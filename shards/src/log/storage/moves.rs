@@ -111,8 +111,8 @@ impl Storage {
         let limits = Limits { flushed, wall_ms: self.wall_ms() };
         let Some(log) = self.log(slot) else { return false };
         let partition = log.partition;
-        // What is replayed may not be durable before recovery ends. Batches that are moved and then lost do no harm, since
-        // no checkpoint says that they are there; what is cut off or removed cannot be had back.
+        // A note that is replayed may be one of a log that turns out to be damaged; what is cut off or removed cannot be had
+        // back.
         if self.is_recovering() && (log.dropped.is_some() || log.starts_with_note()) {
             self.park(slot);
             return false;

@@ -248,7 +248,7 @@ impl Storage {
         lsn: Lsn,
         bytes: Bytes,
     ) {
-        self.flushed = self.flushed.max(lsn.chunk);
+        self.note_durable();
         let Some(slot) = self.replayed_log(partition, lsn) else { return };
         let is_first = self.meet(slot, base, lsn);
         let log = self.log(slot).expect("it was just found");
@@ -309,7 +309,7 @@ impl Storage {
     }
 
     pub(super) fn replay_note(&mut self, partition: PartitionId, note: Note, lsn: Lsn) {
-        self.flushed = self.flushed.max(lsn.chunk);
+        self.note_durable();
         if note == Note::Dropped {
             // It may be the end of an earlier log of the partition.
             let is_news = self.tombs.get(&partition).is_none_or(|&gone| gone <= lsn);
@@ -330,6 +330,13 @@ impl Storage {
         recovery.entries += 1;
         self.take_note(slot, lsn, note);
         self.events.push_back(StorageEvent::ReplayedNote { slot, note, is_noted });
+    }
+
+    /// What of the replayed is known to be durable may be moved. A batch that is moved and then lost from the journal would
+    /// be found by a start without a checkpoint, as one that is durable.
+    fn note_durable(&mut self) {
+        let durable = self.journal.as_ref().map_or(0, |journal| journal.replayed_durably());
+        self.flushed = self.flushed.max(durable);
     }
 
     pub(super) fn on_journal_recovered(&mut self, report: RecoveryReport) {

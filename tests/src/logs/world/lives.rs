@@ -236,6 +236,15 @@ impl World {
         let storage = self.storage.as_mut().expect("alive");
         for p in &mut self.partitions {
             p.slot = storage.slot(p.id);
+            // Without a checkpoint, and where the note was replayed, it was the journal that told.
+            let is_checkpoint_told = start != Start::Rebuilt && !p.heard.is_dropped;
+            if p.slot.is_none() && is_checkpoint_told && p.history.settle_dropped(cut) {
+                p.changes += 1;
+                p.high_watermark = 0;
+                p.configured = None;
+                (p.is_start_behind, p.may_start_behind) = (false, false);
+                continue;
+            }
             let mut state = p.history.state_at(cut, p.slot.is_none());
             self.slots_used.extend(p.slot);
             state.known = p.heard.known;

@@ -540,3 +540,28 @@ fn files_that_a_killed_life_removed_do_not_come_back_after_the_next_checkpoint()
         rig.check_recovered();
     }
 }
+
+#[test]
+fn nothing_is_moved_in_recovery_that_the_power_may_take_from_the_journal() {
+    let mut rig = Rig::started(1);
+    for _ in 0..3 {
+        rig.append(0, 7_000, Urgency::Sync).unwrap();
+    }
+    rig.drain();
+    // The process ends when the disk has the write, and before anything says so.
+    let index = rig.disk.in_flight.iter().position(|(op, _)| matches!(op, DiskOp::Write { .. })).unwrap();
+    let _ = rig.disk.complete(index);
+    rig.crash(false);
+    let is_journal_sync = |op: &DiskOp| matches!(op, DiskOp::Sync { file: FileName::Journal(_), .. });
+    rig.drain();
+    while let Some(index) = rig.disk.in_flight.iter().position(|(op, _)| !is_journal_sync(op)) {
+        assert!(!matches!(rig.disk.in_flight[index].0, DiskOp::Put { .. }), "a move comes too early");
+        let event = rig.disk.complete(index);
+        rig.storage.handle(rig.now, event);
+        rig.drain();
+    }
+    assert!(rig.report.is_none() && !rig.disk.in_flight.is_empty());
+    rig.rest();
+    rig.check_recovered();
+    assert!(rig.disk.files.keys().any(|file| matches!(file, FileName::Segment(_))));
+}
