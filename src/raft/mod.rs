@@ -35,6 +35,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 pub use self::admin::{AdminError, Progress, Status};
 use self::log::{LogReader, OpenLog, Opener};
@@ -67,6 +68,8 @@ const EVENTS_MAX: usize = 1024;
 const PROPOSALS_MAX: usize = 64;
 /// An entry that is larger is refused: it would hold up votes and heartbeats.
 pub const ENTRY_BYTES_MAX: usize = 1024 * 1024;
+/// A leader that did not speak for so many of the longest election timeouts is none.
+const SILENCE_FACTOR: u32 = 2;
 
 /// How the group of this node works. The times must be alike on all nodes.
 #[derive(Clone, Debug)]
@@ -258,12 +261,15 @@ impl Raft {
         let id = raft_id(config.node);
         let group = Group::new(id, Arc::new(openraft), peers, log, machine).await;
         let group = group.map_err(|error| RaftError::Fatal(error.to_string()))?;
+        let heard = Rc::new(Cell::new(Instant::now()));
+        let silence = SILENCE_FACTOR * config.election_max;
         let server = Server {
             group: group.clone(),
             log: reader.clone(),
             shared: Rc::clone(&shared),
             counters: counters.clone(),
             calls: Cell::new(0),
+            heard: Rc::clone(&heard),
             receiving: Mutex::new(Slot::default()),
         };
         let (asks, asked) = mpsc::channel(PROPOSALS_MAX);
@@ -278,7 +284,7 @@ impl Raft {
         let snapshots = (group.clone(), Rc::clone(&shared));
         let tasks = [
             tokio::task::spawn_local(proposer.run(asked)),
-            tokio::task::spawn_local(watch(group.clone(), events)),
+            tokio::task::spawn_local(watch(group.clone(), events, heard, silence)),
             tokio::task::spawn_local(async move {
                 let (group, shared) = snapshots;
                 loop {
@@ -388,29 +394,46 @@ impl Network for Alone {
 
 /// Tells who leads, and the end. A node that is the only member and leads has nobody to keep time with: its clock is
 /// stopped, so that it is quiet while nothing happens.
-async fn watch(group: Group, events: mpsc::Sender<Event>) {
+///
+/// Where pre-votes fail, openraft names a leader that is gone for as long as no other is elected. So one that did not
+/// speak to this node for `silence` is none here.
+async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Instant>>, silence: Duration) {
     let mut metrics = group.server_metrics();
     let mut told = None;
     loop {
-        let (term, leader, alone) = {
+        let (term, named, me, alone) = {
             let now = metrics.borrow_and_update();
             let alone = now.current_leader == Some(now.id) && now.membership_config.nodes().count() == 1;
-            let leader = now.current_leader.and_then(node_id);
-            (now.vote.leader_id.term, leader, alone)
+            (now.vote.leader_id.term, now.current_leader, now.id, alone)
         };
         group.runtime_config().tick(!alone);
+        let follows = named.is_some_and(|named| named != me);
+        let is_silent = follows && heard.get().elapsed() >= silence;
+        let leader = named.filter(|_| !is_silent).and_then(node_id);
         if told != Some((term, leader)) {
             told = Some((term, leader));
             match leader {
                 Some(leader) => tracing::info!(term, %leader, "the metadata has a leader"),
+                None if is_silent => tracing::warn!(term, "the leader of the metadata is silent"),
                 None => tracing::debug!(term, "no leader of the metadata is known"),
             }
             if events.send(Event::Input(Input::Leadership { term, leader })).await.is_err() {
                 return;
             }
         }
-        if metrics.changed().await.is_err() {
-            break;
+        let look_again = async {
+            match is_silent {
+                _ if !follows => std::future::pending().await,
+                true => tokio::time::sleep(silence / 4).await,
+                false => tokio::time::sleep_until(heard.get() + silence).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            changed = metrics.changed() => if changed.is_err() {
+                break;
+            },
+            () = look_again => {}
         }
     }
     let metrics = group.metrics();

@@ -13,6 +13,7 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use openraft::storage::Snapshot;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::Group;
 use super::log::LogReader;
@@ -35,6 +36,8 @@ pub(super) struct Server {
     pub shared: Rc<Shared>,
     pub counters: Counters,
     pub calls: Cell<usize>,
+    /// When a leader last spoke to this node.
+    pub heard: Rc<Cell<Instant>>,
     pub receiving: Mutex<Slot>,
 }
 
@@ -74,6 +77,7 @@ impl Server {
                 let rpc: AppendEntriesRequest<TypeConfig> = decode(call)?;
                 of(call.from, &rpc.vote, true)?;
                 check_append(&rpc)?;
+                self.heard.set(Instant::now());
                 let answer = self.group.append_entries(rpc).await.map_err(|error| error.to_string())?;
                 Ok(wire::encode_answer::<AppendEntriesRequest<TypeConfig>>(call.kind, &answer))
             }
@@ -97,6 +101,7 @@ impl Server {
             wire::SNAPSHOT_CHUNK => {
                 let chunk: Chunk = decode(call)?;
                 of(call.from, &chunk.vote, true)?;
+                self.heard.set(Instant::now());
                 let answer = self.on_chunk(call.from, chunk).await;
                 Ok(wire::encode_answer::<Chunk>(call.kind, &answer))
             }

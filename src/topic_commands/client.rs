@@ -17,6 +17,8 @@ use crate::kafka::messages::api_versions::{ApiVersion, ApiVersionsRequest};
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Addresses in one `--bootstrap` list, and addresses of one name, that are tried.
 const ADDRESSES_MAX: usize = 16;
+/// How much later than its own deadline an answer of a node may come.
+const ANSWER_GRACE: Duration = Duration::from_secs(5);
 const CLIENT_ID: &str = "highwater-cli";
 
 /// A connection that knows which versions the node offers.
@@ -59,7 +61,7 @@ fn connect_one(address: &str, timeout: Duration) -> Result<TcpStream, Failure> {
         match TcpStream::connect_timeout(&resolved, timeout) {
             Ok(stream) => {
                 let prepared = stream
-                    .set_read_timeout(Some(timeout))
+                    .set_read_timeout(Some(timeout + ANSWER_GRACE))
                     .and_then(|()| stream.set_write_timeout(Some(timeout)))
                     .and_then(|()| stream.set_nodelay(true));
                 return prepared.map(|()| stream).map_err(|e| unreachable(&e));

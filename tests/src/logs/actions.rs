@@ -210,10 +210,14 @@ impl World {
     }
 
     fn append(&mut self, i: usize) -> Verdict {
-        if !self.is_alive() || self.partitions[i].is_start_behind && !self.catch_up_start(i)? {
+        if !self.is_alive() {
             return Ok(());
         }
+        // It may have been rebuilt without anything that tells of the log.
         let slot = self.open(i)?;
+        if self.partitions[i].is_start_behind && !self.catch_up_start(i)? {
+            return Ok(());
+        }
         let recipe = self.recipe(i);
         let stored = batches::build(&recipe, &mut self.dice.batch);
         let urgency = if self.dice.act.chance(700) { Urgency::Sync } else { Urgency::Lazy };
