@@ -1,4 +1,4 @@
-//! Peers over TCP: an address book, a [`Link`](link::Link) to each peer and lane, and the door through which others come.
+//! Peers over TCP: an address book, a [`Link`] to each peer and lane, and the door through which others come.
 //!
 //! Runs on the control core's thread, inside a `LocalSet`; nothing in here is `Send`. A connection carries calls one way,
 //! from who dialed. Urgent and append calls share one connection to a peer, bulk has another, so that what a snapshot has

@@ -24,12 +24,10 @@ pub enum Sabotage {
     LostCheckpoints,
     /// What compaction made is reported as synced and is not: it takes the place of segments that are.
     NoCompactionSyncs,
-    /// One put in some of what compaction keeps, and with it the newest records of keys, is reported and never done.
-    LostCompactionPuts,
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::NoFolderSyncs,
         Self::LateSegmentSyncs,
         Self::NoSegmentSyncs,
@@ -40,7 +38,6 @@ impl Sabotage {
         Self::LostPuts,
         Self::LostCheckpoints,
         Self::NoCompactionSyncs,
-        Self::LostCompactionPuts,
     ];
 }
 
@@ -83,11 +80,6 @@ pub fn fate(sabotage: Option<Sabotage>, op: DiskOp, count: u64) -> Fate {
         }
         (DiskOp::Sync { op, file: FileName::Segment(name) }, S::NoCompactionSyncs) if name.generation > 0 => {
             Fate::Lost(DiskEvent::Synced { op: *op, result: Ok(()) })
-        }
-        (DiskOp::Put { op, file: FileName::Segment(name), position: 1.., .. }, S::LostCompactionPuts)
-            if name.generation > 0 && count.is_multiple_of(3) =>
-        {
-            Fate::Lost(DiskEvent::Written { op: *op, result: Ok(()) })
         }
         _ => Fate::Done(op),
     }
