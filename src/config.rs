@@ -294,7 +294,7 @@ impl Default for Config {
                 recovery: OnDamage::Refuse,
                 checkpoint_bytes: 512 << 20,
                 journal_bytes_max: 2 << 30,
-                open_files_max: 2048,
+                open_files_max: 16_384,
                 compaction_bytes_per_second: 64 << 20,
             },
             kafka: Kafka {

@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(storage.journal_bytes_soft_of_shard(4), 256 * MIB);
         assert_eq!(storage.checkpoint_bytes_of_shard(2), 256 * MIB);
         assert_eq!(storage.checkpoint_bytes_of_shard(100), 64 * MIB, "one file");
-        assert_eq!((storage.open_files_max_of_shard(4), storage.open_files_max_of_shard(1000)), (512, 16));
+        assert_eq!((storage.open_files_max_of_shard(4), storage.open_files_max_of_shard(4000)), (4096, 16));
         assert_eq!(storage.compaction_bytes_per_second_of_shard(4), 16 * MIB);
     }
 
