@@ -17,18 +17,20 @@
 //! // B joins through A. A driver would send these datagrams with a socket; here they go straight to the other.
 //! b.handle(Instant::ZERO, Input::Join { seeds: vec![([10, 0, 0, 1], 7946).into()] });
 //! let mut joined = Vec::new();
-//! for _ in 0..4 {
-//!     for (from, to, port) in [(&mut b, &mut a, 7947), (&mut a, &mut b, 7946)] {
-//!         while let Some(output) = from.poll_output() {
-//!             match output {
-//!                 Output::Send { bytes, .. } => {
-//!                     to.handle(Instant::ZERO, Input::Datagram { from: ([10, 0, 0, 1], port).into(), bytes })
-//!                 }
-//!                 Output::Event(Event::Joined { name, .. }) => joined.push(name),
-//!                 _ => {}
+//! let mut carry = |from: &mut Membership, to: &mut Membership, port: u16| {
+//!     while let Some(output) = from.poll_output() {
+//!         match output {
+//!             Output::Send { bytes, .. } => {
+//!                 to.handle(Instant::ZERO, Input::Datagram { from: ([10, 0, 0, 1], port).into(), bytes })
 //!             }
+//!             Output::Event(Event::Joined { name, .. }) => joined.push(name),
+//!             _ => {}
 //!         }
 //!     }
+//! };
+//! for _ in 0..4 {
+//!     carry(&mut b, &mut a, 7947);
+//!     carry(&mut a, &mut b, 7946);
 //! }
 //! joined.sort();
 //! assert_eq!(joined, ["a".into(), "b".into()]);
