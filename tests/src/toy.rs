@@ -442,7 +442,10 @@ impl Toy {
             FromControl::Reply { conn, token, reply } => {
                 self.session(now, conn, |front, cx, s| front.on_reply(cx, s, token, reply));
             }
-            FromControl::Stats { .. } => {}
+            FromControl::Stats { .. }
+            | FromControl::Nodes(_)
+            | FromControl::IsrRefused { .. }
+            | FromControl::Lease { .. } => {}
             FromControl::Stop { .. } => {
                 self.stopping = true;
                 self.write();

@@ -173,6 +173,12 @@ impl Trace {
                 self.word("reply", &[conn.0, token.0]);
                 self.text(&format!("{reply:?}"));
             }
+            FromControl::Nodes(nodes) => self.text(&format!("nodes {nodes:?}")),
+            FromControl::IsrRefused { partition, partition_epoch, refusal } => {
+                self.partition(*partition);
+                self.text(&format!("isr refused at {partition_epoch}: {refusal:?}"));
+            }
+            FromControl::Lease { until } => self.text(&format!("lease until {until:?}")),
             FromControl::Stats { id } => self.word("stats", &[*id]),
             FromControl::Stop { .. } => self.word("stop", &[]),
         }
@@ -189,6 +195,7 @@ impl Trace {
                 self.word("request", &[conn.0, token.0]);
                 self.text(&format!("{request:?}"));
             }
+            ToControl::AlterIsr { changes } => self.text(&format!("alter {changes:?}")),
             ToControl::Stats { id, .. } => self.word("stats", &[*id]),
             ToControl::Stopped => self.word("stopped", &[]),
         }

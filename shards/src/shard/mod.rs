@@ -188,6 +188,8 @@ impl<F: Front> Shard<F> {
                 self.outputs.push_back(Output::Control(ToControl::Stats { id, stats }));
             }
             FromControl::Stop { deadline } => self.begin_stop(deadline),
+            // A replica that is alone has nobody to follow and nothing to lose its role to.
+            FromControl::Nodes(_) | FromControl::IsrRefused { .. } | FromControl::Lease { .. } => {}
         }
     }
 

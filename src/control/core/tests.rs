@@ -167,7 +167,10 @@ impl World {
             }
             FromControl::Reply { conn, token, reply } => state.replies.push((conn, token, reply)),
             FromControl::Stop { .. } => state.stopping = true,
-            FromControl::Stats { .. } => {}
+            FromControl::Stats { .. }
+            | FromControl::Nodes(_)
+            | FromControl::IsrRefused { .. }
+            | FromControl::Lease { .. } => {}
         }
         true
     }

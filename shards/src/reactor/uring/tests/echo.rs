@@ -149,6 +149,9 @@ impl Machine for Echo {
                     self.outputs.push_back(Output::Control(ToControl::Stopped));
                 }
             }
+            Input::Control(
+                FromControl::Nodes(_) | FromControl::IsrRefused { .. } | FromControl::Lease { .. },
+            ) => unreachable!("no test tells it so"),
             // The test's way to start a round of mail, or a timer.
             Input::Control(FromControl::Delta { revision, .. }) => {
                 if revision.0 == 0 {
