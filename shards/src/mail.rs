@@ -284,10 +284,6 @@ pub struct PeerNode {
     pub epoch: RegistrationEpoch,
     /// Whether its replicas may join an ISR: it is neither fenced nor stopping (R7).
     pub eligible: bool,
-    /// A name or an address; the driver resolves it anew at each connection.
-    pub host: Arc<str>,
-    /// The port of each of its shards, for other nodes' shards.
-    pub shard_ports: Vec<u16>,
 }
 
 /// A leader's wish for another ISR, as an intent: what is true comes back as an [`Assignment`].
