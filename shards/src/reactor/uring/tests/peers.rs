@@ -152,6 +152,19 @@ fn a_silent_peer_stays_while_an_idle_client_goes() {
 }
 
 #[test]
+fn an_idle_peer_does_not_turn_the_loop() {
+    let mut running = run(&Options::default());
+    let mut peer = adopt(&mut running, true);
+    peer.echo(b"once");
+    std::thread::sleep(Duration::from_millis(200));
+    let before = running.counter("loop_turns");
+    std::thread::sleep(Duration::from_millis(500));
+    let after = running.counter("loop_turns");
+    // A socket that did not wait for its bytes would be asked again and again.
+    assert!(after - before <= 3, "{} turns of an idle shard", after - before);
+}
+
+#[test]
 fn a_peer_closes_with_what_was_sent_or_at_once_and_each_close_is_told_once() {
     let mut running = run(&Options::default());
     let mut flushed = adopt(&mut running, true);
