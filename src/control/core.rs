@@ -1,5 +1,5 @@
 //! The control core's state machine: requests become proposals, committed entries become an image and what it means
-//! for each shard, and a request is answered once every shard has applied it.
+//! for each shard, and a request is answered once every shard has applied it, the asking one in passing.
 //!
 //! Control core, pure. One proposal is under way at a time; what is asked meanwhile goes into the next one, so the
 //! log's flush is shared. Whichever node leads the log, each plans its own proposals on its own image, and what they
@@ -87,7 +87,7 @@ pub struct Control {
     proposal: Option<Proposed>,
     proposal_next: ProposalId,
     retry: Retry,
-    /// Replies that wait until every shard has applied a revision.
+    /// Replies that wait until every shard has applied a revision, or will have when the reply comes to it.
     replies: BTreeMap<Revision, Vec<(RequestNo, Reply)>>,
     publications: Publications,
     timers: TimerTable<Timer>,
@@ -428,7 +428,7 @@ impl Control {
         if !self.requests.contains_key(&no) {
             return;
         }
-        if self.phase == Phase::Serving && self.applied_everywhere() >= revision {
+        if self.phase == Phase::Serving && self.is_known(revision, no) {
             self.answer(no, reply);
         } else {
             self.replies.entry(revision).or_default().push((no, reply));
@@ -481,13 +481,34 @@ impl Control {
         if matches!(self.phase, Phase::Starting | Phase::Assigning { .. }) {
             return;
         }
-        while let Some(first) = self.replies.first_entry()
-            && *first.key() <= applied
-        {
-            for (no, reply) in first.remove() {
+        let told: Vec<Revision> =
+            self.replies.range(..=self.publications.told_last()).map(|(told, _)| *told).collect();
+        for revision in told {
+            let waiting = self.replies.remove(&revision).expect("it was just seen");
+            let (ready, waiting): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|(no, _)| self.is_known(revision, *no));
+            for (no, reply) in ready {
                 self.answer(no, reply);
             }
+            if !waiting.is_empty() {
+                self.replies.insert(revision, waiting);
+            }
         }
+    }
+
+    /// Whether all shards act on the revision by the time that the answer comes to who asked: his own shard takes what
+    /// it is told in order, so that there it is enough that the revision goes first.
+    fn is_known(&self, revision: Revision, no: RequestNo) -> bool {
+        let own = match self.requests.get(&no).map(|asked| asked.asker) {
+            Some(Asker::Session { shard, .. }) => Some(shard),
+            Some(Asker::Local(_)) => None,
+            // Nobody waits for the answer any more.
+            None => return true,
+        };
+        self.publications.told_last() >= revision
+            && self
+                .shard_ids()
+                .all(|id| Some(id) == own || self.shards[usize::from(id.0)].applied >= revision)
     }
 
     fn on_timeout(&mut self, now: Instant) {

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::bell::Bell;
 use super::cluster::{Cluster, ClusterView, Effect, Pin, Setup};
 use super::data_dir::DataDir;
+use super::loop_stats::Watch;
 use super::{Command, NodeError, Snapshot};
 use crate::control::request::{Reply, Request};
 use crate::control::{Control, Input, LocalId, Output};
@@ -101,6 +102,7 @@ struct Loop {
     asked_next: u64,
     /// Set when the node has stopped.
     stopped: Option<Vec<ShardId>>,
+    watch: Watch,
 }
 
 impl Loop {
@@ -108,6 +110,7 @@ impl Loop {
         let bell =
             Bell::new(Arc::clone(&core.shards.doorbell)).map_err(|e| NodeError::Resources(e.to_string()))?;
         let backlog = core.shards.links.iter().map(|_| VecDeque::new()).collect();
+        let watch = Watch::start(core.shards.links.len());
         Ok(Self {
             core,
             cluster,
@@ -119,6 +122,7 @@ impl Loop {
             asked: Vec::new(),
             asked_next: 0,
             stopped: None,
+            watch,
         })
     }
 
@@ -131,6 +135,7 @@ impl Loop {
         let effects = self.cluster.begin().await?;
         self.carry_out(effects)?;
         loop {
+            self.watch.on_turn();
             self.take_from_shards()?;
             self.retry_backlog();
             self.answer_snapshots();
@@ -211,6 +216,13 @@ impl Loop {
 
     fn handle(&mut self, input: Input) -> Result<(), NodeError> {
         let now = self.now();
+        match &input {
+            Input::Committed { revision, .. } => self.watch.on_committed(*revision, now),
+            Input::FromShard { shard, message: ToControl::Applied { revision } } => {
+                self.watch.on_applied(usize::from(shard.0), *revision, now);
+            }
+            _ => {}
+        }
         self.core.control.handle(now, input);
         self.drain_outputs()
     }
@@ -356,6 +368,7 @@ impl Loop {
                 ready: self.core.control.is_ready(),
                 image: Arc::new(self.core.control.image().clone()),
                 control: self.core.control.stats(),
+                control_loop: self.watch.stats(),
                 raft,
                 forming,
                 net,

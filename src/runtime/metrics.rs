@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use highwater_shards::ids::ShardId;
 use highwater_shards::stats::{PARTITIONS_MAX, PartitionStats, RequestStats, ShardStats};
 
-use super::Snapshot;
+use super::{LoopStats, Snapshot};
 use crate::control::ControlStats;
 use crate::control::metadata::image::Image;
 use crate::raft::{RaftStats, Status};
@@ -134,9 +134,9 @@ const RAFT: [Family<RaftStats>; 12] = [
 ];
 
 /// A family of latencies.
-type Latency = (&'static str, &'static str, fn(&RaftStats) -> &Histogram<u64>);
+type Latency<S> = (&'static str, &'static str, fn(&S) -> &Histogram<u64>);
 
-const RAFT_LATENCIES: [Latency; 4] = [
+const RAFT_LATENCIES: [Latency<RaftStats>; 4] = [
     ("highwater_raft_proposal_seconds", "From a proposal to its being applied here.", |s| &s.proposal_nanos),
     ("highwater_raft_append_seconds", "From an append to the Raft log to its being durable.", |s| {
         &s.append_nanos
@@ -145,6 +145,19 @@ const RAFT_LATENCIES: [Latency; 4] = [
     ("highwater_raft_flush_seconds", "Transactions of the Raft log, each with its flush.", |s| {
         &s.flush_nanos
     }),
+];
+
+const LOOP_LATENCIES: [Latency<LoopStats>; 2] = [
+    (
+        "highwater_control_lag_seconds",
+        "How much later than it was due a timer of the control core ran.",
+        |s| &s.lag_nanos,
+    ),
+    (
+        "highwater_control_delta_seconds",
+        "From a committed entry at the control core to a shard's word that it acts on it.",
+        |s| &s.delta_nanos,
+    ),
 ];
 
 const SHARD: [Family<ShardStats>; 34] = [
@@ -228,6 +241,10 @@ pub(super) fn render(snapshot: &Snapshot, process: &ProcessStats) -> String {
     process.render(&mut out);
     for family in &CONTROL {
         out.whole(family, &snapshot.control);
+    }
+    for (name, help, recorded) in LOOP_LATENCIES {
+        out.family(name, Kind::Histogram, help);
+        out.histogram(name, None, Some(recorded(&snapshot.control_loop)));
     }
     for family in &IMAGE {
         out.whole(family, &snapshot.image);

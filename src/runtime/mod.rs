@@ -7,6 +7,7 @@ mod cluster;
 mod control_core;
 mod data_dir;
 mod http;
+mod loop_stats;
 mod metrics;
 mod reshard;
 
@@ -30,6 +31,7 @@ use crate::raft::{RaftError, RaftStats, Status};
 use crate::store::StoreError;
 
 pub use data_dir::DataDirError;
+pub use loop_stats::LoopStats;
 
 /// Commands that wait for the control core at most; further ones wait in their senders.
 pub const COMMANDS_MAX: usize = 64;
@@ -59,6 +61,8 @@ pub struct Snapshot {
     pub ready: bool,
     pub image: Arc<Image>,
     pub control: ControlStats,
+    /// How prompt the control core is.
+    pub control_loop: LoopStats,
     /// Absent in tests only.
     pub raft: Option<(Status, RaftStats)>,
     /// While the node is in no cluster: what it waits for.

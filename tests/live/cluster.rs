@@ -58,19 +58,19 @@ impl Fleet {
 }
 
 /// What a node says of the cluster; `None` while it says nothing.
-fn cluster(home: &Home) -> Option<Value> {
+pub fn cluster(home: &Home) -> Option<Value> {
     let (status, body) = http_get(home.admin, "/cluster").ok()?;
     (status == 200).then(|| serde_json::from_str(&body).unwrap())
 }
 
 /// The leader that this node knows of, and its term.
-fn leader(home: &Home) -> Option<(u64, u64)> {
+pub fn leader(home: &Home) -> Option<(u64, u64)> {
     let view = cluster(home)?;
     Some((view["leader"].as_u64()?, view["term"].as_u64()?))
 }
 
 /// Waits until all of these nodes are ready and name the same leader; its id.
-fn wait_for_leader(homes: &[&Home]) -> u64 {
+pub fn wait_for_leader(homes: &[&Home]) -> u64 {
     wait_for("one leader that all nodes name", || {
         let named: BTreeSet<(u64, u64)> = homes.iter().filter_map(|home| leader(home)).collect();
         let ready =
@@ -100,7 +100,7 @@ fn create_topic(home: &Home, name: &str) -> (bool, String) {
     highwater(&["topic", "create", name, "--partitions", "3", "--bootstrap", &home.client.to_string()])
 }
 
-fn topics(home: &Home) -> String {
+pub fn topics(home: &Home) -> String {
     highwater(&["topic", "list", "--bootstrap", &home.client.to_string()]).1
 }
 

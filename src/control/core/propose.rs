@@ -224,8 +224,7 @@ impl Control {
             if !draft.has_room(step) {
                 return false;
             }
-            let mut after = draft.image.clone();
-            let (changes, outcome) = after.try_out(&step.command);
+            let (changes, outcome) = draft.image.try_out(&step.command);
             let step = plan.take_step().expect("it was just seen");
             if changes.is_empty() {
                 if draft.is_empty() {
@@ -235,7 +234,6 @@ impl Control {
                 }
                 continue;
             }
-            draft.image = after;
             draft.bytes += step.weight;
             draft.partitions += step.partitions;
             part.steps.push((draft.outcomes.len(), step.slots));

@@ -33,6 +33,7 @@ fn node(ready: bool, second: Option<ShardStats>) -> Snapshot {
         forming: None,
         net: None,
         control: ControlStats::default(),
+        control_loop: crate::runtime::LoopStats::default(),
         shards: vec![(ShardId(0), Some(ShardStats::default())), (ShardId(1), second)],
     }
 }

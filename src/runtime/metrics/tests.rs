@@ -79,6 +79,7 @@ fn snapshot() -> Snapshot {
         raft: None,
         forming: None,
         net: None,
+        control_loop: LoopStats::default(),
         control: ControlStats { requests: 9, ..ControlStats::default() },
         shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
     }
