@@ -173,8 +173,11 @@ impl Gossip {
     fn on_found(&mut self, found: &[SocketAddr]) {
         let State::Finding { start, names, has_warned } = &mut self.state else { return };
         let bound = start.socket.local_addr().ok();
-        let Some(addr) = found.iter().find(|addr| bound.is_some_and(|bound| fits(addr.ip(), bound.ip())))
-        else {
+        // What the operator wrote as an address is taken as it is; what a name means here may be wrong elsewhere.
+        let fits = |addr: &&SocketAddr| {
+            names.are_addresses() || bound.is_some_and(|bound| fits(addr.ip(), bound.ip()))
+        };
+        let Some(addr) = found.iter().find(fits) else {
             if !std::mem::replace(has_warned, true) {
                 tracing::warn!(
                     "this node takes no part in gossip: its advertised name has these addresses here, at which others \
@@ -317,15 +320,17 @@ fn info(member: swim::MemberView<'_>) -> MemberInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn secret(byte: u8) -> Secret {
         Secret::new(&[byte; 32]).unwrap()
     }
 
-    fn gossip() -> Gossip {
-        let socket = crate::runtime::swim::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let advertised = HostPort { host: "127.0.0.1".into(), port: socket.local_addr().unwrap().port() };
+    fn gossip(bound: &str, advertised: &str) -> Gossip {
+        let socket = crate::runtime::swim::bind(bound.parse().unwrap()).unwrap();
+        let advertised = HostPort { host: advertised.into(), port: socket.local_addr().unwrap().port() };
         let config = config::Config::default().cluster.swim;
         let setup = GossipSetup { socket, advertised, config };
         let cluster = "AAAAAAAAAAAAAAAAAAAAAQ".parse();
@@ -336,8 +341,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_is_named_by_its_id_and_its_life_is_its_incarnation() {
-        let mut gossip = gossip();
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(5), gossip.next()).await;
+        let mut gossip = gossip("127.0.0.1:0", "127.0.0.1");
+        let _ = tokio::time::timeout(Duration::from_millis(5), gossip.next()).await;
         let view = gossip.view();
         let [me] = &view.members[..] else { panic!("{view:?}") };
         assert_eq!((&*me.name, me.incarnation.boot_count), ("3", 9));
@@ -347,7 +352,7 @@ mod tests {
 
     #[tokio::test]
     async fn keys_have_the_same_number_everywhere_and_are_changed_in_order() {
-        let mut gossip = gossip();
+        let mut gossip = gossip("127.0.0.1:0", "127.0.0.1");
         let (old, new) = (secret(7).gossip_key().0, secret(8).gossip_key().0);
         assert_ne!(old, new);
         let install = |byte| KeyChange::Install(KeySecret(secret(byte)));
@@ -359,6 +364,17 @@ mod tests {
         assert!(gossip.change_keys(KeyChange::Remove(old)).is_ok());
         assert_eq!(gossip.view().keys, [(new, 0)]);
         assert_eq!(format!("{:?}", install(8)), "Install(KeySecret(hidden))");
+    }
+
+    #[tokio::test]
+    async fn an_address_is_taken_as_it_was_written_and_a_name_only_if_it_can_mean_that_elsewhere() {
+        let mut written = gossip("0.0.0.0:0", "127.0.0.1");
+        let _ = tokio::time::timeout(Duration::from_millis(5), written.next()).await;
+        assert_eq!(written.view().members.len(), 1);
+        let mut named = gossip("0.0.0.0:0", "localhost");
+        let _ = tokio::time::timeout(Duration::from_millis(200), named.next()).await;
+        assert_eq!(named.view().members.len(), 0, "it goes on looking");
+        assert!(matches!(named.state, State::Finding { .. }));
     }
 
     #[test]

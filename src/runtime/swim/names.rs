@@ -76,6 +76,11 @@ impl Names {
         true
     }
 
+    /// Whether there is nothing to look up.
+    pub(in crate::runtime) fn are_addresses(&self) -> bool {
+        self.unresolved().next().is_none()
+    }
+
     /// Wants addresses, which [`Self::next`] brings: at once if there are no names among them.
     pub(in crate::runtime) fn ask(&mut self) {
         self.is_asked = true;
@@ -96,7 +101,7 @@ impl Names {
             if !self.is_asked {
                 std::future::pending::<()>().await;
             }
-            if self.unresolved().next().is_none() {
+            if self.are_addresses() {
                 self.is_asked = false;
                 return self.addresses();
             }
