@@ -327,6 +327,11 @@ impl Loop {
                 let effects = self.cluster.change(self.now(), change, self.core.control.image(), reply)?;
                 self.carry_out(effects)
             }
+            Command::Keys { change, reply } => {
+                // Who asked may have gone.
+                let _ = reply.send(self.cluster.change_keys(change));
+                Ok(())
+            }
             Command::Stop => {
                 self.cluster.on_stop();
                 self.handle(Input::Stop { deadline: STOP_DEADLINE })
@@ -363,7 +368,7 @@ impl Loop {
                 continue;
             }
             let asked = self.asked.swap_remove(at);
-            let ClusterView { forming, raft, net } = self.cluster.view();
+            let ClusterView { forming, raft, net, gossip } = self.cluster.view();
             let snapshot = Snapshot {
                 ready: self.core.control.is_ready(),
                 image: Arc::new(self.core.control.image().clone()),
@@ -372,6 +377,7 @@ impl Loop {
                 raft,
                 forming,
                 net,
+                gossip,
                 shards: asked.shards,
             };
             // Who asked may have gone.
