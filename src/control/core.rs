@@ -1,5 +1,5 @@
 //! The control core's state machine: requests become proposals, committed entries become an image and what it means
-//! for each shard, and a request is answered once every shard has applied it.
+//! for each shard, and a request is answered once every shard has applied it, the asking one in passing.
 //!
 //! Control core, pure. One proposal is under way at a time; what is asked meanwhile goes into the next one, so the
 //! log's flush is shared. Whichever node leads the log, each plans its own proposals on its own image, and what they
@@ -23,6 +23,7 @@ use super::io::{ControlFatal, Input, LocalId, Output, ProposalId};
 use super::limits::{
     KEEP_RETRY, LEADER_WAIT, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, REQUESTS_MAX, STOP_GRACE,
 };
+use super::liveness::Liveness;
 use super::metadata::command::{Entry, RegisterNode};
 use super::metadata::image::{Image, NodeInfo};
 use super::metadata::topic_config::TopicDefaults;
@@ -54,6 +55,8 @@ pub struct ControlStats {
     pub proposals: u64,
     pub proposals_failed: u64,
     pub commits: u64,
+    /// Times that this node, as the controller, proposed to fence another.
+    pub fences: u64,
     /// Who leads the metadata log, as far as this node knows, and in which term.
     pub leader: Option<NodeId>,
     pub term: u64,
@@ -75,6 +78,7 @@ pub struct Control {
     is_leaderless: bool,
     /// As the controller: which partitions are still to be looked at.
     review: Review,
+    liveness: Liveness,
     load: ShardLoad,
     shards: Vec<Shard>,
     requests: BTreeMap<RequestNo, Asked>,
@@ -87,7 +91,7 @@ pub struct Control {
     proposal: Option<Proposed>,
     proposal_next: ProposalId,
     retry: Retry,
-    /// Replies that wait until every shard has applied a revision.
+    /// Replies that wait until every shard has applied a revision, or will have when the reply comes to it.
     replies: BTreeMap<Revision, Vec<(RequestNo, Reply)>>,
     publications: Publications,
     timers: TimerTable<Timer>,
@@ -161,6 +165,7 @@ impl Control {
             term: 0,
             is_leaderless: false,
             review: Review::default(),
+            liveness: Liveness::default(),
             load: ShardLoad::of(&image, config.shards),
             shards: (0..config.shards).map(|_| Shard::default()).collect(),
             requests: BTreeMap::new(),
@@ -194,6 +199,11 @@ impl Control {
             Input::Image(image) => self.on_image(*image),
             Input::Leadership { term, leader } => self.on_leadership(now, term, leader),
             Input::ClusterId(id) => self.image.cluster_id = id,
+            Input::Hint(hint) => self.liveness.on_hint(hint),
+            Input::Heard(heard) if self.leads() => {
+                self.liveness.on_heard(now, &heard, &self.image, self.node());
+            }
+            Input::Heard(_) => {}
             Input::Kept { id } => self.on_kept(id),
             Input::KeepFailed { id, reason } => {
                 self.on_keep_failed(id, &reason);
@@ -382,6 +392,7 @@ impl Control {
 
     fn on_leadership(&mut self, now: Instant, term: u64, leader: Option<NodeId>) {
         (self.term, self.leader) = (term, leader);
+        self.liveness.stop_deciding();
         if leader.is_none() {
             self.timers.set(Timer::Leader, now + LEADER_WAIT);
             return;
@@ -428,7 +439,7 @@ impl Control {
         if !self.requests.contains_key(&no) {
             return;
         }
-        if self.phase == Phase::Serving && self.applied_everywhere() >= revision {
+        if self.phase == Phase::Serving && self.is_known(revision, no) {
             self.answer(no, reply);
         } else {
             self.replies.entry(revision).or_default().push((no, reply));
@@ -481,13 +492,34 @@ impl Control {
         if matches!(self.phase, Phase::Starting | Phase::Assigning { .. }) {
             return;
         }
-        while let Some(first) = self.replies.first_entry()
-            && *first.key() <= applied
-        {
-            for (no, reply) in first.remove() {
+        let told: Vec<Revision> =
+            self.replies.range(..=self.publications.told_last()).map(|(told, _)| *told).collect();
+        for revision in told {
+            let waiting = self.replies.remove(&revision).expect("it was just seen");
+            let (ready, waiting): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|(no, _)| self.is_known(revision, *no));
+            for (no, reply) in ready {
                 self.answer(no, reply);
             }
+            if !waiting.is_empty() {
+                self.replies.insert(revision, waiting);
+            }
         }
+    }
+
+    /// Whether all shards act on the revision by the time that the answer comes to who asked: his own shard takes what
+    /// it is told in order, so that there it is enough that the revision goes first.
+    fn is_known(&self, revision: Revision, no: RequestNo) -> bool {
+        let own = match self.requests.get(&no).map(|asked| asked.asker) {
+            Some(Asker::Session { shard, .. }) => Some(shard),
+            Some(Asker::Local(_)) => None,
+            // Nobody waits for the answer any more.
+            None => return true,
+        };
+        self.publications.told_last() >= revision
+            && self
+                .shard_ids()
+                .all(|id| Some(id) == own || self.shards[usize::from(id.0)].applied >= revision)
     }
 
     fn on_timeout(&mut self, now: Instant) {

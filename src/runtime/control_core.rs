@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::bell::Bell;
 use super::cluster::{Cluster, ClusterView, Effect, Pin, Setup};
 use super::data_dir::DataDir;
+use super::loop_stats::Watch;
 use super::{Command, NodeError, Snapshot};
 use crate::control::request::{Reply, Request};
 use crate::control::{Control, Input, LocalId, Output};
@@ -106,6 +107,7 @@ struct Loop {
     asked_next: u64,
     /// Set when the node has stopped.
     stopped: Option<Vec<ShardId>>,
+    watch: Watch,
 }
 
 impl Loop {
@@ -113,6 +115,7 @@ impl Loop {
         let bell =
             Bell::new(Arc::clone(&core.shards.doorbell)).map_err(|e| NodeError::Resources(e.to_string()))?;
         let backlog = core.shards.links.iter().map(|_| VecDeque::new()).collect();
+        let watch = Watch::start(core.shards.links.len());
         Ok(Self {
             core,
             cluster,
@@ -125,6 +128,7 @@ impl Loop {
             asked: Vec::new(),
             asked_next: 0,
             stopped: None,
+            watch,
         })
     }
 
@@ -137,6 +141,7 @@ impl Loop {
         let effects = self.cluster.begin().await?;
         self.carry_out(effects)?;
         loop {
+            self.watch.on_turn();
             self.take_from_shards()?;
             self.retry_backlog();
             self.answer_snapshots();
@@ -221,6 +226,13 @@ impl Loop {
 
     fn handle(&mut self, input: Input) -> Result<(), NodeError> {
         let now = self.now();
+        match &input {
+            Input::Committed { revision, .. } => self.watch.on_committed(*revision, now),
+            Input::FromShard { shard, message: ToControl::Applied { revision } } => {
+                self.watch.on_applied(usize::from(shard.0), *revision, now);
+            }
+            _ => {}
+        }
         self.core.control.handle(now, input);
         // Before the shards are told of the same image, and may ask for connections to its nodes.
         let image = self.core.control.image();
@@ -347,6 +359,11 @@ impl Loop {
                 let effects = self.cluster.change(self.now(), change, self.core.control.image(), reply)?;
                 self.carry_out(effects)
             }
+            Command::Keys { change, reply } => {
+                // Who asked may have gone.
+                let _ = reply.send(self.cluster.change_keys(change));
+                Ok(())
+            }
             Command::Stop => {
                 self.cluster.on_stop();
                 self.handle(Input::Stop { deadline: STOP_DEADLINE })
@@ -383,14 +400,16 @@ impl Loop {
                 continue;
             }
             let asked = self.asked.swap_remove(at);
-            let ClusterView { forming, raft, net } = self.cluster.view();
+            let ClusterView { forming, raft, net, gossip } = self.cluster.view();
             let snapshot = Snapshot {
                 ready: self.core.control.is_ready(),
                 image: Arc::new(self.core.control.image().clone()),
                 control: self.core.control.stats(),
+                control_loop: self.watch.stats(),
                 raft,
                 forming,
                 net,
+                gossip,
                 shards: asked.shards,
             };
             // Who asked may have gone.

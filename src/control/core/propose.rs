@@ -40,6 +40,7 @@ enum Own {
     TakeControl,
     ReserveIds,
     Review,
+    Fence,
 }
 
 /// A request that has a part in the entry, or that relies on what is in it.
@@ -162,11 +163,27 @@ impl Control {
                 all.push((Own::TakeControl, Command::TakeControl { node, term: self.term }));
             }
         }
+        if self.leads() && !self.retry.waits {
+            all.extend(self.to_fence());
+        }
         let may_reserve = self.is_registered || !all.is_empty();
         let reserves = self.ids.wants_block(self.id_queue.len());
         if may_reserve && reserves && (!self.retry.waits || !self.id_queue.is_empty()) {
             let command = Command::ReserveProducerIds { node, count: PRODUCER_ID_BLOCK };
             all.push((Own::ReserveIds, command));
+        }
+        all
+    }
+
+    /// Nodes that are taken for dead. The review that follows in the same entry takes their partitions from them.
+    fn to_fence(&mut self) -> Vec<(Own, Command)> {
+        let mut all = Vec::new();
+        for (node, why) in self.liveness.take_decided() {
+            if let Some(info) = self.image.nodes.get(&node).filter(|info| !info.fenced) {
+                tracing::warn!("node {node} {why}: it is fenced, and leads no partition until it is back");
+                self.stats.fences += 1;
+                all.push((Own::Fence, Command::FenceNode { node, epoch: info.epoch }));
+            }
         }
         all
     }
@@ -224,8 +241,7 @@ impl Control {
             if !draft.has_room(step) {
                 return false;
             }
-            let mut after = draft.image.clone();
-            let (changes, outcome) = after.try_out(&step.command);
+            let (changes, outcome) = draft.image.try_out(&step.command);
             let step = plan.take_step().expect("it was just seen");
             if changes.is_empty() {
                 if draft.is_empty() {
@@ -235,7 +251,6 @@ impl Control {
                 }
                 continue;
             }
-            draft.image = after;
             draft.bytes += step.weight;
             draft.partitions += step.partitions;
             part.steps.push((draft.outcomes.len(), step.slots));
@@ -309,7 +324,8 @@ impl Control {
                 self.fatal(ControlFatal::RegistrationRefused(refusal.message));
             }
             // Refused when this node is not what it was any more, which the image says.
-            (Own::Unfence, Outcome::Fenced(_)) | (Own::TakeControl, Outcome::ControlTaken(_)) => {}
+            (Own::Unfence | Own::Fence, Outcome::Fenced(_))
+            | (Own::TakeControl, Outcome::ControlTaken(_)) => {}
             (Own::Review, Outcome::Altered(results)) => {
                 if results.iter().any(Result::is_err) {
                     self.review.restart();
@@ -358,6 +374,7 @@ impl Control {
                     self.refuse_ids(&refusal);
                 }
                 Own::Review => self.review.restart(),
+                Own::Fence => self.liveness.on_failed(),
                 Own::Register | Own::Unfence | Own::TakeControl => {}
             }
         }

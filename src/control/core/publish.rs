@@ -57,6 +57,8 @@ pub(super) struct Publications {
     waiting: VecDeque<Batch>,
     /// Told, and not applied by all shards.
     told: VecDeque<Revision>,
+    /// The last that was told.
+    told_last: Revision,
 }
 
 impl Publications {
@@ -64,6 +66,11 @@ impl Publications {
         while self.told.front().is_some_and(|first| *first <= applied) {
             self.told.pop_front();
         }
+    }
+
+    /// Up to where the shards were told.
+    pub(super) fn told_last(&self) -> Revision {
+        self.told_last
     }
 
     /// Partitions whose changes were not told yet.
@@ -302,6 +309,7 @@ impl Control {
         }
         let revision = view.revision;
         self.publications.told.push_back(revision);
+        self.publications.told_last = revision;
         for ((shard, assign), unassign) in self.shard_ids().zip(assigns).zip(unassigns) {
             let message = FromControl::Delta { revision, view: view.clone(), assign, unassign };
             self.outputs.push_back(Output::ToShard { shard, message });

@@ -1,3 +1,5 @@
+mod fencing;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

@@ -322,9 +322,10 @@ impl Image {
         let config = topic_config::change(&topic.config, &set.changes, |name| self.inherited_anywhere(name))
             .map_err(invalid)?;
         if config != *topic.config {
-            let topic = Topic { config: Arc::new(config), ..Topic::clone(&topic) };
             delta.changed.extend(partition_ids(&topic, 0));
-            self.put_topic(topic);
+            // What is not held twice is changed where it is.
+            drop(topic);
+            self.put_topic_config(set.topic, config);
         }
         Ok(())
     }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use highwater_shards::ids::{NodeId, Offset, PartitionId, PartitionIndex, TopicId};
 use highwater_shards::stats::{FrontStats, StorageStats};
 
+use super::super::MemberInfo;
 use super::*;
 use crate::control::metadata::image::{PartitionState, Topic};
+use crate::control::swim::SwimStats;
 use crate::net::stats::{ClassStats, NetStats, PeerStats};
 use crate::raft::Progress;
 
@@ -55,6 +57,31 @@ fn requests(name: &'static str, micros: &[u64]) -> RequestStats {
     stats
 }
 
+fn member(name: &str) -> MemberInfo {
+    MemberInfo {
+        name: name.into(),
+        addr: ([10, 0, 0, 1], 9093).into(),
+        status: if name == "1" { swim::Status::Alive } else { swim::Status::Dead },
+        incarnation: swim::Incarnation::default(),
+        version: String::new(),
+    }
+}
+
+#[test]
+fn gossip_is_counted_by_status_reason_and_key() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::default()));
+    for (series, want) in [
+        ("highwater_members{status=\"alive\"}", 1.0),
+        ("highwater_members{status=\"dead\"}", 1.0),
+        ("highwater_members{status=\"left\"}", 0.0),
+        ("highwater_gossip_probes_total", 70.0),
+        ("highwater_gossip_rejected_datagrams_total{reason=\"tag\"}", 5.0),
+        ("highwater_gossip_key_datagrams_total{key=\"4\"}", 3.0),
+    ] {
+        assert_eq!(samples.get(series), Some(&want), "{series}");
+    }
+}
+
 fn snapshot() -> Snapshot {
     let mut image = Image::default();
     image.put_topic(topic(1, "orders"));
@@ -80,6 +107,13 @@ fn snapshot() -> Snapshot {
         raft: None,
         forming: None,
         net: None,
+        control_loop: LoopStats::default(),
+        gossip: Some(GossipView {
+            members: ["1", "2"].map(member).into(),
+            stats: SwimStats { probes: 70, rejected: [0, 0, 0, 5, 0, 0, 0, 0, 0], ..SwimStats::default() },
+            keys: vec![(17, 60), (4, 3)],
+            ..GossipView::default()
+        }),
         control: ControlStats { requests: 9, ..ControlStats::default() },
         shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
     }
