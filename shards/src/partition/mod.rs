@@ -371,3 +371,6 @@ fn compare_epochs(asked: Option<LeaderEpoch>, known: LeaderEpoch) -> Result<(), 
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

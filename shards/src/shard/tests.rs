@@ -1,4 +1,11 @@
 //! The shard over a disk that does what it is told when it is told: operations come as mail from another shard.
+//! Several of them, wired to each other, are in the files below.
+
+mod catching_up;
+mod cluster;
+mod elections;
+mod in_sync;
+mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -9,7 +16,7 @@ use bytes::Bytes;
 use super::*;
 use crate::batch::BatchBuilder;
 use crate::front::{CloseReason, Cx};
-use crate::ids::{LeaderEpoch, Offset, PartitionEpoch, PartitionIndex, TopicId};
+use crate::ids::{LeaderEpoch, Offset, PartitionEpoch, PartitionIndex, RegistrationEpoch, TopicId};
 use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName};
 use crate::log::journal::JournalConfig;
 use crate::log::storage::StorageConfig;
@@ -23,6 +30,11 @@ impl Front for Echo {
     type View = ();
     type Request = ();
     type Reply = ();
+
+    /// A hundred partitions of a topic go to each shard.
+    fn local_shard(_: &(), partition: PartitionId) -> Option<ShardId> {
+        Some(ShardId(u16::try_from(partition.index.0 / 100).ok()?))
+    }
 
     fn open(&mut self, _: &mut Cx<'_, Self>, _: SocketAddr) {}
 
@@ -66,16 +78,26 @@ impl Rig {
     }
 
     fn over(files: BTreeMap<FileName, Vec<u8>>, tail_bytes_max: u64) -> Self {
+        Self::of(NODE, ShardId(0), files, tail_bytes_max, ReplicationConfig::default())
+    }
+
+    fn of(
+        node: NodeId,
+        shard: ShardId,
+        files: BTreeMap<FileName, Vec<u8>>,
+        tail_bytes_max: u64,
+        replication: ReplicationConfig,
+    ) -> Self {
         let journal = JournalConfig {
             file_bytes: 1024 * 1024,
             batch_bytes_max: 512 * 1024,
             chunk_bytes_max: 128 * 1024,
             flush_interval: Duration::from_millis(10),
-            ..JournalConfig::new(ShardId(0), 1)
+            ..JournalConfig::new(shard, 1)
         };
         let config = ShardConfig {
-            node: NODE,
-            shard: ShardId(0),
+            node,
+            shard,
             storage: StorageConfig {
                 tail_bytes_max,
                 unmoved_bytes_soft: tail_bytes_max.min(1 << 20),
@@ -84,7 +106,7 @@ impl Rig {
             unsent_bytes_max: 100,
             in_flight_max: 4,
             remote_ops_max: 4,
-            replication: ReplicationConfig::default(),
+            replication,
         };
         let mut rig = Self {
             shard: Shard::new(config, Echo),
@@ -242,6 +264,7 @@ impl Rig {
     fn op(&mut self, index: u32, op: Op) -> u64 {
         self.tokens += 1;
         let token = Token(self.tokens);
+        assert!(self.answer(self.tokens).is_none(), "tokens are new");
         let reply_to = ReplyTo { shard: OTHER_SHARD, conn: ConnId(1), token };
         self.handle(Input::Mail(ShardMail::Op { reply_to, partition: partition(index), op }));
         self.tokens
