@@ -16,8 +16,9 @@ use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{Input, Machine, Output, PeerInput};
 use highwater_shards::time::Instant;
 
-use super::super::{Happened, PeersSetup, Pin, Setup};
+use super::super::{GossipSetup, Happened, PeersSetup, Pin, Setup};
 use super::*;
+use crate::config::{Config, HostPort};
 use crate::control::forming::Member;
 use crate::control::metadata::image::{DiskId, Endpoint, Incarnation};
 use crate::net::auth::Secret;
@@ -92,14 +93,22 @@ impl Node {
         let at = Endpoint { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
         let disk = DiskId(u128::from(id));
         let setup = Setup {
-            member: Member { node: NodeId(id), disk, at },
+            member: Member { node: NodeId(id), disk, at: at.clone() },
             incarnation: Incarnation(1),
             may_vote: true,
             seeds: Vec::new(),
             voters: None,
             raft: RaftConfig::new(NodeId(id), Incarnation(1)),
             storage: raft::open(&root.join("raft"), raft::DiskId(disk.0)).unwrap().storage,
-            peers: Some(PeersSetup { secret: Secret::new(b"the secret of this cluster").unwrap(), listener }),
+            peers: Some(PeersSetup {
+                secret: Secret::new(b"the secret of this cluster").unwrap(),
+                listener,
+                gossip: GossipSetup {
+                    socket: crate::runtime::swim::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
+                    advertised: HostPort { host: "127.0.0.1".into(), port: at.port },
+                    config: Config::default().cluster.swim,
+                },
+            }),
             formed: None,
             shards: SHARDS,
             seed: u64::from(id),
