@@ -5,6 +5,7 @@ mod catching_up;
 mod cluster;
 mod elections;
 mod in_sync;
+mod random;
 mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -147,86 +148,7 @@ impl Rig {
     }
 
     fn do_disk(&mut self, op: DiskOp) -> DiskEvent {
-        let of_segments = |file: &FileName| match file {
-            FileName::Segment(name) | FileName::Index(name) => Some(name.partition),
-            _ => None,
-        };
-        match op {
-            DiskOp::List { op } => {
-                let journal = |(file, data): (&FileName, &Vec<u8>)| match file {
-                    FileName::Journal(no) => Some((*no, data.len() as u64)),
-                    _ => None,
-                };
-                DiskEvent::Listed { op, result: Ok(self.files.iter().filter_map(journal).collect()) }
-            }
-            DiskOp::Prepare { op, file, size } => {
-                self.files.insert(FileName::Journal(file), vec![0; size as usize]);
-                DiskEvent::Prepared { op, result: Ok(()) }
-            }
-            DiskOp::Recycle { op, from, to } => {
-                let data = self.files.remove(&FileName::Journal(from)).expect("a journal file");
-                self.files.insert(FileName::Journal(to), data);
-                DiskEvent::Prepared { op, result: Ok(()) }
-            }
-            DiskOp::Write { op, file, position, parts, .. } => {
-                self.put(FileName::Journal(file), position, &parts);
-                DiskEvent::Written { op, result: Ok(()) }
-            }
-            DiskOp::Put { op, file, position, parts } => {
-                self.put(file, position, &parts);
-                DiskEvent::Written { op, result: Ok(()) }
-            }
-            DiskOp::Sync { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
-            DiskOp::Read { op, file, position, len } => {
-                let Some(data) = self.files.get(&file) else {
-                    return DiskEvent::Read { op, result: Err(DiskError::Missing) };
-                };
-                let from = (position as usize).min(data.len());
-                let to = (from + len as usize).min(data.len());
-                DiskEvent::Read { op, result: Ok(Bytes::copy_from_slice(&data[from..to])) }
-            }
-            DiskOp::Replace { op, file, parts } => {
-                self.files.insert(file, parts.concat());
-                DiskEvent::Done { op, result: Ok(()) }
-            }
-            DiskOp::Load { op, file } => {
-                let result = Ok(self.files.get(&file).map(|data| Bytes::copy_from_slice(data)));
-                DiskEvent::Loaded { op, result }
-            }
-            DiskOp::Cut { op, file, len } => {
-                if let Some(data) = self.files.get_mut(&file) {
-                    data.truncate(len as usize);
-                }
-                DiskEvent::Done { op, result: Ok(()) }
-            }
-            DiskOp::Remove { op, file } => {
-                self.files.remove(&file);
-                DiskEvent::Done { op, result: Ok(()) }
-            }
-            DiskOp::RemoveFolder { op, partition } => {
-                self.files.retain(|file, _| of_segments(file) != Some(partition));
-                DiskEvent::Done { op, result: Ok(()) }
-            }
-            DiskOp::SyncFolder { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
-            DiskOp::ListFolder { op, partition } => {
-                let files = self.files.iter().filter(|(file, _)| of_segments(file) == Some(partition));
-                let result = Ok(files.map(|(file, data)| (*file, data.len() as u64)).collect());
-                DiskEvent::FolderListed { op, result }
-            }
-            DiskOp::ListFolders { op } => {
-                let mut folders: Vec<PartitionId> = self.files.keys().filter_map(of_segments).collect();
-                folders.dedup();
-                DiskEvent::FoldersListed { op, result: Ok(folders) }
-            }
-        }
-    }
-
-    fn put(&mut self, file: FileName, position: u64, parts: &[Bytes]) {
-        let data = self.files.entry(file).or_default();
-        let bytes = parts.concat();
-        let end = position as usize + bytes.len();
-        data.resize(data.len().max(end), 0);
-        data[position as usize..end].copy_from_slice(&bytes);
+        do_disk(&mut self.files, op)
     }
 
     /// Lets the disk do all it was told, and what follows from it.
@@ -314,6 +236,89 @@ impl Rig {
         };
         self.outputs.iter().filter_map(applied).collect()
     }
+}
+
+fn do_disk(files: &mut BTreeMap<FileName, Vec<u8>>, op: DiskOp) -> DiskEvent {
+    let of_segments = |file: &FileName| match file {
+        FileName::Segment(name) | FileName::Index(name) => Some(name.partition),
+        _ => None,
+    };
+    match op {
+        DiskOp::List { op } => {
+            let journal = |(file, data): (&FileName, &Vec<u8>)| match file {
+                FileName::Journal(no) => Some((*no, data.len() as u64)),
+                _ => None,
+            };
+            DiskEvent::Listed { op, result: Ok(files.iter().filter_map(journal).collect()) }
+        }
+        DiskOp::Prepare { op, file, size } => {
+            files.insert(FileName::Journal(file), vec![0; size as usize]);
+            DiskEvent::Prepared { op, result: Ok(()) }
+        }
+        DiskOp::Recycle { op, from, to } => {
+            let data = files.remove(&FileName::Journal(from)).expect("a journal file");
+            files.insert(FileName::Journal(to), data);
+            DiskEvent::Prepared { op, result: Ok(()) }
+        }
+        DiskOp::Write { op, file, position, parts, .. } => {
+            put(files, FileName::Journal(file), position, &parts);
+            DiskEvent::Written { op, result: Ok(()) }
+        }
+        DiskOp::Put { op, file, position, parts } => {
+            put(files, file, position, &parts);
+            DiskEvent::Written { op, result: Ok(()) }
+        }
+        DiskOp::Sync { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
+        DiskOp::Read { op, file, position, len } => {
+            let Some(data) = files.get(&file) else {
+                return DiskEvent::Read { op, result: Err(DiskError::Missing) };
+            };
+            let from = (position as usize).min(data.len());
+            let to = (from + len as usize).min(data.len());
+            DiskEvent::Read { op, result: Ok(Bytes::copy_from_slice(&data[from..to])) }
+        }
+        DiskOp::Replace { op, file, parts } => {
+            files.insert(file, parts.concat());
+            DiskEvent::Done { op, result: Ok(()) }
+        }
+        DiskOp::Load { op, file } => {
+            let result = Ok(files.get(&file).map(|data| Bytes::copy_from_slice(data)));
+            DiskEvent::Loaded { op, result }
+        }
+        DiskOp::Cut { op, file, len } => {
+            if let Some(data) = files.get_mut(&file) {
+                data.truncate(len as usize);
+            }
+            DiskEvent::Done { op, result: Ok(()) }
+        }
+        DiskOp::Remove { op, file } => {
+            files.remove(&file);
+            DiskEvent::Done { op, result: Ok(()) }
+        }
+        DiskOp::RemoveFolder { op, partition } => {
+            files.retain(|file, _| of_segments(file) != Some(partition));
+            DiskEvent::Done { op, result: Ok(()) }
+        }
+        DiskOp::SyncFolder { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
+        DiskOp::ListFolder { op, partition } => {
+            let files = files.iter().filter(|(file, _)| of_segments(file) == Some(partition));
+            let result = Ok(files.map(|(file, data)| (*file, data.len() as u64)).collect());
+            DiskEvent::FolderListed { op, result }
+        }
+        DiskOp::ListFolders { op } => {
+            let mut folders: Vec<PartitionId> = files.keys().filter_map(of_segments).collect();
+            folders.dedup();
+            DiskEvent::FoldersListed { op, result: Ok(folders) }
+        }
+    }
+}
+
+fn put(files: &mut BTreeMap<FileName, Vec<u8>>, file: FileName, position: u64, parts: &[Bytes]) {
+    let data = files.entry(file).or_default();
+    let bytes = parts.concat();
+    let end = position as usize + bytes.len();
+    data.resize(data.len().max(end), 0);
+    data[position as usize..end].copy_from_slice(&bytes);
 }
 
 fn read(offset: u64, watch_below_bytes: u32) -> Op {

@@ -425,6 +425,59 @@ impl Cluster {
         }
     }
 
+    /// The batches of a replica, one record each, wherever they are.
+    pub fn whole_log(&mut self, node: NodeId, index: u32) -> Vec<Bytes> {
+        let (start, _, end) = self.ends(node, index);
+        let rig = self.rig(node);
+        let storage = &mut rig.shard.storage;
+        let slot = storage.slot(partition(index)).unwrap();
+        let mut from = Offset(start);
+        let mut all = Vec::new();
+        while from < Offset(end) {
+            let wanted = crate::log::storage::Wanted {
+                from,
+                below: Offset(end),
+                bytes_max: 1 << 20,
+                first_whole: true,
+            };
+            let parts = match storage.read(rig.now, slot, wanted, u64::MAX) {
+                crate::log::storage::Found::Memory(parts) => parts,
+                crate::log::storage::Found::Nothing => panic!("{from} is missing"),
+                crate::log::storage::Found::Later => loop {
+                    match storage.poll_event() {
+                        Some(StorageEvent::Read { result, .. }) => break result.expect("it can be read"),
+                        Some(_) => continue,
+                        None => {}
+                    }
+                    match storage.poll_op(rig.now, &rig.shard.partitions) {
+                        Some(op) => {
+                            let event = do_disk(&mut rig.files, op);
+                            storage.handle(rig.now, event);
+                        }
+                        // Reads give way to writes for a while.
+                        None => {
+                            rig.now = rig.now + Duration::from_millis(10);
+                            storage.handle_timeout(rig.now);
+                        }
+                    }
+                },
+            };
+            assert!(!parts.is_empty(), "{from} is missing");
+            from = from.plus(parts.len() as u64);
+            all.extend(parts);
+        }
+        all
+    }
+
+    /// Whether the node was told of the partition in this life, or has its log.
+    pub fn knows(&self, node: NodeId, index: u32) -> bool {
+        self.rigs[&on(node)].shard.storage.slot(partition(index)).is_some()
+    }
+
+    pub fn committed(&self, index: u32) -> &Assignment {
+        &self.assigned[&index]
+    }
+
     pub fn stats(&self, node: NodeId) -> crate::stats::ReplicationStats {
         self.rigs[&on(node)].shard.replication_stats()
     }

@@ -126,6 +126,8 @@ fn r06_a_lagging_follower_leaves_and_its_leaving_counts_once_it_is_committed() {
     assert_eq!(cluster.wishes.len(), 1);
     assert_eq!(cluster.base(A, token), None, "a shrink that is not committed does not count");
     cluster.after(Duration::from_secs(10));
+    let another = cluster.append(A, 0, "b");
+    assert_eq!((cluster.base(A, token), cluster.base(A, another)), (None, None));
     assert_eq!(cluster.wishes.len(), 1, "one change is under way");
     cluster.commit_wish(0);
     assert_eq!(cluster.base(A, token), Some(0));
@@ -237,6 +239,28 @@ fn a_restarted_follower_is_counted_by_what_it_has_in_this_life() {
     cluster.settle();
     assert_eq!(cluster.base(A, token), Some(2));
     cluster.assert_same(0, 3);
+}
+
+#[test]
+fn a_restarted_follower_enters_with_what_it_has_in_this_life() {
+    let mut cluster = led_by_a(quorum(2));
+    cluster.append(A, 0, "a");
+    cluster.settle();
+    // The disk of B loses what it has flushed from here on.
+    let files = cluster.rig(B).files.clone();
+    let token = cluster.append(A, 0, "b");
+    assert_eq!(cluster.base(A, token), Some(1));
+    cluster.kill(B);
+    cluster.restart(B, files);
+    cluster.slow_disks.insert(B);
+    cluster.assign(0, A, 1, &[A, C], quorum(2));
+    cluster.settle();
+    cluster.append(A, 0, "c");
+    assert_eq!(cluster.ends(B, 0).2, 3, "it has all of it in memory");
+    assert_eq!(cluster.wished(), [], "and on its disk less than is committed");
+    cluster.slow_disks.clear();
+    cluster.settle();
+    assert_eq!(cluster.wished(), [A, B, C]);
 }
 
 #[test]
