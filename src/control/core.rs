@@ -23,6 +23,7 @@ use super::io::{ControlFatal, Input, LocalId, Output, ProposalId};
 use super::limits::{
     KEEP_RETRY, LEADER_WAIT, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, REQUESTS_MAX, STOP_GRACE,
 };
+use super::liveness::Liveness;
 use super::metadata::command::{Entry, RegisterNode};
 use super::metadata::image::{Image, NodeInfo};
 use super::metadata::topic_config::TopicDefaults;
@@ -54,6 +55,8 @@ pub struct ControlStats {
     pub proposals: u64,
     pub proposals_failed: u64,
     pub commits: u64,
+    /// Times that this node, as the controller, proposed to fence another.
+    pub fences: u64,
     /// Who leads the metadata log, as far as this node knows, and in which term.
     pub leader: Option<NodeId>,
     pub term: u64,
@@ -75,6 +78,7 @@ pub struct Control {
     is_leaderless: bool,
     /// As the controller: which partitions are still to be looked at.
     review: Review,
+    liveness: Liveness,
     load: ShardLoad,
     shards: Vec<Shard>,
     requests: BTreeMap<RequestNo, Asked>,
@@ -161,6 +165,7 @@ impl Control {
             term: 0,
             is_leaderless: false,
             review: Review::default(),
+            liveness: Liveness::default(),
             load: ShardLoad::of(&image, config.shards),
             shards: (0..config.shards).map(|_| Shard::default()).collect(),
             requests: BTreeMap::new(),
@@ -194,6 +199,11 @@ impl Control {
             Input::Image(image) => self.on_image(*image),
             Input::Leadership { term, leader } => self.on_leadership(now, term, leader),
             Input::ClusterId(id) => self.image.cluster_id = id,
+            Input::Hint(hint) => self.liveness.on_hint(hint),
+            Input::Heard(heard) if self.leads() => {
+                self.liveness.on_heard(now, &heard, &self.image, self.node());
+            }
+            Input::Heard(_) => {}
             Input::Kept { id } => self.on_kept(id),
             Input::KeepFailed { id, reason } => {
                 self.on_keep_failed(id, &reason);
@@ -270,6 +280,8 @@ impl Control {
             }
             // Counters are the driver's to gather; nothing is decided by them.
             ToControl::Stats { .. } => {}
+            // No shard asks while every partition has one replica.
+            ToControl::AlterIsr { .. } | ToControl::Dial { .. } => {}
         }
     }
 
@@ -380,6 +392,7 @@ impl Control {
 
     fn on_leadership(&mut self, now: Instant, term: u64, leader: Option<NodeId>) {
         (self.term, self.leader) = (term, leader);
+        self.liveness.stop_deciding();
         if leader.is_none() {
             self.timers.set(Timer::Leader, now + LEADER_WAIT);
             return;

@@ -6,6 +6,7 @@ mod core;
 pub mod forming;
 mod io;
 mod limits;
+pub mod liveness;
 pub mod membership;
 pub mod metadata;
 pub mod placement;

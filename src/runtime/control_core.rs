@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use highwater_shards::ids::ShardId;
+use highwater_shards::ids::{Revision, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
-use highwater_shards::reactor::boot::{ShardExit, Shards, ToShard};
+use highwater_shards::reactor::boot::{ShardExit, Shards};
+use highwater_shards::reactor::handover::ToDriver;
 use highwater_shards::reactor::mailbox::Full;
 use highwater_shards::stats::ShardStats;
 use highwater_shards::time::Instant;
@@ -32,6 +33,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const STATS_DEADLINE: Duration = Duration::from_secs(2);
 /// Messages that are taken from one shard before the others get their turn.
 const BATCH_MAX: usize = 256;
+/// Messages that wait for a shard's ring, beyond which it gets no further connections to other nodes' shards.
+const STREAMS_BACKLOG_MAX: usize = 1024;
 /// When to try again to hand a message to a shard whose ring was full.
 const RING_RETRY: Duration = Duration::from_millis(1);
 
@@ -93,9 +96,11 @@ struct Loop {
     core: ControlCore,
     cluster: Cluster,
     bell: Bell,
+    /// Of the image that the peers know of.
+    learned: Option<Revision>,
     started: Clock,
     /// By shard: messages that its ring had no room for, in order. Control bounds what it has to say at a time.
-    backlog: Vec<VecDeque<ToShard<Kafka>>>,
+    backlog: Vec<VecDeque<ToDriver<Kafka>>>,
     waiting: VecDeque<(LocalId, oneshot::Sender<Reply>)>,
     local_next: u64,
     asked: Vec<Asked>,
@@ -115,6 +120,7 @@ impl Loop {
             core,
             cluster,
             bell,
+            learned: None,
             started: Clock::now(),
             backlog,
             waiting: VecDeque::new(),
@@ -200,6 +206,10 @@ impl Loop {
                 let shard = self.core.shards.links[shard].shard;
                 match message {
                     ToControl::Stats { id, stats } => self.on_stats(shard, id, *stats),
+                    ToControl::Dial { node, shard: remote } => {
+                        let effect = self.cluster.dial(shard, node, remote, self.core.control.image());
+                        self.carry_out(effect.into_iter().collect())?;
+                    }
                     message => self.handle(Input::FromShard { shard, message })?,
                 }
             }
@@ -224,6 +234,12 @@ impl Loop {
             _ => {}
         }
         self.core.control.handle(now, input);
+        // Before the shards are told of the same image, and may ask for connections to its nodes.
+        let image = self.core.control.image();
+        if self.learned != Some(image.revision) {
+            self.learned = Some(image.revision);
+            self.cluster.learn(image);
+        }
         self.drain_outputs()
     }
 
@@ -232,7 +248,7 @@ impl Loop {
             match output {
                 Output::Propose { proposal, entry } => self.cluster.propose(proposal, &entry),
                 Output::Keep { id, changes } => self.core.store.keep(id, changes),
-                Output::ToShard { shard, message } => self.tell(shard, message),
+                Output::ToShard { shard, message } => self.tell(shard, ToDriver::Control(message)),
                 Output::LocalReply { id, reply } => {
                     if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == id)
                         && let Some((_, asker)) = self.waiting.remove(at)
@@ -251,10 +267,10 @@ impl Loop {
         Ok(())
     }
 
-    fn tell(&mut self, shard: ShardId, message: ToShard<Kafka>) {
+    fn tell(&mut self, shard: ShardId, message: ToDriver<Kafka>) {
         let at = usize::from(shard.0);
         if self.backlog[at].is_empty() {
-            match self.core.shards.links[at].send(message) {
+            match self.core.shards.links[at].hand_over(message) {
                 Ok(()) => {}
                 Err(Full(message)) => self.backlog[at].push_back(message),
             }
@@ -263,10 +279,25 @@ impl Loop {
         }
     }
 
+    /// Hands over what became of a connection. A shard that takes nothing for long gets no more of them: one that it asked
+    /// for has failed, others are closed and come again.
+    fn hand_over(&mut self, shard: ShardId, message: ToDriver<Kafka>) {
+        let is_far_behind = self.backlog[usize::from(shard.0)].len() >= STREAMS_BACKLOG_MAX;
+        match message {
+            ToDriver::Adopt(adopted) if is_far_behind => {
+                if adopted.dialed {
+                    let (node, remote) = (adopted.node, adopted.remote_shard);
+                    self.tell(shard, ToDriver::DialFailed { node, shard: remote });
+                }
+            }
+            message => self.tell(shard, message),
+        }
+    }
+
     fn retry_backlog(&mut self) {
         for (link, backlog) in self.core.shards.links.iter().zip(&mut self.backlog) {
             while let Some(message) = backlog.pop_front() {
-                if let Err(Full(message)) = link.send(message) {
+                if let Err(Full(message)) = link.hand_over(message) {
                     backlog.push_front(message);
                     break;
                 }
@@ -300,6 +331,7 @@ impl Loop {
                     self.core.store.keep_cluster(identity.clone());
                 }
                 Effect::Request { request, reply } => self.on_request(request, reply)?,
+                Effect::ToDriver { shard, message } => self.hand_over(shard, message),
             }
         }
         Ok(())
@@ -327,6 +359,11 @@ impl Loop {
                 let effects = self.cluster.change(self.now(), change, self.core.control.image(), reply)?;
                 self.carry_out(effects)
             }
+            Command::Keys { change, reply } => {
+                // Who asked may have gone.
+                let _ = reply.send(self.cluster.change_keys(change));
+                Ok(())
+            }
             Command::Stop => {
                 self.cluster.on_stop();
                 self.handle(Input::Stop { deadline: STOP_DEADLINE })
@@ -339,7 +376,7 @@ impl Loop {
         let id = self.asked_next;
         let shards: Vec<ShardId> = self.core.shards.links.iter().map(|link| link.shard).collect();
         for &shard in &shards {
-            self.tell(shard, FromControl::Stats { id });
+            self.tell(shard, ToDriver::Control(FromControl::Stats { id }));
         }
         let shards = shards.into_iter().map(|shard| (shard, None)).collect();
         self.asked.push(Asked { id, deadline: self.now() + STATS_DEADLINE, shards, reply });
@@ -363,7 +400,7 @@ impl Loop {
                 continue;
             }
             let asked = self.asked.swap_remove(at);
-            let ClusterView { forming, raft, net } = self.cluster.view();
+            let ClusterView { forming, raft, net, gossip } = self.cluster.view();
             let snapshot = Snapshot {
                 ready: self.core.control.is_ready(),
                 image: Arc::new(self.core.control.image().clone()),
@@ -372,6 +409,7 @@ impl Loop {
                 raft,
                 forming,
                 net,
+                gossip,
                 shards: asked.shards,
             };
             // Who asked may have gone.

@@ -12,16 +12,16 @@ use crate::node::{Home, Node, free_port, http_get, wait_for};
 const REFUSED: i32 = 1;
 
 /// The homes of nodes 1 to N, with the same seeds and secret.
-struct Fleet {
-    homes: Vec<Home>,
-    peers: Vec<u16>,
+pub struct Fleet {
+    pub homes: Vec<Home>,
+    pub peers: Vec<u16>,
     seeds: usize,
     name: String,
 }
 
 impl Fleet {
     /// `seeds` nodes that found a cluster.
-    fn new(name: &str, seeds: usize) -> Self {
+    pub fn new(name: &str, seeds: usize) -> Self {
         let peers: Vec<u16> = (0..seeds).map(|_| free_port()).collect();
         let mut fleet = Self { homes: Vec::new(), peers, seeds, name: name.to_owned() };
         for id in 1..=seeds {
@@ -40,7 +40,7 @@ impl Fleet {
         self.homes.len() - 1
     }
 
-    fn home(&self, id: usize, peer: u16) -> Home {
+    pub fn home(&self, id: usize, peer: u16) -> Home {
         let seeds: Vec<String> =
             self.peers[..self.seeds].iter().map(|port| format!("127.0.0.1:{port}")).collect();
         Home::new(&self.name)
@@ -52,7 +52,7 @@ impl Fleet {
             .set("security.cluster_secret", "a secret of the live tests")
     }
 
-    fn start(&self) -> Vec<Option<Node>> {
+    pub fn start(&self) -> Vec<Option<Node>> {
         self.homes.iter().map(|home| Some(home.spawn())).collect()
     }
 }
@@ -89,7 +89,7 @@ fn voters(home: &Home) -> BTreeSet<u64> {
 }
 
 /// Runs the binary; whether it succeeded, and what it said.
-fn highwater(arguments: &[&str]) -> (bool, String) {
+pub fn highwater(arguments: &[&str]) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_highwater"));
     let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);

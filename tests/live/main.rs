@@ -15,6 +15,7 @@ mod cluster;
 mod disk;
 mod idle;
 mod kill;
+mod members;
 mod network;
 mod node;
 mod partitions;

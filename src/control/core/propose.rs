@@ -40,6 +40,7 @@ enum Own {
     TakeControl,
     ReserveIds,
     Review,
+    Fence,
 }
 
 /// A request that has a part in the entry, or that relies on what is in it.
@@ -162,11 +163,27 @@ impl Control {
                 all.push((Own::TakeControl, Command::TakeControl { node, term: self.term }));
             }
         }
+        if self.leads() && !self.retry.waits {
+            all.extend(self.fences());
+        }
         let may_reserve = self.is_registered || !all.is_empty();
         let reserves = self.ids.wants_block(self.id_queue.len());
         if may_reserve && reserves && (!self.retry.waits || !self.id_queue.is_empty()) {
             let command = Command::ReserveProducerIds { node, count: PRODUCER_ID_BLOCK };
             all.push((Own::ReserveIds, command));
+        }
+        all
+    }
+
+    /// Nodes that are taken for dead. The review that follows in the same entry takes their partitions from them.
+    fn fences(&mut self) -> Vec<(Own, Command)> {
+        let mut all = Vec::new();
+        for (node, why) in self.liveness.take_decided() {
+            if let Some(info) = self.image.nodes.get(&node).filter(|info| !info.fenced) {
+                tracing::warn!("node {node} {why}: it is fenced, and leads no partition until it is back");
+                self.stats.fences += 1;
+                all.push((Own::Fence, Command::FenceNode { node, epoch: info.epoch }));
+            }
         }
         all
     }
@@ -307,7 +324,8 @@ impl Control {
                 self.fatal(ControlFatal::RegistrationRefused(refusal.message));
             }
             // Refused when this node is not what it was any more, which the image says.
-            (Own::Unfence, Outcome::Fenced(_)) | (Own::TakeControl, Outcome::ControlTaken(_)) => {}
+            (Own::Unfence | Own::Fence, Outcome::Fenced(_))
+            | (Own::TakeControl, Outcome::ControlTaken(_)) => {}
             (Own::Review, Outcome::Altered(results)) => {
                 if results.iter().any(Result::is_err) {
                     self.review.restart();
@@ -356,6 +374,7 @@ impl Control {
                     self.refuse_ids(&refusal);
                 }
                 Own::Review => self.review.restart(),
+                Own::Fence => self.liveness.on_failed(),
                 Own::Register | Own::Unfence | Own::TakeControl => {}
             }
         }

@@ -1,3 +1,5 @@
+mod fencing;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -167,7 +169,10 @@ impl World {
             }
             FromControl::Reply { conn, token, reply } => state.replies.push((conn, token, reply)),
             FromControl::Stop { .. } => state.stopping = true,
-            FromControl::Stats { .. } => {}
+            FromControl::Stats { .. }
+            | FromControl::Nodes(_)
+            | FromControl::IsrRefused { .. }
+            | FromControl::Lease { .. } => {}
         }
         true
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use highwater_shards::ids::RegistrationEpoch;
 use highwater_shards::ids::{
     LeaderEpoch, NodeId, PartitionEpoch, PartitionId, PartitionIndex, ProducerId, Revision, ShardId, TopicId,
 };
@@ -16,12 +17,6 @@ use crate::control::placement::NodeLoad;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(pub u64);
-
-/// One registration of a node: the revision that made it, so that it grows over the whole cluster and a command that
-/// was meant for an earlier life of the node is refused.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RegistrationEpoch(pub u64);
 
 /// Drawn at random when a data directory is made: a node that comes back with another one has lost what it held.
 /// 0 in metadata of releases that did not draw one.

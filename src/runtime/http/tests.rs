@@ -32,6 +32,7 @@ fn node(ready: bool, second: Option<ShardStats>) -> Snapshot {
         raft: None,
         forming: None,
         net: None,
+        gossip: None,
         control: ControlStats::default(),
         control_loop: crate::runtime::LoopStats::default(),
         shards: vec![(ShardId(0), Some(ShardStats::default())), (ShardId(1), second)],
