@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use highwater_shards::ids::ShardId;
+use highwater_shards::ids::{RegistrationEpoch, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
 use highwater_shards::reactor::boot::{ShardExit, Shards, ToShard};
 use highwater_shards::reactor::mailbox::Full;
@@ -99,8 +99,8 @@ struct Loop {
     local_next: u64,
     asked: Vec<Asked>,
     asked_next: u64,
-    /// Set when the node has stopped.
-    stopped: Option<Vec<ShardId>>,
+    /// Set when the node has stopped: the shards that did not in time, or under which registration all did.
+    stopped: Option<(Vec<ShardId>, Option<RegistrationEpoch>)>,
 }
 
 impl Loop {
@@ -137,8 +137,8 @@ impl Loop {
             if self.core.control.poll_timeout().is_some_and(|at| at <= self.now()) {
                 self.handle(Input::Timeout)?;
             }
-            if let Some(late) = self.stopped.take() {
-                return self.end(late).await;
+            if let Some((late, clean)) = self.stopped.take() {
+                return self.end(late, clean).await;
             }
             let may_sleep = self.core.shards.may_sleep();
             self.wait(may_sleep).await?;
@@ -232,7 +232,7 @@ impl Loop {
                 Output::Ready => {
                     self.core.ready.send_replace(true);
                 }
-                Output::Stopped { late } => self.stopped = Some(late),
+                Output::Stopped { late, clean } => self.stopped = Some((late, clean)),
                 Output::Fatal(reason) => return Err(NodeError::Control(reason)),
             }
         }
@@ -367,10 +367,9 @@ impl Loop {
     }
 
     /// The shards have stopped: lets metadata log and store finish and gives the data directory back.
-    async fn end(self, late: Vec<ShardId>) -> Result<(), NodeError> {
+    async fn end(self, late: Vec<ShardId>, clean: Option<RegistrationEpoch>) -> Result<(), NodeError> {
         self.cluster.shutdown().await;
-        let ControlCore { store, shards, data_dir, .. } = self.core;
-        drop(store);
+        let ControlCore { mut store, identity, shards, data_dir, .. } = self.core;
         if !late.is_empty() {
             return Err(NodeError::Late(late));
         }
@@ -381,6 +380,11 @@ impl Loop {
                 ShardExit::Panicked => return Err(NodeError::ShardPanicked { shard }),
             }
         }
+        // The last word: everything that was acknowledged is on the disk.
+        if clean.is_some() {
+            store.keep_cluster(Identity { clean_stop: clean, ..identity });
+        }
+        drop(store);
         drop(data_dir);
         Ok(())
     }

@@ -15,8 +15,9 @@ use crate::control::limits::{
     CHANGES_WAITING_MAX, ENTRY_BYTES_MAX, ENTRY_PARTITIONS_MAX, RETRY_MAX, RETRY_MIN,
 };
 use crate::control::metadata::apply::Outcome;
-use crate::control::metadata::command::{Command, Entry, PRODUCER_ID_BLOCK};
+use crate::control::metadata::command::{Command, Entry, PRODUCER_ID_BLOCK, SettingChange, SettingOp};
 use crate::control::metadata::image::Image;
+use crate::control::metadata::topic_config;
 use crate::control::plan::{self, Basis, Plan, Step};
 use crate::control::request::{Refusal, Why};
 
@@ -38,8 +39,13 @@ enum Own {
     Register,
     Unfence,
     TakeControl,
+    /// Defaults of this node's config file that have to be the same everywhere.
+    Defaults,
     ReserveIds,
+    AlterIsr,
     Review,
+    Stop,
+    Depart,
 }
 
 /// A request that has a part in the entry, or that relies on what is in it.
@@ -103,9 +109,11 @@ impl Control {
             return;
         }
         let own = self.wanted();
-        let reviews = self.leads() && self.review.is_due() && !self.retry.waits;
-        let takes_requests = !self.queue.is_empty() && !self.is_congested();
-        if own.is_empty() && !reviews && !takes_requests {
+        let stays = self.stop.is_none();
+        let reviews = stays && self.leads() && self.review.is_due() && !self.retry.waits;
+        let takes_requests = stays && !self.queue.is_empty() && !self.is_congested();
+        let wishes = self.phase != Phase::Departing && !self.isr_wishes.is_empty() && !self.retry.waits;
+        if own.is_empty() && !reviews && !takes_requests && !wishes {
             return;
         }
         let id = self.proposal_next;
@@ -124,16 +132,21 @@ impl Control {
             }
             proposed.own.push((own, draft.add(command)));
         }
+        if wishes {
+            self.take_isr_wishes(&mut draft, &mut proposed);
+        }
         if takes_requests {
             self.take_requests(&mut draft, &mut proposed);
         }
-        if self.leads() && !self.retry.waits {
-            self.take_review(&mut draft, &mut proposed);
+        if reviews {
+            let room = ENTRY_BYTES_MAX.saturating_sub(draft.bytes);
+            if let Some(command) = self.review.next(&draft.image, room) {
+                proposed.own.push((Own::Review, draft.add(command)));
+            }
         }
         if draft.is_empty() {
+            // All that waited was answered, or nothing was wrong.
             assert!(proposed.requests.is_empty(), "nothing relies on an entry that is empty");
-            // All that waited was answered, or nothing was wrong; a node that joins may be done by that.
-            self.on_applied();
             return;
         }
         proposed.drafted = draft.outcomes;
@@ -147,6 +160,19 @@ impl Control {
     fn wanted(&mut self) -> Vec<(Own, Command)> {
         let mut all = Vec::new();
         let node = self.node();
+        if self.stop.is_some() {
+            let own = self.this().filter(|this| this.incarnation == self.config.register.incarnation);
+            if let Some(epoch) = own.map(|this| this.epoch).filter(|_| !self.retry.waits) {
+                match self.phase {
+                    Phase::Leaving { left: None } => {
+                        all.push((Own::Stop, Command::StopNode { node, epoch }));
+                    }
+                    Phase::Departing => all.push((Own::Depart, Command::FenceNode { node, epoch })),
+                    _ => {}
+                }
+            }
+            return all;
+        }
         if !self.retry.waits {
             let registers = self.phase == Phase::Starting && !self.is_registered;
             if registers {
@@ -160,6 +186,15 @@ impl Control {
             let is_news = self.term > self.image.controller_term;
             if self.leads() && is_news && (registers || self.is_registered) {
                 all.push((Own::TakeControl, Command::TakeControl { node, term: self.term }));
+                let defaults = topic_config::not_cluster_wide_yet(&self.image, &self.config.defaults);
+                let set = |(name, value): (&str, &str)| SettingChange {
+                    name: name.to_owned(),
+                    op: SettingOp::Set(value.to_owned()),
+                };
+                let defaults: Vec<SettingChange> = defaults.map(set).collect();
+                if !defaults.is_empty() {
+                    all.push((Own::Defaults, Command::SetClusterConfig(defaults)));
+                }
             }
         }
         let may_reserve = self.is_registered || !all.is_empty();
@@ -245,16 +280,12 @@ impl Control {
         true
     }
 
-    fn take_review(&mut self, draft: &mut Draft, proposed: &mut Proposed) {
-        // What the entry itself does to nodes is answered in the same entry.
-        if proposed.own.iter().any(|(own, _)| *own == Own::Unfence)
-            || draft.entry.commands.iter().any(|c| matches!(c, Command::FenceNode { .. }))
-        {
-            self.review.restart();
-        }
+    fn take_isr_wishes(&mut self, draft: &mut Draft, proposed: &mut Proposed) {
+        let Some(epoch) = self.this().map(|this| this.epoch) else { return };
         let room = ENTRY_BYTES_MAX.saturating_sub(draft.bytes);
-        if let Some(command) = self.review.next(&draft.image, room) {
-            proposed.own.push((Own::Review, draft.add(command)));
+        let node = self.node();
+        if let Some(command) = self.isr_wishes.command(node, epoch, &self.image, room) {
+            proposed.own.push((Own::AlterIsr, draft.add(command)));
         }
     }
 
@@ -309,12 +340,13 @@ impl Control {
                 self.fatal(ControlFatal::RegistrationRefused(refusal.message));
             }
             // Refused when this node is not what it was any more, which the image says.
-            (Own::Unfence, Outcome::Fenced(_)) | (Own::TakeControl, Outcome::ControlTaken(_)) => {}
-            (Own::Review, Outcome::Altered(results)) => {
-                if results.iter().any(Result::is_err) {
-                    self.review.restart();
-                }
-            }
+            (Own::Unfence | Own::Stop, Outcome::Fenced(_))
+            | (Own::TakeControl, Outcome::ControlTaken(_))
+            | (Own::Defaults, Outcome::ClusterConfigSet(_))
+            // What could not be elected meanwhile is looked at another time.
+            | (Own::Review, Outcome::Elected(_)) => {}
+            (Own::AlterIsr, Outcome::IsrAltered(results)) => self.on_isr_altered(results),
+            (Own::Depart, Outcome::Fenced(_)) => self.end(),
             (Own::ReserveIds, Outcome::ProducerIds(result)) => {
                 self.ids.on_reserved(result.as_ref().ok().copied());
                 if let Err(refusal) = &result {
@@ -357,8 +389,14 @@ impl Control {
                     self.ids.on_reserved(None);
                     self.refuse_ids(&refusal);
                 }
-                Own::Review => self.review.restart(),
-                Own::Register | Own::Unfence | Own::TakeControl => {}
+                Own::AlterIsr => self.isr_wishes.on_failed(),
+                Own::Register
+                | Own::Unfence
+                | Own::TakeControl
+                | Own::Defaults
+                | Own::Review
+                | Own::Stop
+                | Own::Depart => {}
             }
         }
         self.wait_to_retry(now);

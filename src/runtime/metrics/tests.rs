@@ -11,11 +11,9 @@ use crate::raft::Progress;
 fn topic(id: u128, name: &str) -> Topic {
     let state = PartitionState {
         leader: Some(NodeId(1)),
-        leader_epoch: Default::default(),
-        partition_epoch: Default::default(),
         replicas: vec![NodeId(1)],
         isr: vec![NodeId(1)],
-        elr: Vec::new(),
+        ..PartitionState::default()
     };
     Topic {
         id: TopicId(id),
