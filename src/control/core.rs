@@ -1,5 +1,5 @@
 //! The control core's state machine: requests become proposals, committed entries become an image and what it means
-//! for each shard, and a request is answered once every shard has applied it.
+//! for each shard, and a request is answered once every shard has applied it, the asking one in passing.
 //!
 //! Control core, pure. One proposal is under way at a time; what is asked meanwhile goes into the next one, so the
 //! log's flush is shared. Whichever node leads the log, each plans its own proposals on its own image, and what they
@@ -10,7 +10,7 @@ mod propose;
 mod publish;
 mod stop;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use highwater_shards::ids::{ConnId, NodeId, PartitionId, ProducerEpoch, Revision, ShardId};
@@ -23,9 +23,11 @@ use self::isr::IsrWishes;
 use self::propose::{Proposed, Retry};
 use self::publish::Publications;
 use super::io::{ControlFatal, Input, LocalId, Output, ProposalId};
+use super::lease;
 use super::limits::{
     BALANCE_EVERY, KEEP_RETRY, LEADER_WAIT, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, REQUESTS_MAX,
 };
+use super::liveness::Liveness;
 use super::metadata::command::{Entry, RegisterNode};
 use super::metadata::image::{Image, NodeInfo};
 use super::metadata::topic_config::TopicDefaults;
@@ -57,6 +59,8 @@ pub struct ControlStats {
     pub proposals: u64,
     pub proposals_failed: u64,
     pub commits: u64,
+    /// Times that this node, as the controller, proposed to fence another.
+    pub fences: u64,
     /// Who leads the metadata log, as far as this node knows, and in which term.
     pub leader: Option<NodeId>,
     pub term: u64,
@@ -78,9 +82,14 @@ pub struct Control {
     is_leaderless: bool,
     /// As the controller: which partitions are still to be looked at.
     review: Review,
+    /// [`Timer::Balance`] is set.
+    balances: bool,
     isr_wishes: IsrWishes,
     /// Of the last input.
     now: Instant,
+    liveness: Liveness,
+    /// Nodes whose fencing is on its way into the log.
+    fencing: BTreeSet<NodeId>,
     load: ShardLoad,
     shards: Vec<Shard>,
     /// How long shards get to stop, once the node is to.
@@ -95,7 +104,7 @@ pub struct Control {
     proposal: Option<Proposed>,
     proposal_next: ProposalId,
     retry: Retry,
-    /// Replies that wait until every shard has applied a revision.
+    /// Replies that wait until every shard has applied a revision, or will have when the reply comes to it.
     replies: BTreeMap<Revision, Vec<(RequestNo, Reply)>>,
     publications: Publications,
     timers: TimerTable<Timer>,
@@ -180,8 +189,11 @@ impl Control {
             term: 0,
             is_leaderless: false,
             review: Review::default(),
+            balances: false,
             isr_wishes: IsrWishes::default(),
             now: Instant::ZERO,
+            liveness: Liveness::default(),
+            fencing: BTreeSet::new(),
             load: ShardLoad::of(&image, config.shards),
             shards: (0..config.shards).map(|_| Shard::default()).collect(),
             stop: None,
@@ -218,6 +230,11 @@ impl Control {
             Input::Leadership { term, leader } => self.on_leadership(now, term, leader),
             Input::Lease { until } => self.on_lease(until),
             Input::ClusterId(id) => self.image.cluster_id = id,
+            Input::Hint(hint) => self.liveness.on_hint(hint),
+            Input::Heard(heard) if self.leads() => {
+                self.liveness.on_heard(now, &heard, &self.image, self.node());
+            }
+            Input::Heard(_) => {}
             Input::Kept { id } => self.on_kept(id),
             Input::KeepFailed { id, reason } => {
                 self.on_keep_failed(id, &reason);
@@ -353,6 +370,7 @@ impl Control {
             self.on_own_entry(proposed, outcomes);
         }
         self.look_at_this_node();
+        self.plan_balance();
         match self.phase {
             Phase::Starting => self.assign_when_all_recovered(),
             Phase::Assigning { .. }
@@ -411,6 +429,11 @@ impl Control {
 
     fn on_leadership(&mut self, now: Instant, term: u64, leader: Option<NodeId>) {
         (self.term, self.leader) = (term, leader);
+        self.liveness.stop_deciding();
+        if !self.leads() {
+            self.review.stop();
+        }
+        self.plan_balance();
         if leader.is_none() {
             self.timers.set(Timer::Leader, now + LEADER_WAIT);
             return;
@@ -420,23 +443,38 @@ impl Control {
         // Another leader may take what the last one could not.
         self.timers.cancel(Timer::Retry);
         self.retry = Retry::default();
-        if self.leads() {
-            self.timers.set(Timer::Balance, now + BALANCE_EVERY);
-        } else {
-            self.timers.cancel(Timer::Balance);
-            self.review.stop();
-        }
     }
 
-    /// Only where there are other nodes is there anything to be evened out.
-    fn on_balance(&mut self, now: Instant) {
-        if self.image.nodes.len() > 1 {
-            self.review.restart();
+    /// Only the controller looks, and only where there are other nodes is there anything to be evened out.
+    fn plan_balance(&mut self) {
+        let is_wanted = self.leads() && self.image.nodes.len() > 1;
+        if is_wanted && !self.balances {
+            self.timers.set(Timer::Balance, self.now + BALANCE_EVERY);
+        } else if !is_wanted {
+            self.timers.cancel(Timer::Balance);
         }
-        self.timers.set(Timer::Balance, now + BALANCE_EVERY);
+        self.balances = is_wanted;
+    }
+
+    fn on_balance(&mut self) {
+        self.review.restart();
+        self.balances = false;
+        self.plan_balance();
+    }
+
+    /// Whether this node, as the controller, may say that it counts on a node.
+    pub fn counts_on(&self, times: lease::Times, standing: lease::Standing, asking: lease::Asking) -> bool {
+        let is_being_fenced = self.fencing.contains(&asking.node) || self.liveness.is_decided(asking.node);
+        self.leads() && lease::may_grant(&self.image, times, standing, asking, is_being_fenced)
     }
 
     fn on_lease(&mut self, until: Instant) {
+        if !matches!(
+            self.phase,
+            Phase::Serving | Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Leaving { .. }
+        ) {
+            return;
+        }
         for shard in self.shard_ids() {
             self.outputs.push_back(Output::ToShard { shard, message: FromControl::Lease { until } });
         }
@@ -474,7 +512,7 @@ impl Control {
         if !self.requests.contains_key(&no) {
             return;
         }
-        if self.phase == Phase::Serving && self.applied_everywhere() >= revision {
+        if self.phase == Phase::Serving && self.is_known(revision, no) {
             self.answer(no, reply);
         } else {
             self.replies.entry(revision).or_default().push((no, reply));
@@ -527,13 +565,34 @@ impl Control {
         if matches!(self.phase, Phase::Starting | Phase::Assigning { .. }) {
             return;
         }
-        while let Some(first) = self.replies.first_entry()
-            && *first.key() <= applied
-        {
-            for (no, reply) in first.remove() {
+        let told: Vec<Revision> =
+            self.replies.range(..=self.publications.told_last()).map(|(told, _)| *told).collect();
+        for revision in told {
+            let waiting = self.replies.remove(&revision).expect("it was just seen");
+            let (ready, waiting): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|(no, _)| self.is_known(revision, *no));
+            for (no, reply) in ready {
                 self.answer(no, reply);
             }
+            if !waiting.is_empty() {
+                self.replies.insert(revision, waiting);
+            }
         }
+    }
+
+    /// Whether all shards act on the revision by the time that the answer comes to who asked: his own shard takes what
+    /// it is told in order, so that there it is enough that the revision goes first.
+    fn is_known(&self, revision: Revision, no: RequestNo) -> bool {
+        let own = match self.requests.get(&no).map(|asked| asked.asker) {
+            Some(Asker::Session { shard, .. }) => Some(shard),
+            Some(Asker::Local(_)) => None,
+            // Nobody waits for the answer any more.
+            None => return true,
+        };
+        self.publications.told_last() >= revision
+            && self
+                .shard_ids()
+                .all(|id| Some(id) == own || self.shards[usize::from(id.0)].applied >= revision)
     }
 
     fn on_timeout(&mut self, now: Instant) {
@@ -548,7 +607,7 @@ impl Control {
                 }
                 Timer::Retry => self.retry.is_due(),
                 Timer::Leader => self.on_leaderless(),
-                Timer::Balance => self.on_balance(now),
+                Timer::Balance => self.on_balance(),
                 Timer::Keep => self.keep_again(),
                 Timer::Leave => self.stop_shards(),
                 Timer::Stop => self.on_all_stopped(),

@@ -7,6 +7,7 @@ use highwater_shards::ids::{NodeId, PartitionId, RegistrationEpoch, Revision, Sh
 use highwater_shards::mail::{FromControl, ToControl};
 use highwater_shards::time::Instant;
 
+use super::liveness::{Heard, Hint};
 use super::metadata::command::Entry;
 use super::metadata::image::{Image, Incarnation};
 use super::request::{Reply, Request};
@@ -62,6 +63,10 @@ pub enum Input {
     },
     /// The node has come into a cluster; told once, before anything is committed.
     ClusterId(Arc<str>),
+    /// The membership protocol says something of a node. It decides nothing by itself.
+    Hint(Hint),
+    /// Told regularly on the node that leads the metadata log, and soon after a hint of a death.
+    Heard(Heard),
     /// A placement is durable.
     Kept {
         id: KeepId,

@@ -7,6 +7,7 @@ pub mod forming;
 mod io;
 pub mod lease;
 mod limits;
+pub mod liveness;
 pub mod membership;
 pub mod metadata;
 pub mod placement;

@@ -53,7 +53,7 @@ use crate::control::metadata::command::{Command, Entry};
 use crate::control::metadata::image::{Image, Incarnation};
 use crate::control::{Input, ProposalId};
 use crate::net::{CallError, Class, Incoming, Network};
-use crate::store::StoreError;
+use crate::store::{StoreError, ahead};
 
 pub use self::wire::{APPEND, PRE_VOTE, PROPOSE, SNAPSHOT_CHUNK, TRANSFER_LEADER, VOTE};
 
@@ -186,7 +186,7 @@ pub fn open(folder: &Path, disk: DiskId) -> Result<Opened, StoreError> {
     let failed =
         |error: std::io::Error| StoreError::Io { file: folder.to_owned(), reason: error.to_string() };
     fs::create_dir_all(folder).map_err(failed)?;
-    let opener = Box::new(move |builder: &redb::Builder| builder.create(&file));
+    let opener = Box::new(move |builder: &redb::Builder| ahead::create(builder, &file));
     let opened = open_with(folder, opener, disk)?;
     // New names are only there after a crash once they are durable.
     for path in [Some(folder), folder.parent()].into_iter().flatten() {

@@ -15,7 +15,7 @@ use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{Shard, ShardConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::cluster::{PeersSetup, Setup};
+use super::cluster::{GossipSetup, PeersSetup, Setup};
 use super::control_core::{self, ControlCore};
 use super::data_dir::DataDir;
 use super::reshard::reshard;
@@ -210,7 +210,12 @@ fn listen_peers(config: &Config) -> Result<PeersSetup, NodeError> {
     let secret = Secret::new(secret.bytes()).map_err(|error| NodeError::Secret(error.to_string()))?;
     let listener = std::net::TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    Ok(PeersSetup { secret, listener })
+    let address = config.cluster.swim_addr();
+    let socket = super::swim::bind(address)
+        .map_err(|error| NodeError::Gossip { address, reason: error.to_string() })?;
+    let advertised = config.cluster.swim_advertised();
+    let gossip = GossipSetup { socket, advertised, config: config.cluster.swim.clone() };
+    Ok(PeersSetup { secret, listener, gossip })
 }
 
 pub(super) fn entropy<const N: usize>() -> Result<[u8; N], NodeError> {

@@ -6,11 +6,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
+use bytes::Bytes;
 use highwater_shards::ids::{RegistrationEpoch, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
 use highwater_shards::reactor::boot::{ShardExit, Shards, ToShard};
+use highwater_shards::reactor::clock;
 use highwater_shards::reactor::mailbox::Full;
 use highwater_shards::stats::ShardStats;
 use highwater_shards::time::Instant;
@@ -19,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::bell::Bell;
 use super::cluster::{Cluster, ClusterView, Effect, Pin, Setup};
 use super::data_dir::DataDir;
+use super::loop_stats::Watch;
 use super::{Command, NodeError, Snapshot};
 use crate::control::request::{Reply, Request};
 use crate::control::{Control, Input, LocalId, Output};
@@ -76,8 +79,8 @@ pub(super) fn run(
     })
 }
 
-fn since(started: Clock) -> Instant {
-    Instant::from_nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A snapshot that waits for the shards' counters.
@@ -92,7 +95,6 @@ struct Loop {
     core: ControlCore,
     cluster: Cluster,
     bell: Bell,
-    started: Clock,
     /// By shard: messages that its ring had no room for, in order. Control bounds what it has to say at a time.
     backlog: Vec<VecDeque<ToShard<Kafka>>>,
     waiting: VecDeque<(LocalId, oneshot::Sender<Reply>)>,
@@ -101,6 +103,7 @@ struct Loop {
     asked_next: u64,
     /// Set when the node has stopped: the shards that did not in time, or under which registration all did.
     stopped: Option<(Vec<ShardId>, Option<RegistrationEpoch>)>,
+    watch: Watch,
 }
 
 impl Loop {
@@ -108,22 +111,23 @@ impl Loop {
         let bell =
             Bell::new(Arc::clone(&core.shards.doorbell)).map_err(|e| NodeError::Resources(e.to_string()))?;
         let backlog = core.shards.links.iter().map(|_| VecDeque::new()).collect();
+        let watch = Watch::start(core.shards.links.len());
         Ok(Self {
             core,
             cluster,
             bell,
-            started: Clock::now(),
             backlog,
             waiting: VecDeque::new(),
             local_next: 0,
             asked: Vec::new(),
             asked_next: 0,
             stopped: None,
+            watch,
         })
     }
 
     fn now(&self) -> Instant {
-        since(self.started)
+        clock::now()
     }
 
     async fn run(mut self) -> Result<(), NodeError> {
@@ -131,6 +135,7 @@ impl Loop {
         let effects = self.cluster.begin().await?;
         self.carry_out(effects)?;
         loop {
+            self.watch.on_turn();
             self.take_from_shards()?;
             self.retry_backlog();
             self.answer_snapshots();
@@ -149,8 +154,7 @@ impl Loop {
     /// get their turn, however busy the shards are.
     async fn wait(&mut self, may_sleep: bool) -> Result<(), NodeError> {
         let wake_at = self.wake_at();
-        let until = wake_at
-            .map(|at| tokio::time::Instant::from_std(self.started + Duration::from_nanos(at.as_nanos())));
+        let until = wake_at.map(|at| tokio::time::Instant::now() + at.since(self.now()));
         let timeout = async {
             match until {
                 _ if !may_sleep => tokio::task::yield_now().await,
@@ -158,7 +162,6 @@ impl Loop {
                 None => std::future::pending().await,
             }
         };
-        let started = self.started;
         tokio::select! {
             () = self.bell.rung() => self.core.shards.doorbell.up(),
             event = self.core.store_events.recv() => {
@@ -167,9 +170,9 @@ impl Loop {
                     self.on_store(event).await?;
                 }
             }
-            happened = self.cluster.next(|| since(started)) => {
+            happened = self.cluster.next(clock::now) => {
                 self.core.shards.doorbell.up();
-                let now = since(started);
+                let now = clock::now();
                 let effects = self.cluster.handle(now, happened, self.core.control.image())?;
                 self.carry_out(effects)?;
             }
@@ -211,6 +214,13 @@ impl Loop {
 
     fn handle(&mut self, input: Input) -> Result<(), NodeError> {
         let now = self.now();
+        match &input {
+            Input::Committed { revision, .. } => self.watch.on_committed(*revision, now),
+            Input::FromShard { shard, message: ToControl::Applied { revision } } => {
+                self.watch.on_applied(usize::from(shard.0), *revision, now);
+            }
+            _ => {}
+        }
         self.core.control.handle(now, input);
         self.drain_outputs()
     }
@@ -288,6 +298,16 @@ impl Loop {
                     self.core.store.keep_cluster(identity.clone());
                 }
                 Effect::Request { request, reply } => self.on_request(request, reply)?,
+                Effect::Lease { call, asking, standing, times } => {
+                    let counts = self.core.control.counts_on(times, standing, asking);
+                    call.answer(Bytes::from_static(if counts { &[1] } else { &[0] }));
+                }
+                Effect::LeaseOfLeader { asking, standing, times, now } => {
+                    if self.core.control.counts_on(times, standing, asking) {
+                        let sent = now.as_nanos().saturating_sub(nanos(standing.quorum_age));
+                        self.handle(Input::Lease { until: times.lease_of(Instant::from_nanos(sent)) })?;
+                    }
+                }
             }
         }
         Ok(())
@@ -314,6 +334,11 @@ impl Loop {
                 });
                 let effects = self.cluster.change(self.now(), change, self.core.control.image(), reply)?;
                 self.carry_out(effects)
+            }
+            Command::Keys { change, reply } => {
+                // Who asked may have gone.
+                let _ = reply.send(self.cluster.change_keys(change));
+                Ok(())
             }
             Command::Stop => {
                 self.cluster.on_stop();
@@ -351,14 +376,16 @@ impl Loop {
                 continue;
             }
             let asked = self.asked.swap_remove(at);
-            let ClusterView { forming, raft, net } = self.cluster.view();
+            let ClusterView { forming, raft, net, gossip } = self.cluster.view();
             let snapshot = Snapshot {
                 ready: self.core.control.is_ready(),
                 image: Arc::new(self.core.control.image().clone()),
                 control: self.core.control.stats(),
+                control_loop: self.watch.stats(),
                 raft,
                 forming,
                 net,
+                gossip,
                 shards: asked.shards,
             };
             // Who asked may have gone.
@@ -367,7 +394,8 @@ impl Loop {
     }
 
     /// The shards have stopped: lets metadata log and store finish and gives the data directory back.
-    async fn end(self, late: Vec<ShardId>, clean: Option<RegistrationEpoch>) -> Result<(), NodeError> {
+    async fn end(mut self, late: Vec<ShardId>, clean: Option<RegistrationEpoch>) -> Result<(), NodeError> {
+        self.cluster.leave();
         self.cluster.shutdown().await;
         let ControlCore { mut store, identity, shards, data_dir, .. } = self.core;
         if !late.is_empty() {

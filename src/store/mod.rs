@@ -4,6 +4,7 @@
 //! Driver. A thread of its own writes and flushes, so that no flush holds up the control core; everything that waits
 //! for the disk at one moment is made durable by one flush.
 
+pub(crate) mod ahead;
 mod db;
 pub(crate) mod error;
 mod identity;

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::ahead;
 use super::db::{Db, FORMAT, Opener};
 use super::error::StoreError;
 use super::identity::{Identity, cluster_id};
@@ -69,7 +70,7 @@ pub fn open(config: &StoreConfig) -> Result<Found, StoreError> {
     let file = config.file();
     let opener = {
         let file = file.clone();
-        Box::new(move |builder: &redb::Builder| builder.create(&file))
+        Box::new(move |builder: &redb::Builder| ahead::create(builder, &file))
     };
     let found = open_with(config, opener)?;
     // A new file is only there after a crash once its name is durable.

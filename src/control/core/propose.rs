@@ -46,6 +46,7 @@ enum Own {
     Review,
     Stop,
     Depart,
+    Fence,
 }
 
 /// A request that has a part in the entry, or that relies on what is in it.
@@ -197,11 +198,28 @@ impl Control {
                 }
             }
         }
+        if self.leads() && !self.retry.waits {
+            all.extend(self.to_fence());
+        }
         let may_reserve = self.is_registered || !all.is_empty();
         let reserves = self.ids.wants_block(self.id_queue.len());
         if may_reserve && reserves && (!self.retry.waits || !self.id_queue.is_empty()) {
             let command = Command::ReserveProducerIds { node, count: PRODUCER_ID_BLOCK };
             all.push((Own::ReserveIds, command));
+        }
+        all
+    }
+
+    /// Nodes that are taken for dead.
+    fn to_fence(&mut self) -> Vec<(Own, Command)> {
+        let mut all = Vec::new();
+        for (node, why) in self.liveness.take_decided() {
+            if let Some(info) = self.image.nodes.get(&node).filter(|info| !info.fenced) {
+                tracing::warn!("node {node} {why}: it is fenced, and leads no partition until it is back");
+                self.stats.fences += 1;
+                self.fencing.insert(node);
+                all.push((Own::Fence, Command::FenceNode { node, epoch: info.epoch }));
+            }
         }
         all
     }
@@ -259,8 +277,7 @@ impl Control {
             if !draft.has_room(step) {
                 return false;
             }
-            let mut after = draft.image.clone();
-            let (changes, outcome) = after.try_out(&step.command);
+            let (changes, outcome) = draft.image.try_out(&step.command);
             let step = plan.take_step().expect("it was just seen");
             if changes.is_empty() {
                 if draft.is_empty() {
@@ -270,7 +287,6 @@ impl Control {
                 }
                 continue;
             }
-            draft.image = after;
             draft.bytes += step.weight;
             draft.partitions += step.partitions;
             part.steps.push((draft.outcomes.len(), step.slots));
@@ -293,6 +309,7 @@ impl Control {
         let revision = self.image.revision;
         let as_drafted = outcomes == proposed.drafted;
         self.retry = Retry::default();
+        self.fencing.clear();
         let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
         let mut take = |at: usize| outcomes[at].take().expect("each command has one outcome");
         let mut again = Vec::new();
@@ -340,7 +357,7 @@ impl Control {
                 self.fatal(ControlFatal::RegistrationRefused(refusal.message));
             }
             // Refused when this node is not what it was any more, which the image says.
-            (Own::Unfence | Own::Stop, Outcome::Fenced(_))
+            (Own::Unfence | Own::Stop | Own::Fence, Outcome::Fenced(_))
             | (Own::TakeControl, Outcome::ControlTaken(_))
             | (Own::Defaults, Outcome::ClusterConfigSet(_))
             // What could not be elected meanwhile is looked at another time.
@@ -363,6 +380,7 @@ impl Control {
         let proposed = self.proposal.take().expect("only what was proposed can fail");
         assert_eq!(proposed.id, proposal, "one proposal is under way at a time");
         tracing::warn!("a change of the metadata could not be stored: {reason}");
+        self.fencing.clear();
         let refusal = if proposed.in_doubt {
             let words = "whether the change came about is not known: this node had fallen behind";
             Refusal::new(Why::TimedOut, words)
@@ -390,6 +408,7 @@ impl Control {
                     self.refuse_ids(&refusal);
                 }
                 Own::AlterIsr => self.isr_wishes.on_failed(),
+                Own::Fence => self.liveness.on_failed(),
                 Own::Register
                 | Own::Unfence
                 | Own::TakeControl

@@ -59,6 +59,8 @@ pub(super) struct Publications {
     told: VecDeque<Revision>,
     /// What the shards know of the nodes.
     nodes: Option<Arc<[PeerNode]>>,
+    /// The last that was told.
+    told_last: Revision,
 }
 
 impl Publications {
@@ -66,6 +68,11 @@ impl Publications {
         while self.told.front().is_some_and(|first| *first <= applied) {
             self.told.pop_front();
         }
+    }
+
+    /// Up to where the shards were told.
+    pub(super) fn told_last(&self) -> Revision {
+        self.told_last
     }
 
     /// Partitions whose changes were not told yet.
@@ -305,6 +312,7 @@ impl Control {
         self.tell_nodes(&view);
         let revision = view.revision;
         self.publications.told.push_back(revision);
+        self.publications.told_last = revision;
         for ((shard, assign), unassign) in self.shard_ids().zip(assigns).zip(unassigns) {
             let message = FromControl::Delta { revision, view: view.clone(), assign, unassign };
             self.outputs.push_back(Output::ToShard { shard, message });

@@ -332,9 +332,10 @@ impl Image {
             .map_err(invalid)?;
         if config != *topic.config {
             let before = topic_config::settings(&topic.config, self);
-            let topic = Topic { config: Arc::new(config), ..Topic::clone(&topic) };
             delta.changed.extend(partition_ids(&topic, 0));
-            self.put_topic(topic);
+            // What is not held twice is changed where it is.
+            drop(topic);
+            self.put_topic_config(set.topic, config);
             self.on_settings_changed(set.topic, before, delta);
         }
         Ok(())

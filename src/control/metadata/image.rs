@@ -297,6 +297,12 @@ impl Image {
         }
     }
 
+    /// Gives the topic, which has to be there, these settings. Unlike [`Self::put_topic`] it touches nothing else.
+    pub fn put_topic_config(&mut self, id: TopicId, config: BTreeMap<String, String>) {
+        let topic = self.topics.get_mut(&id).expect("the topic is there");
+        Arc::make_mut(topic).config = Arc::new(config);
+    }
+
     /// Adds the topic, or puts it in the place of the one with its id.
     pub fn put_topic(&mut self, topic: Topic) {
         self.remove_topic(topic.id);

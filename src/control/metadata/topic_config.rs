@@ -576,20 +576,40 @@ mod tests {
         let mut defaults = TopicDefaults::default();
         let mut image = Image::default();
         let plain = topic(&[]);
-        let own = topic(&[(ISR_MIN, "5")]);
+        let own = topic(&[(TOMBSTONE_MS, "5")]);
         let seen = |topic: &Topic, image: &Image, defaults: &TopicDefaults| {
             let all = describe(topic, image, defaults);
-            let entry = all.into_iter().find(|e| e.name == ISR_MIN).expect("in the table");
-            assert_eq!(entry.value, partition_config(topic, image, defaults).isr_min.to_string());
+            let entry = all.into_iter().find(|e| e.name == TOMBSTONE_MS).expect("in the table");
+            assert_eq!(entry.value, partition_config(topic, image, defaults).log.tombstone_ms.to_string());
             (entry.value, entry.source)
         };
-        assert_eq!(seen(&plain, &image, &defaults), ("1".into(), ConfigSource::Default));
-        defaults.set(ISR_MIN, "2").unwrap();
+        assert_eq!(seen(&plain, &image, &defaults), ("86400000".into(), ConfigSource::Default));
+        defaults.set(TOMBSTONE_MS, "2").unwrap();
         assert_eq!(seen(&plain, &image, &defaults), ("2".into(), ConfigSource::File));
-        image.cluster_config = Arc::new(BTreeMap::from([(ISR_MIN.into(), "3".into())]));
+        image.cluster_config = Arc::new(BTreeMap::from([(TOMBSTONE_MS.into(), "3".into())]));
         assert_eq!(seen(&plain, &image, &defaults), ("3".into(), ConfigSource::Cluster));
         assert_eq!(seen(&own, &image, &defaults), ("5".into(), ConfigSource::Topic));
         assert_eq!(describe_cluster(&image, &defaults).len(), SETTINGS.len());
+    }
+
+    #[test]
+    fn a_nodes_own_file_decides_nothing_about_which_replicas_count() {
+        let (mut defaults, mut image) = (TopicDefaults::default(), Image::default());
+        let values = [(DURABILITY, "replicated"), (ISR_MIN, "2"), (UNCLEAN, "true")];
+        for (name, value) in values {
+            defaults.set(name, value).unwrap();
+        }
+        let plain = topic(&[]);
+        let acts = partition_config(&plain, &image, &defaults);
+        assert_eq!((acts.isr_min, acts.durability), (1, Durability::Fsync));
+        let by_log = settings(&plain.config, &image);
+        assert_eq!((by_log.isr_min, by_log.durability, by_log.unclean), (1, Durability::Fsync, false));
+        assert_eq!(not_cluster_wide_yet(&image, &defaults).collect::<Vec<_>>(), values);
+        let set = values.into_iter().skip(1).map(|(name, value)| (name.to_owned(), value.to_owned()));
+        image.cluster_config = Arc::new(set.collect());
+        assert_eq!(not_cluster_wide_yet(&image, &defaults).collect::<Vec<_>>(), values[..1]);
+        assert_eq!(partition_config(&plain, &image, &defaults).isr_min, 2);
+        assert!(settings(&plain.config, &image).unclean);
     }
 
     #[test]
@@ -624,7 +644,7 @@ mod tests {
             (COMPACTION_LAG_MS, "-1", "from 0 on"),
             ("max.compaction.lag.ms", "1", "not supported here"),
             ("compression.type", "zstd", "only 'producer'"),
-            ("unclean.leader.election.enable", "true", "only 'false'"),
+            (UNCLEAN, "maybe", "one of false, true"),
             (DURABILITY, "maybe", "one of fsync, replicated"),
             ("flush.ms", "1", "not supported here"),
             ("retention.m", "1", "unknown topic setting"),

@@ -7,6 +7,7 @@ mod hostile;
 mod metadata;
 mod model;
 mod produce;
+mod replicas;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

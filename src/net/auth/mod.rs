@@ -27,6 +27,7 @@ pub(in crate::net) mod tests;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 pub use handshake::{
     Acceptor, Dialer, HandshakeError, Judged, Known, OPEN_LEN, PROOF_LEN, Refusal, VERDICT_LEN,
@@ -43,6 +44,8 @@ const PROOF_OF_DIALER: &Label = b"highwater peers: dialer ";
 const PROOF_OF_ACCEPTOR: &Label = b"highwater peers: accept ";
 const EXTRACT: &Label = b"highwater peers: session";
 const KEY_OF_DIALER: &Label = b"highwater peers: from d ";
+const GOSSIP_KEY: &Label = b"highwater gossip: secret";
+const GOSSIP_NUMBER: &Label = b"highwater gossip: number";
 const KEY_OF_ACCEPTOR: &Label = b"highwater peers: from a ";
 
 /// What all nodes of a cluster know and nobody else. Wiped when it is dropped; it can be neither copied nor printed.
@@ -67,6 +70,17 @@ impl Secret {
             return Err(WeakSecret { len: bytes.len() });
         }
         Ok(Self { keyed: keyed(bytes) })
+    }
+
+    /// The key of gossip that this secret yields, with its number, so that all nodes call it the same. Whoever learns
+    /// one of them learns nothing of the secret.
+    pub fn gossip_key(&self) -> (u8, Zeroizing<[u8; 32]>) {
+        let labelled = |label: &Label| {
+            let mut mac = (*self.keyed).clone();
+            mac.update(label);
+            Zeroizing::new(<[u8; 32]>::from(mac.finalize().into_bytes()))
+        };
+        (labelled(GOSSIP_NUMBER)[0], labelled(GOSSIP_KEY))
     }
 
     /// A MAC that has taken `label` and both hellos.

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use highwater_shards::ids::{NodeId, Offset, PartitionId, PartitionIndex, TopicId};
 use highwater_shards::stats::{FrontStats, StorageStats};
 
+use super::super::MemberInfo;
 use super::*;
 use crate::control::metadata::image::{PartitionState, Topic};
+use crate::control::swim::SwimStats;
 use crate::raft::Progress;
 
 fn topic(id: u128, name: &str) -> Topic {
@@ -52,6 +54,31 @@ fn requests(name: &'static str, micros: &[u64]) -> RequestStats {
     stats
 }
 
+fn member(name: &str) -> MemberInfo {
+    MemberInfo {
+        name: name.into(),
+        addr: ([10, 0, 0, 1], 9093).into(),
+        status: if name == "1" { swim::Status::Alive } else { swim::Status::Dead },
+        incarnation: swim::Incarnation::default(),
+        version: String::new(),
+    }
+}
+
+#[test]
+fn gossip_is_counted_by_status_reason_and_key() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::default()));
+    for (series, want) in [
+        ("highwater_members{status=\"alive\"}", 1.0),
+        ("highwater_members{status=\"dead\"}", 1.0),
+        ("highwater_members{status=\"left\"}", 0.0),
+        ("highwater_gossip_probes_total", 70.0),
+        ("highwater_gossip_rejected_datagrams_total{reason=\"tag\"}", 5.0),
+        ("highwater_gossip_key_datagrams_total{key=\"4\"}", 3.0),
+    ] {
+        assert_eq!(samples.get(series), Some(&want), "{series}");
+    }
+}
+
 fn snapshot() -> Snapshot {
     let mut image = Image::default();
     image.put_topic(topic(1, "orders"));
@@ -77,6 +104,13 @@ fn snapshot() -> Snapshot {
         raft: None,
         forming: None,
         net: None,
+        control_loop: LoopStats::default(),
+        gossip: Some(GossipView {
+            members: ["1", "2"].map(member).into(),
+            stats: SwimStats { probes: 70, rejected: [0, 0, 0, 5, 0, 0, 0, 0, 0], ..SwimStats::default() },
+            keys: vec![(17, 60), (4, 3)],
+            ..GossipView::default()
+        }),
         control: ControlStats { requests: 9, ..ControlStats::default() },
         shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
     }
@@ -236,6 +270,7 @@ fn the_raft_group_is_told_of_with_the_lag_of_each_member() {
         purged: None,
         is_joint: false,
         silent: BTreeMap::new(),
+        quorum_age: None,
     };
     let mut stats = RaftStats { flushes: 3, ..RaftStats::default() };
     stats.vote_nanos.record(2_000_000).unwrap();

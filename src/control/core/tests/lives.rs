@@ -10,10 +10,10 @@ fn shards_hear_of_partitions_once_the_node_is_registered_and_all_have_recovered(
     world.commit();
     assert!(world.shards.iter().all(|s| s.told.is_empty()), "one shard has not recovered");
     world.shard_says(1, ToControl::Recovered { partitions: Vec::new() });
-    assert!(world.shards.iter().all(|s| s.told.len() == 1));
-    assert!(world.step(0));
+    assert!(world.shards.iter().all(|s| s.told.len() == 2), "the nodes, and the partitions");
+    assert!(world.step(0) && world.step(0));
     assert!(!world.ready, "one shard has not applied");
-    assert!(world.step(1));
+    assert!(world.step(1) && world.step(1));
     assert!(!world.ready && world.control.image().nodes[&ME].fenced, "the node is still fenced");
     world.run();
     assert!(world.ready && world.control.is_ready());

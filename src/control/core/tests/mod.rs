@@ -1,14 +1,16 @@
 //! The control core with a store and shards that act when the test says so.
 
+mod fencing;
 mod lives;
 mod load;
+mod replication;
 mod requests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use highwater_shards::ids::{LeaderEpoch, PartitionIndex, TopicId};
-use highwater_shards::mail::Assignment;
+use highwater_shards::mail::{Assignment, IsrRefusal, PeerNode};
 use rand_xoshiro::rand_core::RngCore;
 
 use super::*;
@@ -54,12 +56,19 @@ struct FakeShard {
     revision: Revision,
     view: Option<Arc<Image>>,
     replies: Vec<(ConnId, Token, Reply)>,
+    nodes: Vec<PeerNode>,
+    refused: Vec<(PartitionId, IsrRefusal)>,
+    lease: Option<Instant>,
     stopping: bool,
 }
 
 impl World {
     /// A node that has started but whose store and shards have done nothing yet.
-    fn start(shards: u16, mut disk: Disk) -> Self {
+    fn start(shards: u16, disk: Disk) -> Self {
+        Self::start_with(shards, disk, TopicDefaults::default())
+    }
+
+    fn start_with(shards: u16, mut disk: Disk, defaults: TopicDefaults) -> Self {
         disk.lives += 1;
         let config = ControlConfig {
             register: RegisterNode {
@@ -68,7 +77,7 @@ impl World {
                 ..RegisterNode::default()
             },
             shards,
-            defaults: TopicDefaults::default(),
+            defaults,
             placement: Placement::default(),
             seed: [u8::try_from(disk.lives).unwrap(); 32],
         };
@@ -160,6 +169,11 @@ impl World {
             FromControl::Delta { revision, view, assign, unassign } => {
                 assert!(revision > state.revision, "revisions only grow");
                 assert_eq!(view.revision, revision);
+                let members = assign.iter().flat_map(|a| a.isr.iter().chain(a.leader.as_ref()));
+                let known =
+                    |node: &NodeId| state.nodes.iter().any(|peer| peer.node == *node && peer.eligible);
+                let mut active = members.filter(|node| view.is_active(**node));
+                assert!(active.all(known), "nodes are told before what names them");
                 state.revision = revision;
                 for partition in unassign {
                     if state.owned.remove(&partition).is_none() {
@@ -174,10 +188,13 @@ impl World {
             }
             FromControl::Reply { conn, token, reply } => state.replies.push((conn, token, reply)),
             FromControl::Stop { .. } => state.stopping = true,
-            FromControl::Stats { .. }
-            | FromControl::Nodes(_)
-            | FromControl::IsrRefused { .. }
-            | FromControl::Lease { .. } => {}
+            FromControl::Nodes(nodes) => {
+                assert_ne!(state.nodes, *nodes, "told only when something changed");
+                state.nodes = nodes.to_vec();
+            }
+            FromControl::IsrRefused { partition, refusal, .. } => state.refused.push((partition, refusal)),
+            FromControl::Lease { until } => state.lease = Some(until),
+            FromControl::Stats { .. } => {}
         }
         true
     }

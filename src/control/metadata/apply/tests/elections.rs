@@ -116,9 +116,8 @@ fn an_unclean_election_on_demand_asks_no_topic_and_ends_what_was_eligible() {
     world.fence(3);
     assert_eq!(world.elect(ElectionKind::Unclean), Err(Why::EligibleLeadersNotAvailable));
     world.unfence(3);
-    let eligible = world.held().elr.contains(&NodeId(3));
-    assert!(eligible, "it was in sync when too few became so");
-    world.fence(3);
+    assert_eq!(world.seen(), seen(3, &[3], &[1, 2]), "it was in sync when too few became so");
+    assert!(!world.held().recovering);
     let mut world = World::of(3);
     world.hold(&[1, 2, 3], &[]);
     world.wish(&[1]).unwrap();
