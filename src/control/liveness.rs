@@ -5,8 +5,8 @@
 //! committed entry that fences a node, and a node that is fenced and lives unfences itself.
 //!
 //! 1. A node that the log's leader has not heard for [`SILENCE_MAX`] is fenced, whatever gossip says.
-//! 2. One that gossip calls dead is fenced as soon as the log's leader has not heard it for as long as a follower would
-//!    wait for its own leader. One that the log hears is not dead, whatever gossip says: the way of gossip may be blocked.
+//! 2. One that gossip calls dead is fenced as soon as the log's leader has not heard it for so long that its lease has
+//!    run out (see [`super::lease`]). One that the log hears is not dead, whatever gossip says: the way of gossip may be blocked.
 //! 3. One that says itself that it leaves is fenced at once.
 //! 4. A hint is about one life of a node: a life that has registered since is not touched.
 //! 5. A node that came back in the same life was no dead one. Each time, gossip alone counts for less: the silence that
@@ -19,6 +19,7 @@ use std::time::Duration;
 use highwater_shards::ids::NodeId;
 use highwater_shards::time::Instant;
 
+use super::lease::Times;
 use super::metadata::image::{Image, Incarnation};
 
 /// Silence towards the log's leader after which a node is fenced, also when nothing else is known of it.
@@ -155,6 +156,11 @@ impl Liveness {
         std::mem::take(&mut self.decided)
     }
 
+    /// Whether the node is to be fenced with the next proposal.
+    pub fn is_decided(&self, node: NodeId) -> bool {
+        self.decided.iter().any(|(decided, _)| *decided == node)
+    }
+
     /// What was decided did not come about: it may be decided again at once.
     pub fn on_failed(&mut self) {
         self.nodes.values_mut().for_each(|known| known.not_before = None);
@@ -175,7 +181,8 @@ impl Known {
         silent: Duration,
         patience: Duration,
     ) -> Option<Reason> {
-        let silence_max = SILENCE_MAX.max(patience.saturating_mul(SILENCE_FACTOR));
+        let silence_min = Times::of(patience).silence_min;
+        let silence_max = SILENCE_MAX.max(patience.saturating_mul(SILENCE_FACTOR)).max(silence_min);
         if silent >= silence_max {
             return Some(Reason::Silent(silent));
         }
@@ -183,7 +190,7 @@ impl Known {
         match self.gone.filter(|_| self.incarnation >= registered)? {
             Gone::Left => Some(Reason::Left),
             Gone::Died => {
-                let asked = patience.saturating_mul(1 << self.returns_at(now).min(16)).min(silence_max);
+                let asked = silence_min.saturating_mul(1 << self.returns_at(now).min(16)).min(silence_max);
                 (silent >= asked).then_some(Reason::Died(silent))
             }
         }
@@ -253,8 +260,10 @@ mod tests {
         world.hint(4, Sign::Suspected);
         assert_eq!(world.silent(5999), None, "a suspicion is not yet a death");
         world.hint(4, Sign::Died);
-        assert_eq!(world.silent(299), None, "the log hears it: the way of gossip may be blocked");
-        assert_eq!(world.silent(300), Some(Reason::Died(PATIENCE)));
+        let lease_over = Times::of(PATIENCE).silence_min;
+        assert_eq!(lease_over, Duration::from_millis(1872));
+        assert_eq!(world.silent(1871), None, "the log hears it: the way of gossip may be blocked");
+        assert_eq!(world.silent(1872), Some(Reason::Died(lease_over)));
     }
 
     #[test]
@@ -309,17 +318,20 @@ mod tests {
             world.hint(4, Sign::Joined);
             world.pass(FENCE_AGAIN);
         }
-        assert_eq!(asked, [300, 600, 1200, 2400, 4800, 6000, 6000]);
-        // Five returns count: the last two times, silence alone was enough.
-        world.pass(CALM * 4);
+        assert_eq!(asked, [1900, 3800, 6000, 6000, 6000, 6000, 6000]);
+        // Two returns count: after them, silence alone was enough.
+        world.pass(CALM);
         world.hint(4, Sign::Died);
-        assert!(world.silent(500).is_none() && world.silent(600).is_some(), "one return is still remembered");
+        assert!(
+            world.silent(3700).is_none() && world.silent(3800).is_some(),
+            "one return is still remembered"
+        );
         // Another life begins with a clean sheet.
         let info = NodeInfo { id: OTHER, incarnation: Incarnation(5), ..NodeInfo::default() };
         world.image.nodes.insert(OTHER, Arc::new(info));
         world.hint(5, Sign::Joined);
         world.hint(5, Sign::Died);
-        assert!(world.silent(300).is_some());
+        assert!(world.silent(1900).is_some());
     }
 
     #[test]
@@ -361,7 +373,7 @@ mod tests {
             silent: vec![(OTHER, Duration::from_millis(ms))],
         };
         world.hint(4, Sign::Died);
-        for (ms, want) in [(29_999, 0), (30_000, 1)] {
+        for (ms, want) in [(187_199, 0), (187_200, 1)] {
             world.liveness.on_heard(world.now, &heard(ms), &world.image, ME);
             assert_eq!(world.liveness.take_decided().len(), want, "{ms}");
         }

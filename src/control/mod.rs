@@ -5,6 +5,7 @@
 mod core;
 pub mod forming;
 mod io;
+pub mod lease;
 mod limits;
 pub mod liveness;
 pub mod membership;

@@ -6,11 +6,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
-use highwater_shards::ids::{Revision, ShardId};
+use bytes::Bytes;
+use highwater_shards::ids::{RegistrationEpoch, Revision, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
 use highwater_shards::reactor::boot::{ShardExit, Shards};
+use highwater_shards::reactor::clock;
 use highwater_shards::reactor::handover::ToDriver;
 use highwater_shards::reactor::mailbox::Full;
 use highwater_shards::stats::ShardStats;
@@ -80,8 +82,8 @@ pub(super) fn run(
     })
 }
 
-fn since(started: Clock) -> Instant {
-    Instant::from_nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A snapshot that waits for the shards' counters.
@@ -98,15 +100,14 @@ struct Loop {
     bell: Bell,
     /// Of the image that the peers know of.
     learned: Option<Revision>,
-    started: Clock,
     /// By shard: messages that its ring had no room for, in order. Control bounds what it has to say at a time.
     backlog: Vec<VecDeque<ToDriver<Kafka>>>,
     waiting: VecDeque<(LocalId, oneshot::Sender<Reply>)>,
     local_next: u64,
     asked: Vec<Asked>,
     asked_next: u64,
-    /// Set when the node has stopped.
-    stopped: Option<Vec<ShardId>>,
+    /// Set when the node has stopped: the shards that did not in time, or under which registration all did.
+    stopped: Option<(Vec<ShardId>, Option<RegistrationEpoch>)>,
     watch: Watch,
 }
 
@@ -121,7 +122,6 @@ impl Loop {
             cluster,
             bell,
             learned: None,
-            started: Clock::now(),
             backlog,
             waiting: VecDeque::new(),
             local_next: 0,
@@ -133,7 +133,7 @@ impl Loop {
     }
 
     fn now(&self) -> Instant {
-        since(self.started)
+        clock::now()
     }
 
     async fn run(mut self) -> Result<(), NodeError> {
@@ -148,8 +148,8 @@ impl Loop {
             if self.core.control.poll_timeout().is_some_and(|at| at <= self.now()) {
                 self.handle(Input::Timeout)?;
             }
-            if let Some(late) = self.stopped.take() {
-                return self.end(late).await;
+            if let Some((late, clean)) = self.stopped.take() {
+                return self.end(late, clean).await;
             }
             let may_sleep = self.core.shards.may_sleep();
             self.wait(may_sleep).await?;
@@ -160,8 +160,7 @@ impl Loop {
     /// get their turn, however busy the shards are.
     async fn wait(&mut self, may_sleep: bool) -> Result<(), NodeError> {
         let wake_at = self.wake_at();
-        let until = wake_at
-            .map(|at| tokio::time::Instant::from_std(self.started + Duration::from_nanos(at.as_nanos())));
+        let until = wake_at.map(|at| tokio::time::Instant::now() + at.since(self.now()));
         let timeout = async {
             match until {
                 _ if !may_sleep => tokio::task::yield_now().await,
@@ -169,7 +168,6 @@ impl Loop {
                 None => std::future::pending().await,
             }
         };
-        let started = self.started;
         tokio::select! {
             () = self.bell.rung() => self.core.shards.doorbell.up(),
             event = self.core.store_events.recv() => {
@@ -178,9 +176,9 @@ impl Loop {
                     self.on_store(event).await?;
                 }
             }
-            happened = self.cluster.next(|| since(started)) => {
+            happened = self.cluster.next(clock::now) => {
                 self.core.shards.doorbell.up();
-                let now = since(started);
+                let now = clock::now();
                 let effects = self.cluster.handle(now, happened, self.core.control.image())?;
                 self.carry_out(effects)?;
             }
@@ -260,7 +258,7 @@ impl Loop {
                 Output::Ready => {
                     self.core.ready.send_replace(true);
                 }
-                Output::Stopped { late } => self.stopped = Some(late),
+                Output::Stopped { late, clean } => self.stopped = Some((late, clean)),
                 Output::Fatal(reason) => return Err(NodeError::Control(reason)),
             }
         }
@@ -332,6 +330,16 @@ impl Loop {
                 }
                 Effect::Request { request, reply } => self.on_request(request, reply)?,
                 Effect::ToDriver { shard, message } => self.hand_over(shard, message),
+                Effect::Lease { call, asking, standing, times } => {
+                    let counts = self.core.control.counts_on(times, standing, asking);
+                    call.answer(Bytes::from_static(if counts { &[1] } else { &[0] }));
+                }
+                Effect::LeaseOfLeader { asking, standing, times, now } => {
+                    if self.core.control.counts_on(times, standing, asking) {
+                        let sent = now.as_nanos().saturating_sub(nanos(standing.quorum_age));
+                        self.handle(Input::Lease { until: times.lease_of(Instant::from_nanos(sent)) })?;
+                    }
+                }
             }
         }
         Ok(())
@@ -418,10 +426,10 @@ impl Loop {
     }
 
     /// The shards have stopped: lets metadata log and store finish and gives the data directory back.
-    async fn end(self, late: Vec<ShardId>) -> Result<(), NodeError> {
+    async fn end(mut self, late: Vec<ShardId>, clean: Option<RegistrationEpoch>) -> Result<(), NodeError> {
+        self.cluster.leave();
         self.cluster.shutdown().await;
-        let ControlCore { store, shards, data_dir, .. } = self.core;
-        drop(store);
+        let ControlCore { mut store, identity, shards, data_dir, .. } = self.core;
         if !late.is_empty() {
             return Err(NodeError::Late(late));
         }
@@ -432,6 +440,11 @@ impl Loop {
                 ShardExit::Panicked => return Err(NodeError::ShardPanicked { shard }),
             }
         }
+        // The last word: everything that was acknowledged is on the disk.
+        if clean.is_some() {
+            store.keep_cluster(Identity { clean_stop: clean, ..identity });
+        }
+        drop(store);
         drop(data_dir);
         Ok(())
     }

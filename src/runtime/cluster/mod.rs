@@ -7,6 +7,7 @@
 mod asking;
 mod calls;
 mod gossip;
+mod lease;
 mod members;
 mod streams;
 
@@ -24,12 +25,14 @@ use zeroize::Zeroizing;
 use self::gossip::Gossip;
 pub(in crate::runtime) use self::gossip::GossipSetup;
 pub use self::gossip::{GossipView, KeyChange, KeySecret, MemberInfo};
+use self::lease::Leases;
 use self::members::Members;
 use super::NodeError;
 use crate::control::forming::wire::JoinAnswer;
 use crate::control::forming::{
     self, CallId, ClusterId, Forming, FormingConfig, Founders, Heard, Member, Output, Standing, Who,
 };
+use crate::control::lease::{Asking, Standing as LeaseStanding, Times};
 use crate::control::liveness::{Hint, Sign};
 use crate::control::membership::change::{Change, Changed, Unchanged};
 use crate::control::metadata::command::Entry;
@@ -134,6 +137,7 @@ struct Running {
     members: Members,
     tick: Interval,
     gossip: Option<Gossip>,
+    leases: Leases,
 }
 
 /// The core that the control thread is pinned to, and where else its process may run.
@@ -203,6 +207,10 @@ pub(in crate::runtime) enum Told {
     },
     /// The node is out of the image and may be taken out of the log's members.
     MayLeave(NodeId),
+    /// The leader of the log counts on this node, which asked then.
+    Leased {
+        asked: Instant,
+    },
 }
 
 /// What the control loop has to do.
@@ -222,6 +230,20 @@ pub(in crate::runtime) enum Effect {
     ToDriver {
         shard: ShardId,
         message: ToDriver<Kafka>,
+    },
+    /// Tell a node whether this one, which leads the log, counts on it.
+    Lease {
+        call: Incoming,
+        asking: Asking,
+        standing: LeaseStanding,
+        times: Times,
+    },
+    /// This node leads the log and asks itself.
+    LeaseOfLeader {
+        asking: Asking,
+        standing: LeaseStanding,
+        times: Times,
+        now: Instant,
     },
 }
 
@@ -354,14 +376,29 @@ impl Cluster {
         image: &Image,
     ) -> Result<Vec<Effect>, NodeError> {
         match happened {
-            Happened::Raft(Some(event)) => self.on_raft(event),
+            Happened::Raft(Some(event)) => {
+                let is_elected = matches!(&event, raft::Event::Input(control::Input::Leadership { .. }));
+                let mut effects = self.on_raft(event)?;
+                // The last lease came from another: it is not to run out while the next one is waited for.
+                if is_elected {
+                    effects.extend(self.renew_lease(now, image));
+                }
+                Ok(effects)
+            }
             Happened::Raft(None) => Err(NodeError::Raft(RaftError::Fatal("its tasks have ended".into()))),
             Happened::Call(call) => self.on_call(now, call, image),
             Happened::Stream(stream) => Ok(vec![streams::on_stream(stream)]),
             Happened::Told(told) => self.on_told(now, told),
             Happened::Timer => self.form(now, forming::Input::Timeout),
             Happened::Hint(hint) => Ok(self.on_hint(hint, image)),
-            Happened::Look => Ok(self.look(image)),
+            Happened::Look => {
+                let mut effects = self.look(image);
+                // One that stands alone has a lease for good.
+                if self.peers.is_some() {
+                    effects.extend(self.renew_lease(now, image));
+                }
+                Ok(effects)
+            }
         }
     }
 
@@ -400,6 +437,7 @@ impl Cluster {
                 }
                 Ok(Vec::new())
             }
+            Told::Leased { asked } => Ok(self.on_leased(asked).into_iter().collect()),
         }
     }
 
@@ -493,7 +531,8 @@ impl Cluster {
             Gossip::start(setup, self.member.node, incarnation, cluster, (key.0, &*key.1), seeds)
         });
         let gossip = gossip.transpose()?;
-        let running = Running { raft, events, cluster, founders, members, tick, gossip };
+        let leases = Leases::new(patience);
+        let running = Running { raft, events, cluster, founders, members, tick, gossip, leases };
         self.state = State::Running(Box::new(running));
         self.announce();
         Ok(vec![Effect::Input(control::Input::ClusterId(cluster.to_string().into()))])
@@ -583,9 +622,15 @@ impl Cluster {
     pub fn on_stop(&mut self) {
         if let State::Running(running) = &mut self.state {
             running.members.hand_over(&running.raft);
-            if let Some(gossip) = &mut running.gossip {
-                gossip.leave();
-            }
+        }
+    }
+
+    /// The node has stopped: nobody has to wait until it is missed.
+    pub fn leave(&mut self) {
+        if let State::Running(running) = &mut self.state
+            && let Some(gossip) = &mut running.gossip
+        {
+            gossip.leave();
         }
     }
 

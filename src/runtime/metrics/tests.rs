@@ -14,11 +14,9 @@ use crate::raft::Progress;
 fn topic(id: u128, name: &str) -> Topic {
     let state = PartitionState {
         leader: Some(NodeId(1)),
-        leader_epoch: Default::default(),
-        partition_epoch: Default::default(),
         replicas: vec![NodeId(1)],
         isr: vec![NodeId(1)],
-        elr: Vec::new(),
+        ..PartitionState::default()
     };
     Topic {
         id: TopicId(id),
@@ -273,6 +271,7 @@ fn the_raft_group_is_told_of_with_the_lag_of_each_member() {
         purged: None,
         is_joint: false,
         silent: BTreeMap::new(),
+        quorum_age: None,
     };
     let mut stats = RaftStats { flushes: 3, ..RaftStats::default() };
     stats.vote_nanos.record(2_000_000).unwrap();
