@@ -77,6 +77,7 @@ pub struct Cluster {
     pub seeds: Vec<HostPort>,
     pub roles: Roles,
     pub raft: Raft,
+    pub replication: Replication,
     pub swim: Swim,
     pub topic_defaults: TopicDefaults,
     /// Where replicas of new partitions go.
@@ -117,6 +118,17 @@ pub struct Raft {
     pub heartbeat_interval: Duration,
     /// The shortest time without a heartbeat after which a node stands for election; the longest is twice that.
     pub election_timeout: Duration,
+}
+
+/// How records get from leaders to followers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replication {
+    /// For a replica to lack records before it is out of sync.
+    pub lag_max: Duration,
+    /// Record bytes on their way on one stream between shards.
+    pub stream_credit_bytes: u64,
+    /// Of the node, to replicas that are not in sync; `None`: what the others leave over.
+    pub catch_up_bytes_per_second: Option<u64>,
 }
 
 /// How the nodes find out who of them is alive.
@@ -283,6 +295,11 @@ impl Default for Config {
                     voters: None,
                     heartbeat_interval: Duration::from_millis(75),
                     election_timeout: Duration::from_millis(300),
+                },
+                replication: Replication {
+                    lag_max: Duration::from_secs(10),
+                    stream_credit_bytes: 16 << 20,
+                    catch_up_bytes_per_second: None,
                 },
                 swim: Swim {
                     port: None,

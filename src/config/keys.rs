@@ -82,6 +82,7 @@ const CENTURY_MS: u64 = 36_525 * 86_400_000;
 pub const SECTIONS: &[(&str, &str)] = &[
     ("cluster", "Who this node is and what it serves."),
     ("cluster.raft", "How the nodes agree on who they are, on topics and on settings."),
+    ("cluster.replication", "How records get from the leader of a partition to its other replicas."),
     (
         "cluster.swim",
         "How the nodes find out who of them is alive, by gossip over UDP; times should be the same on all nodes.",
@@ -195,6 +196,33 @@ pub static KEYS: &[Key] = &[
         [
             "How long a leader must be silent, at least, before another stands; each wait is drawn from once to twice that.",
             "A new leader stands within four times that. The same on all nodes.",
+        ]
+    ),
+    key!(
+        "cluster.replication.lag_max_ms",
+        ms(500, 600_000),
+        |c| c.cluster.replication.lag_max,
+        [
+            "How long a replica may lack records of its leader's log before the leader has it taken out of the in-sync",
+            "replicas; a produce with `acks=all` waits for a silent one as long.",
+        ]
+    ),
+    key!(
+        "cluster.replication.stream_credit_bytes",
+        size(MIB, GIB, 1),
+        |c| c.cluster.replication.stream_credit_bytes,
+        [
+            "Record bytes that may be on their way from one shard to one that follows it. More fills longer distances and",
+            "takes more memory: so much for each shard that a shard follows.",
+        ]
+    ),
+    key!(
+        "cluster.replication.catch_up_bytes_per_second",
+        Or("none", size(MIB, 1024 * GIB, 1)),
+        |c| c.cluster.replication.catch_up_bytes_per_second,
+        [
+            "How fast replicas that are not in sync may read from this node, shared by the shards.",
+            "`none`: as fast as those in sync leave room for.",
         ]
     ),
     key!(

@@ -312,6 +312,8 @@ impl Control {
             ToControl::AlterIsr { changes } => self.on_isr_wishes(changes),
             // Counters are the driver's to gather; nothing is decided by them.
             ToControl::Stats { .. } => {}
+            // The driver connects.
+            ToControl::Dial { .. } => {}
         }
     }
 

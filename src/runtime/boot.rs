@@ -93,7 +93,7 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
         peers: peers.as_ref().and_then(|peers| peers.listener.local_addr().ok()),
         ..addresses_of(&shards, config, admin.as_ref())
     };
-    let cluster = cluster_setup(config, &opened.identity, storage, peers)?;
+    let cluster = cluster_setup(config, &opened.identity, storage, peers, shard_count)?;
     let roles = config.cluster.roles;
     let register = RegisterNode {
         node: config.cluster.node_id,
@@ -168,6 +168,7 @@ fn cluster_setup(
     identity: &Identity,
     storage: raft::Storage,
     peers: Option<PeersSetup>,
+    shards: u16,
 ) -> Result<Setup, NodeError> {
     let cluster = &config.cluster;
     let endpoint = |at: &HostPort| Endpoint { host: at.host.clone(), port: at.port };
@@ -197,6 +198,7 @@ fn cluster_setup(
         storage,
         peers,
         formed,
+        shards,
         seed: u64::from_ne_bytes(entropy()?),
     })
 }
@@ -282,6 +284,7 @@ pub(super) fn shard_setups(
             unsent_bytes_max: usize::try_from(kafka.unsent_bytes_max).unwrap_or(usize::MAX),
             in_flight_max: IN_FLIGHT_MAX,
             remote_ops_max: REMOTE_OPS_MAX,
+            replication: config.replication_of_shard(count, u64::from_ne_bytes(entropy()?)),
         };
         let front = front.clone();
         setups.push(ShardSetup {

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_shards::ids::{RegistrationEpoch, ShardId};
+use highwater_shards::ids::{RegistrationEpoch, Revision, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
-use highwater_shards::reactor::boot::{ShardExit, Shards, ToShard};
+use highwater_shards::reactor::boot::{ShardExit, Shards};
 use highwater_shards::reactor::clock;
+use highwater_shards::reactor::handover::ToDriver;
 use highwater_shards::reactor::mailbox::Full;
 use highwater_shards::stats::ShardStats;
 use highwater_shards::time::Instant;
@@ -34,6 +35,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const STATS_DEADLINE: Duration = Duration::from_secs(2);
 /// Messages that are taken from one shard before the others get their turn.
 const BATCH_MAX: usize = 256;
+/// Messages that wait for a shard's ring, beyond which it gets no further connections to other nodes' shards.
+const STREAMS_BACKLOG_MAX: usize = 1024;
 /// When to try again to hand a message to a shard whose ring was full.
 const RING_RETRY: Duration = Duration::from_millis(1);
 
@@ -95,8 +98,10 @@ struct Loop {
     core: ControlCore,
     cluster: Cluster,
     bell: Bell,
+    /// Of the image that the peers know of.
+    learned: Option<Revision>,
     /// By shard: messages that its ring had no room for, in order. Control bounds what it has to say at a time.
-    backlog: Vec<VecDeque<ToShard<Kafka>>>,
+    backlog: Vec<VecDeque<ToDriver<Kafka>>>,
     waiting: VecDeque<(LocalId, oneshot::Sender<Reply>)>,
     local_next: u64,
     asked: Vec<Asked>,
@@ -116,6 +121,7 @@ impl Loop {
             core,
             cluster,
             bell,
+            learned: None,
             backlog,
             waiting: VecDeque::new(),
             local_next: 0,
@@ -198,6 +204,10 @@ impl Loop {
                 let shard = self.core.shards.links[shard].shard;
                 match message {
                     ToControl::Stats { id, stats } => self.on_stats(shard, id, *stats),
+                    ToControl::Dial { node, shard: remote } => {
+                        let effect = self.cluster.dial(shard, node, remote, self.core.control.image());
+                        self.carry_out(effect.into_iter().collect())?;
+                    }
                     message => self.handle(Input::FromShard { shard, message })?,
                 }
             }
@@ -222,6 +232,12 @@ impl Loop {
             _ => {}
         }
         self.core.control.handle(now, input);
+        // Before the shards are told of the same image, and may ask for connections to its nodes.
+        let image = self.core.control.image();
+        if self.learned != Some(image.revision) {
+            self.learned = Some(image.revision);
+            self.cluster.learn(image);
+        }
         self.drain_outputs()
     }
 
@@ -230,7 +246,7 @@ impl Loop {
             match output {
                 Output::Propose { proposal, entry } => self.cluster.propose(proposal, &entry),
                 Output::Keep { id, changes } => self.core.store.keep(id, changes),
-                Output::ToShard { shard, message } => self.tell(shard, message),
+                Output::ToShard { shard, message } => self.tell(shard, ToDriver::Control(message)),
                 Output::LocalReply { id, reply } => {
                     if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == id)
                         && let Some((_, asker)) = self.waiting.remove(at)
@@ -249,10 +265,10 @@ impl Loop {
         Ok(())
     }
 
-    fn tell(&mut self, shard: ShardId, message: ToShard<Kafka>) {
+    fn tell(&mut self, shard: ShardId, message: ToDriver<Kafka>) {
         let at = usize::from(shard.0);
         if self.backlog[at].is_empty() {
-            match self.core.shards.links[at].send(message) {
+            match self.core.shards.links[at].hand_over(message) {
                 Ok(()) => {}
                 Err(Full(message)) => self.backlog[at].push_back(message),
             }
@@ -261,10 +277,25 @@ impl Loop {
         }
     }
 
+    /// Hands over what became of a connection. A shard that takes nothing for long gets no more of them: one that it asked
+    /// for has failed, others are closed and come again.
+    fn hand_over(&mut self, shard: ShardId, message: ToDriver<Kafka>) {
+        let is_far_behind = self.backlog[usize::from(shard.0)].len() >= STREAMS_BACKLOG_MAX;
+        match message {
+            ToDriver::Adopt(adopted) if is_far_behind => {
+                if adopted.dialed {
+                    let (node, remote) = (adopted.node, adopted.remote_shard);
+                    self.tell(shard, ToDriver::DialFailed { node, shard: remote });
+                }
+            }
+            message => self.tell(shard, message),
+        }
+    }
+
     fn retry_backlog(&mut self) {
         for (link, backlog) in self.core.shards.links.iter().zip(&mut self.backlog) {
             while let Some(message) = backlog.pop_front() {
-                if let Err(Full(message)) = link.send(message) {
+                if let Err(Full(message)) = link.hand_over(message) {
                     backlog.push_front(message);
                     break;
                 }
@@ -308,6 +339,7 @@ impl Loop {
                         self.handle(Input::Lease { until: times.lease_of(Instant::from_nanos(sent)) })?;
                     }
                 }
+                Effect::ToDriver { shard, message } => self.hand_over(shard, message),
             }
         }
         Ok(())
@@ -352,7 +384,7 @@ impl Loop {
         let id = self.asked_next;
         let shards: Vec<ShardId> = self.core.shards.links.iter().map(|link| link.shard).collect();
         for &shard in &shards {
-            self.tell(shard, FromControl::Stats { id });
+            self.tell(shard, ToDriver::Control(FromControl::Stats { id }));
         }
         let shards = shards.into_iter().map(|shard| (shard, None)).collect();
         self.asked.push(Asked { id, deadline: self.now() + STATS_DEADLINE, shards, reply });

@@ -3,10 +3,12 @@
 //! Driver, for the process's own numbers; rendering is a function of a [`Snapshot`]. Families are tables here: a
 //! counter is one line. At most [`PARTITIONS_MAX`] partitions are listed one by one, whatever the node holds.
 
+mod peers;
+
 use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
+use hdrhistogram::{Counter, Histogram};
 use highwater_shards::ids::ShardId;
 use highwater_shards::stats::{PARTITIONS_MAX, PartitionStats, RequestStats, ShardStats};
 
@@ -303,6 +305,9 @@ pub(super) fn render(snapshot: &Snapshot, process: &ProcessStats) -> String {
     if let Some((status, stats)) = &snapshot.raft {
         raft(&mut out, status, stats);
     }
+    if let Some(net) = &snapshot.net {
+        peers::render(&mut out, net);
+    }
     if let Some(view) = &snapshot.gossip {
         gossip(&mut out, view);
     }
@@ -521,20 +526,31 @@ impl Exposition {
     fn histogram(&mut self, name: &str, shard: Option<ShardId>, recorded: Option<&Histogram<u64>>) {
         let Some(recorded) = recorded else { return };
         let source = shard.as_ref().map(|shard| ("shard", shard as &dyn Display));
-        let labels: Vec<_> = source.into_iter().collect();
+        self.latencies(name, &source.into_iter().collect::<Vec<_>>(), recorded, 1);
+    }
+
+    /// The buckets, sum and count of latencies, recorded in units of so many nanoseconds.
+    fn latencies<N: Counter>(
+        &mut self,
+        name: &str,
+        labels: &[Label<'_>],
+        recorded: &Histogram<N>,
+        unit_nanos: u64,
+    ) {
         let bucket = format!("{name}_bucket");
         let mut values = recorded.iter_recorded().peekable();
         let mut below = 0;
         for (bound, shown) in BUCKETS {
-            while let Some(value) = values.next_if(|value| value.value_iterated_to() <= bound) {
-                below += value.count_at_value();
+            let is_below = |value: u64| value.saturating_mul(unit_nanos) <= bound;
+            while let Some(value) = values.next_if(|value| is_below(value.value_iterated_to())) {
+                below += value.count_at_value().as_u64();
             }
-            self.sample(&bucket, &with_bound(&labels, &shown), below);
+            self.sample(&bucket, &with_bound(labels, &shown), below);
         }
-        self.sample(&bucket, &with_bound(&labels, &"+Inf"), recorded.len());
-        let sum = recorded.mean() * recorded.len() as f64 / 1e9;
-        self.sample(&format!("{name}_sum"), &labels, sum);
-        self.sample(&format!("{name}_count"), &labels, recorded.len());
+        self.sample(&bucket, &with_bound(labels, &"+Inf"), recorded.len());
+        let sum = recorded.mean() * recorded.len() as f64 * unit_nanos as f64 / 1e9;
+        self.sample(&format!("{name}_sum"), labels, sum);
+        self.sample(&format!("{name}_count"), labels, recorded.len());
     }
 
     /// The buckets, sum and count of one kind of request.

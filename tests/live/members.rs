@@ -80,7 +80,8 @@ async fn measure(what: &str, config: impl Fn(SwimConfig) -> SwimConfig) {
     let (table, tasks) = start(config);
     let join =
         until("all to know all", &table, |all| all.iter().all(|seen| seen.live.len() == MEMBERS)).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Until the news of the joins have been told often enough.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let (before, began) = (processor_time(), Instant::now());
     tokio::time::sleep(Duration::from_secs(3)).await;
     let idle = (processor_time() - before).as_secs_f64() / began.elapsed().as_secs_f64() / MEMBERS as f64;

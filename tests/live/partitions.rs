@@ -200,7 +200,6 @@ fn a_node_that_was_away_for_long_catches_up_by_a_snapshot_and_disturbs_nobody() 
         }
     }
     tell(&format!("{entries} entries took {:?}", began.elapsed()));
-    // A node that cannot ask for votes must not have come to a later term.
     assert!(fleet.revision(led).unwrap() >= before + entries);
     assert_eq!(fleet.revision(away), Some(before));
     let installed = "highwater_raft_snapshots_installed_total";

@@ -9,12 +9,14 @@ mod calls;
 mod gossip;
 mod lease;
 mod members;
+mod streams;
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use highwater_shards::ids::NodeId;
+use highwater_shards::ids::{NodeId, ShardId};
+use highwater_shards::reactor::handover::ToDriver;
 use highwater_shards::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -37,8 +39,9 @@ use crate::control::metadata::command::Entry;
 use crate::control::metadata::image::{Endpoint, Image, Incarnation};
 use crate::control::request::{Reply, Request};
 use crate::control::{self, ProposalId};
+use crate::kafka::Kafka;
 use crate::net::auth::{DiskId as NetDiskId, PeerIdentity, Secret, VERSION};
-use crate::net::peers::Peers;
+use crate::net::peers::{Peers, Registration, Stream};
 use crate::net::stats::NetStats;
 use crate::net::{self, Incoming};
 use crate::raft::{self, AdminError, Alone, Raft, RaftConfig, RaftError, RaftStats, Status};
@@ -63,6 +66,8 @@ pub(in crate::runtime) struct Setup {
     pub peers: Option<PeersSetup>,
     /// The cluster that it is in, and who founded that.
     pub formed: Option<(ClusterId, Founders)>,
+    /// Of this node.
+    pub shards: u16,
     pub seed: u64,
 }
 
@@ -81,6 +86,12 @@ pub(in crate::runtime) struct Cluster {
     voters: Option<u32>,
     peers: Option<Peers>,
     calls: Option<mpsc::Receiver<Incoming>>,
+    /// From shards of other nodes.
+    streams: Option<mpsc::Receiver<Stream>>,
+    /// By shard, connections that it asked for.
+    dials: Vec<Slots>,
+    /// What the peers were told of the image's nodes.
+    registered: Vec<(NodeId, Registration)>,
     state: State,
     /// What this node waits for while it is in no cluster.
     waits_for: String,
@@ -163,6 +174,7 @@ impl Pin {
 pub(in crate::runtime) enum Happened {
     Raft(Option<raft::Event>),
     Call(Incoming),
+    Stream(Stream),
     Told(Told),
     Hint(Hint),
     Timer,
@@ -178,6 +190,13 @@ pub(in crate::runtime) enum Told {
     JoinAnswered {
         call: CallId,
         answer: Result<JoinAnswer, String>,
+    },
+    /// What became of a connection that a shard asked for.
+    Dialed {
+        from: ShardId,
+        node: NodeId,
+        shard: ShardId,
+        stream: Option<Stream>,
     },
     /// A formed node told the cluster that it is there, and where.
     Announced(JoinAnswer),
@@ -222,6 +241,10 @@ pub(in crate::runtime) enum Effect {
         times: Times,
         now: Instant,
     },
+    ToDriver {
+        shard: ShardId,
+        message: ToDriver<Kafka>,
+    },
 }
 
 /// The cluster as this node sees it, for people and metrics.
@@ -242,10 +265,21 @@ pub(in crate::runtime) type OnChanged = Box<dyn FnOnce(Changed)>;
 impl Cluster {
     /// Opens the peers' door. The metadata log starts with [`Self::begin`].
     pub fn new(setup: Setup, pin: Pin) -> Result<Self, NodeError> {
-        let Setup { member, incarnation, may_vote, mut seeds, voters, raft, storage, peers, formed, seed } =
-            setup;
+        let Setup {
+            member,
+            incarnation,
+            may_vote,
+            mut seeds,
+            voters,
+            raft,
+            storage,
+            peers,
+            formed,
+            shards,
+            seed,
+        } = setup;
         seeds.sort_unstable_by(|a, b| (&a.host, a.port).cmp(&(&b.host, b.port)));
-        let (mut handle, mut calls, mut gossip) = (None, None, None);
+        let (mut handle, mut calls, mut streams, mut gossip) = (None, None, None, None);
         if let Some(PeersSetup { secret, listener, gossip: setup }) = peers {
             gossip = Some(GossipStart { setup, incarnation, key: secret.gossip_key() });
             let listener = tokio::net::TcpListener::from_std(listener)
@@ -259,6 +293,7 @@ impl Cluster {
             };
             let config = net::peers::Config { seed, ..net::peers::Config::default() };
             let (peers, incoming) = Peers::start(config, secret, me, Some(listener));
+            streams = Some(peers.take_streams(shards));
             (handle, calls) = (Some(peers), Some(incoming));
         }
         let (tell, told) = mpsc::channel(TOLD_MAX);
@@ -277,6 +312,9 @@ impl Cluster {
             voters,
             peers: handle,
             calls,
+            streams,
+            dials: (0..shards).map(|_| Slots::default()).collect(),
+            registered: Vec::new(),
             state,
             waits_for: "it has just started".into(),
             tell,
@@ -295,21 +333,15 @@ impl Cluster {
 
     /// What comes next of peers, log, timers and tasks. May be dropped and called again without a loss.
     pub async fn next(&mut self, now: impl Fn() -> Instant) -> Happened {
-        let Self { calls, told, state, .. } = self;
-        let call = async {
-            match calls {
-                Some(calls) => match calls.recv().await {
-                    Some(call) => call,
-                    None => std::future::pending().await,
-                },
-                None => std::future::pending().await,
-            }
-        };
+        let Self { calls, streams, told, state, .. } = self;
+        let call = next_of(calls);
+        let stream = next_of(streams);
         let told = async { told.recv().await.expect("this node holds a sender itself") };
         match state {
             State::Running(running) => tokio::select! {
                 event = running.events.recv() => Happened::Raft(event),
                 call = call => Happened::Call(call),
+                stream = stream => Happened::Stream(stream),
                 told = told => Happened::Told(told),
                 hint = heard_by(&mut running.gossip) => Happened::Hint(hint),
                 _ = running.tick.tick() => Happened::Look,
@@ -324,12 +356,14 @@ impl Cluster {
                 };
                 tokio::select! {
                     call = call => Happened::Call(call),
+                    stream = stream => Happened::Stream(stream),
                     told = told => Happened::Told(told),
                     () = timer => Happened::Timer,
                 }
             }
             State::Keeping { .. } | State::Over => tokio::select! {
                 call = call => Happened::Call(call),
+                stream = stream => Happened::Stream(stream),
                 told = told => Happened::Told(told),
             },
         }
@@ -353,6 +387,7 @@ impl Cluster {
             }
             Happened::Raft(None) => Err(NodeError::Raft(RaftError::Fatal("its tasks have ended".into()))),
             Happened::Call(call) => self.on_call(now, call, image),
+            Happened::Stream(stream) => Ok(vec![streams::on_stream(stream)]),
             Happened::Told(told) => self.on_told(now, told),
             Happened::Timer => self.form(now, forming::Input::Timeout),
             Happened::Hint(hint) => Ok(self.on_hint(hint, image)),
@@ -380,6 +415,9 @@ impl Cluster {
             Told::Heard { call, from } => self.form(now, forming::Input::Heard { call, from }),
             Told::JoinAnswered { call, answer } => {
                 self.form(now, forming::Input::JoinAnswered { call, answer })
+            }
+            Told::Dialed { from, node, shard, stream } => {
+                Ok(vec![streams::on_dialed(from, node, shard, stream)])
             }
             Told::Announced(answer) => match (answer, &self.state) {
                 (JoinAnswer::Refused(why), State::Running(running)) => {
@@ -638,6 +676,16 @@ impl Cluster {
             peers.close();
         }
     }
+}
+
+/// What comes next there; nothing ever comes where nothing is, or from one who has gone.
+async fn next_of<T>(from: &mut Option<mpsc::Receiver<T>>) -> T {
+    if let Some(from) = from
+        && let Some(next) = from.recv().await
+    {
+        return next;
+    }
+    std::future::pending().await
 }
 
 /// The next hint; none ever without gossip.
