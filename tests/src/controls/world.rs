@@ -459,6 +459,9 @@ impl World {
         if self.oracle.leader == Some(node) {
             self.oracle.leader = None;
             self.tell_leader();
+            if self.healing {
+                self.elect();
+            }
         }
         self.after(6000, Event::Start { node });
     }
