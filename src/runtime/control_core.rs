@@ -2,8 +2,6 @@
 //! [`Control`], and what it says goes out. One thread, a tokio `current_thread` runtime; the metadata log
 //! flushes on a thread of its own, so that no disk holds this loop up.
 
-#![expect(clippy::disallowed_methods, reason = "driver: reads the clock")]
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -329,7 +327,6 @@ impl Loop {
                     self.core.store.keep_cluster(identity.clone());
                 }
                 Effect::Request { request, reply } => self.on_request(request, reply)?,
-                Effect::ToDriver { shard, message } => self.hand_over(shard, message),
                 Effect::Lease { call, asking, standing, times } => {
                     let counts = self.core.control.counts_on(times, standing, asking);
                     call.answer(Bytes::from_static(if counts { &[1] } else { &[0] }));
@@ -340,6 +337,7 @@ impl Loop {
                         self.handle(Input::Lease { until: times.lease_of(Instant::from_nanos(sent)) })?;
                     }
                 }
+                Effect::ToDriver { shard, message } => self.hand_over(shard, message),
             }
         }
         Ok(())
