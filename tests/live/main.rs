@@ -20,6 +20,7 @@ mod network;
 mod node;
 mod partitions;
 mod records;
+mod replication;
 mod restart;
 mod rust_client;
 mod start;

@@ -1,0 +1,340 @@
+//! Records on three nodes: replicated, served by another node when one dies, and none lost or shown that later vanishes,
+//! under kill -9, pauses and clean restarts while producers and consumers go on.
+//!
+//! `HIGHWATER_TORTURE_SECONDS` says how long the faults last (default 20).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::{CreateTopicsRequest, MetadataRequest, MetadataResponse};
+use kafka_protocol::protocol::StrBytes;
+use rustix::process::Signal;
+
+use crate::cluster::{Fleet, wait_for_leader};
+use crate::node::{Home, Node, wait_for};
+use crate::records::{Producer, Record, batch, read_batches};
+use crate::wire::{Conn, NONE, topic_name};
+
+const TOPIC: &str = "ledger";
+const LANES: i32 = 4;
+
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// What record `seq` of a lane holds.
+fn value(lane: i32, seq: u64) -> Vec<u8> {
+    let len = 12 + usize::try_from(mix(seq) % 700).unwrap();
+    let mut value = Vec::with_capacity(len + 8);
+    value.extend(lane.to_be_bytes());
+    value.extend(seq.to_be_bytes());
+    let mut state = mix(seq ^ (u64::from(lane.cast_unsigned()) << 40));
+    while value.len() < len {
+        state = mix(state.wrapping_add(1));
+        value.extend(state.to_be_bytes());
+    }
+    value
+}
+
+/// The number of a record, after a look at its content.
+fn number(lane: i32, record: &Record) -> u64 {
+    let found = record.value.as_deref().expect("every record has a value");
+    let number = u64::from_be_bytes(found[4..12].try_into().unwrap());
+    assert!(found == value(lane, number), "lane {lane}: the content of record {number} at {}", record.offset);
+    number
+}
+
+fn metadata(addr: SocketAddr, topic: &str) -> io::Result<MetadataResponse> {
+    let topics = vec![MetadataRequestTopic::default().with_name(Some(topic_name(topic)))];
+    let request = MetadataRequest::default().with_topics(Some(topics)).with_allow_auto_topic_creation(false);
+    Conn::open(addr)?.call(8, &request)
+}
+
+/// Where the leader of a partition serves clients, by the first node that answers.
+fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<SocketAddr> {
+    clients.iter().find_map(|client| {
+        let answer = metadata(*client, topic).ok()?;
+        let state = answer.topics.first()?.partitions.iter().find(|p| p.partition_index == partition)?;
+        let broker = answer.brokers.iter().find(|broker| broker.node_id == state.leader_id)?;
+        format!("{}:{}", broker.host.as_str(), broker.port).parse().ok()
+    })
+}
+
+/// Nodes in the ISR of each partition.
+fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
+    let Ok(answer) = metadata(client, topic) else { return Vec::new() };
+    let Some(topic) = answer.topics.first() else { return Vec::new() };
+    topic.partitions.iter().map(|partition| partition.isr_nodes.len()).collect()
+}
+
+fn create(client: SocketAddr, name: &str, partitions: i32) {
+    let config = |(key, value): (&'static str, &'static str)| {
+        CreatableTopicConfig::default()
+            .with_name(StrBytes::from_static_str(key))
+            .with_value(Some(StrBytes::from_static_str(value)))
+    };
+    let topic = CreatableTopic::default()
+        .with_name(topic_name(name))
+        .with_num_partitions(partitions)
+        .with_replication_factor(3)
+        .with_configs(vec![config(("min.insync.replicas", "2"))]);
+    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
+    let answer = Conn::open(client).unwrap().call(5, &request).unwrap();
+    assert_eq!(answer.topics[0].error_code, NONE, "create {name}: {:?}", answer.topics[0].error_message);
+    wait_for("all replicas in sync", || {
+        let sizes = isr_sizes(client, name);
+        (sizes.len() == usize::try_from(partitions).unwrap() && sizes.iter().all(|n| *n == 3)).then_some(())
+    });
+}
+
+/// One partition's writer: an idempotent producer with one batch in flight, which it sends until it is acked.
+struct Writer {
+    lane: i32,
+    producer: (i64, i16),
+    next: u64,
+    /// The longest time from a first attempt to its ack.
+    slowest: Duration,
+}
+
+impl Writer {
+    fn bytes(&self, count: u64) -> Vec<u8> {
+        let values: Vec<Vec<u8>> = (self.next..self.next + count).map(|seq| value(self.lane, seq)).collect();
+        let records: Vec<_> = values.iter().map(|value| (Some(&value[4..12]), Some(&value[..]))).collect();
+        let (id, epoch) = self.producer;
+        let sequence = i32::try_from(self.next).unwrap();
+        batch(1_700_000_000_000, Producer { id, epoch, sequence }, &records)
+    }
+
+    /// Writes until `stop`, then returns once the last batch is acked.
+    fn write(&mut self, clients: &[SocketAddr], stop: &AtomicBool, acked: &AtomicU64) {
+        let mut conn: Option<Conn> = None;
+        while !stop.load(Ordering::Relaxed) {
+            let count = 1 + mix(self.next) % 20;
+            let bytes = self.bytes(count);
+            let began = Instant::now();
+            loop {
+                assert!(
+                    began.elapsed() < Duration::from_secs(120),
+                    "lane {}: nobody takes a batch",
+                    self.lane
+                );
+                if conn.is_none() {
+                    let leader = leader_of(clients, TOPIC, self.lane);
+                    conn = leader.and_then(|leader| Conn::open(leader).ok());
+                }
+                let Some(open) = &mut conn else {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                };
+                match open.produce(TOPIC, self.lane, &bytes) {
+                    Ok((NONE, _)) => break,
+                    Ok((error, _)) => {
+                        // OUT_OF_ORDER_SEQUENCE, INVALID_PRODUCER_EPOCH: something acked is gone, or came twice.
+                        assert!(
+                            ![45, 47].contains(&error),
+                            "lane {}: error {error} at {}",
+                            self.lane,
+                            self.next
+                        );
+                        conn = None;
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    Err(_) => conn = None,
+                }
+            }
+            self.slowest = self.slowest.max(began.elapsed());
+            self.next += count;
+            acked.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Follows a partition until `stop`: each record once, in order, with its content. How many it saw.
+fn read(lane: i32, clients: &[SocketAddr], stop: &AtomicBool) -> u64 {
+    let (mut offset, mut next) = (0, 0);
+    let mut conn: Option<Conn> = None;
+    while !stop.load(Ordering::Relaxed) {
+        if conn.is_none() {
+            conn = leader_of(clients, TOPIC, lane).and_then(|leader| Conn::open(leader).ok());
+        }
+        let Some(open) = &mut conn else {
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        };
+        match open.fetch(TOPIC, lane, offset, 200) {
+            Ok(data) if data.error_code == NONE => {
+                for record in read_batches(data.records.as_deref().unwrap_or_default()) {
+                    assert!(
+                        record.offset < data.high_watermark,
+                        "lane {lane}: shown above the high watermark"
+                    );
+                    if record.offset >= offset {
+                        assert_eq!(
+                            number(lane, &record),
+                            next,
+                            "lane {lane}: what comes at {}",
+                            record.offset
+                        );
+                        (offset, next) = (record.offset + 1, next + 1);
+                    }
+                }
+            }
+            // OFFSET_OUT_OF_RANGE: what was shown has vanished.
+            Ok(data) => {
+                assert_ne!(data.error_code, 1, "lane {lane}: {offset} was shown, and is gone");
+                conn = None;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(_) => conn = None,
+        }
+    }
+    next
+}
+
+/// Every record of the partition as its leader has it.
+fn check(clients: &[SocketAddr], lane: i32, acked: u64, seen: u64) {
+    let conn = wait_for("a leader", || Conn::open(leader_of(clients, TOPIC, lane)?).ok());
+    let mut conn = conn;
+    let records = conn.read_all(TOPIC, lane, 0);
+    for (next, record) in (0..).zip(&records) {
+        assert_eq!(number(lane, record), next, "lane {lane}: what is at {}", record.offset);
+    }
+    let held = records.len() as u64;
+    assert!(held >= acked, "lane {lane}: {acked} records were acked, {held} are there");
+    assert!(held >= seen, "lane {lane}: {seen} records were shown, {held} are there");
+}
+
+fn seconds() -> u64 {
+    std::env::var("HIGHWATER_TORTURE_SECONDS").map_or(20, |s| s.parse().expect("a number"))
+}
+
+/// Lets writers and readers of all lanes go on while `faults` runs, and checks what is there after it on every node.
+fn under_load(fleet: &Fleet, nodes: &mut [Option<Node>], faults: impl FnOnce(&mut [Option<Node>])) {
+    let clients: Vec<SocketAddr> = fleet.homes.iter().map(|home| home.client).collect();
+    let mut writers: Vec<Writer> = (0..LANES)
+        .map(|lane| {
+            let producer = Conn::open(clients[0]).unwrap().init_producer_id().unwrap();
+            Writer { lane, producer, next: 0, slowest: Duration::ZERO }
+        })
+        .collect();
+    let (stop, acked) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut seen = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let (clients, stop, acked) = (&clients[..], &stop, &acked);
+        let readers: Vec<_> = (0..LANES).map(|lane| scope.spawn(move || read(lane, clients, stop))).collect();
+        let threads: Vec<_> =
+            writers.iter_mut().map(|w| scope.spawn(move || w.write(clients, stop, acked))).collect();
+        // Whatever fails, the threads end.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let guard = Stop(stop);
+        faults(nodes);
+        let before = acked.load(Ordering::Relaxed);
+        wait_for("the load to go on after the faults", || {
+            (acked.load(Ordering::Relaxed) > before + 200).then_some(())
+        });
+        drop(guard);
+        for thread in threads {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        for (lane, reader) in (0..).zip(readers) {
+            seen.insert(lane, reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+    });
+    let slowest = writers.iter().map(|writer| writer.slowest).max().unwrap_or_default();
+    println!("{} records acked, the slowest ack after {slowest:.2?}", acked.load(Ordering::Relaxed));
+    wait_for("all replicas in sync", || {
+        let sizes = isr_sizes(clients[0], TOPIC);
+        (sizes.len() == LANES as usize && sizes.iter().all(|n| *n == 3)).then_some(())
+    });
+    // Each node in its turn is one of the two that are left, so that each replica is read.
+    for away in 0..nodes.len() {
+        for writer in &writers {
+            check(&clients, writer.lane, writer.next, seen[&writer.lane]);
+        }
+        if let Some(node) = nodes[away].take() {
+            node.kill();
+        }
+        let left: Vec<SocketAddr> =
+            clients.iter().enumerate().filter(|(i, _)| *i != away).map(|(_, client)| *client).collect();
+        for writer in &writers {
+            wait_for("a leader elsewhere", || {
+                leader_of(&left, TOPIC, writer.lane).filter(|leader| *leader != clients[away])
+            });
+            check(&left, writer.lane, writer.next, seen[&writer.lane]);
+        }
+        nodes[away] = Some(fleet.homes[away].spawn());
+        wait_for("all replicas in sync again", || {
+            let sizes = isr_sizes(left[0], TOPIC);
+            (!sizes.is_empty() && sizes.iter().all(|n| *n == 3)).then_some(())
+        });
+    }
+}
+
+fn started(name: &str) -> (Fleet, Vec<Option<Node>>) {
+    let fleet = Fleet::new(name, 3);
+    let nodes = fleet.start();
+    wait_for_leader(&fleet.homes.iter().collect::<Vec<&Home>>());
+    create(fleet.homes[0].client, TOPIC, LANES);
+    (fleet, nodes)
+}
+
+#[test]
+fn records_survive_the_loss_of_any_node_and_are_served_by_another() {
+    let (fleet, mut nodes) = started("replicas");
+    under_load(&fleet, &mut nodes, |_| std::thread::sleep(Duration::from_secs(1)));
+}
+
+#[test]
+fn nothing_acked_is_lost_and_nothing_shown_vanishes_under_kills_pauses_and_restarts() {
+    let (fleet, mut nodes) = started("torture");
+    let mut state = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(1, |time| u64::from(time.subsec_nanos()));
+    under_load(&fleet, &mut nodes, |nodes| {
+        let end = Instant::now() + Duration::from_secs(seconds());
+        while Instant::now() < end {
+            state = mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15));
+            let which = usize::try_from(state % 3).unwrap();
+            let pause = Duration::from_millis(state >> 8 & 0xfff);
+            match state >> 32 & 3 {
+                0 | 1 => {
+                    nodes[which].take().expect("all run").kill();
+                    std::thread::sleep(pause);
+                    nodes[which] = Some(fleet.homes[which].spawn());
+                }
+                2 => {
+                    let node = nodes[which].as_ref().expect("all run");
+                    node.signal(Signal::STOP);
+                    std::thread::sleep(pause);
+                    node.signal(Signal::CONT);
+                }
+                _ => {
+                    assert!(nodes[which].take().expect("all run").stop().success(), "a clean stop");
+                    nodes[which] = Some(fleet.homes[which].spawn());
+                }
+            }
+            // Half the time the next fault comes before all is well again.
+            if state >> 40 & 1 == 0 {
+                let client = fleet.homes[(which + 1) % 3].client;
+                wait_for("all replicas in sync", || {
+                    let sizes = isr_sizes(client, TOPIC);
+                    (!sizes.is_empty() && sizes.iter().all(|n| *n == 3)).then_some(())
+                });
+            } else {
+                std::thread::sleep(pause / 2);
+            }
+        }
+    });
+}
