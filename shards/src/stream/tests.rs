@@ -155,3 +155,30 @@ fn values_that_cannot_be_are_refused() {
     encoder.from_follower(FromFollower::Unsubscribe { handle: HANDLE });
     assert_eq!(read::<FromLeader>(&body(&mut encoder)), Err(StreamError::UnknownKind(2)));
 }
+
+#[test]
+fn bytes_on_the_wire_are_those_that_the_modules_table_says() {
+    let mut encoder = Encoder::default();
+    encoder.from_follower(FromFollower::Hello(Hello { version: 1, batch_bytes_max: 0x0102 }));
+    encoder.from_follower(FromFollower::Subscribe(Subscribe {
+        handle: Handle(3),
+        partition: PartitionId { topic: TopicId(4), index: PartitionIndex(5) },
+        leader_epoch: LeaderEpoch(6),
+        offset: Offset(7),
+        last_epoch: None,
+    }));
+    let mut expected = b"\x00HWRS\x00\x01\x00\x00\x01\x02".to_vec();
+    expected.extend_from_slice(b"\x01\x00\x00\x00\x03");
+    expected.extend_from_slice(&4_u128.to_be_bytes());
+    expected.extend_from_slice(b"\x00\x00\x00\x05\x00\x00\x00\x06");
+    expected.extend_from_slice(&7_u64.to_be_bytes());
+    expected.extend_from_slice(&[0xff; 4]);
+    assert_eq!(body(&mut encoder), expected);
+
+    encoder.records(HANDLE, LeaderEpoch(5), ENDS, vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")]);
+    let mut expected = b"\x13\x00\x00\x00\x07\x00\x00\x00\x05".to_vec();
+    expected.extend_from_slice(&40_u64.to_be_bytes());
+    expected.extend_from_slice(&3_u64.to_be_bytes());
+    expected.extend_from_slice(b"\x00\x00\x00\x03abc");
+    assert_eq!(body(&mut encoder), expected);
+}
