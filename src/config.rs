@@ -25,7 +25,7 @@ use highwater_shards::log::journal::OnDamage;
 use highwater_shards::mail::Durability;
 
 pub use cores::{CoreError, CoreId, CorePlan, Host};
-pub(crate) use forming::can_be_told;
+pub use forming::can_be_told;
 pub use host::CoreClaims;
 pub use layers::{
     ENV_CONFIG, ENV_PREFIX, Loaded, Origin, Problem, Problems, Setting, Sources, cores_settings, load,

@@ -159,7 +159,7 @@ impl Config {
 
 /// Whether an address means the same on another host: a wildcard does not, and a link-local IPv6 address needs the name
 /// of an interface beside it, which each host gives itself.
-pub(crate) fn can_be_told(ip: IpAddr) -> bool {
+pub fn can_be_told(ip: IpAddr) -> bool {
     !ip.is_unspecified() && !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
