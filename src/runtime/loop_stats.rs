@@ -82,7 +82,8 @@ impl Watch {
     pub fn on_applied(&mut self, shard: usize, revision: Revision, now: Instant) {
         let Pending(commits) = &mut self.pending[shard];
         let mut stats = self.stats.borrow_mut();
-        while let Some((_, since)) = commits.pop_front_if(|(committed, _)| *committed <= revision) {
+        while let Some(&(_, since)) = commits.front().filter(|(committed, _)| *committed <= revision) {
+            commits.pop_front();
             record(&mut stats.delta_nanos, now.since(since));
         }
     }
