@@ -199,7 +199,7 @@ impl Control {
             }
         }
         if self.leads() && !self.retry.waits {
-            all.extend(self.to_fence());
+            all.extend(self.fences());
         }
         let may_reserve = self.is_registered || !all.is_empty();
         let reserves = self.ids.wants_block(self.id_queue.len());
@@ -211,7 +211,7 @@ impl Control {
     }
 
     /// Nodes that are taken for dead.
-    fn to_fence(&mut self) -> Vec<(Own, Command)> {
+    fn fences(&mut self) -> Vec<(Own, Command)> {
         let mut all = Vec::new();
         for (node, why) in self.liveness.take_decided() {
             if let Some(info) = self.image.nodes.get(&node).filter(|info| !info.fenced) {
