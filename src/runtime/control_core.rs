@@ -327,7 +327,6 @@ impl Loop {
                     self.core.store.keep_cluster(identity.clone());
                 }
                 Effect::Request { request, reply } => self.on_request(request, reply)?,
-                Effect::ToDriver { shard, message } => self.hand_over(shard, message),
                 Effect::Lease { call, asking, standing, times } => {
                     let counts = self.core.control.counts_on(times, standing, asking);
                     call.answer(Bytes::from_static(if counts { &[1] } else { &[0] }));
@@ -338,6 +337,7 @@ impl Loop {
                         self.handle(Input::Lease { until: times.lease_of(Instant::from_nanos(sent)) })?;
                     }
                 }
+                Effect::ToDriver { shard, message } => self.hand_over(shard, message),
             }
         }
         Ok(())

@@ -227,10 +227,6 @@ pub(in crate::runtime) enum Effect {
         request: Request,
         reply: oneshot::Sender<Reply>,
     },
-    ToDriver {
-        shard: ShardId,
-        message: ToDriver<Kafka>,
-    },
     /// Tell a node whether this one, which leads the log, counts on it.
     Lease {
         call: Incoming,
@@ -244,6 +240,10 @@ pub(in crate::runtime) enum Effect {
         standing: LeaseStanding,
         times: Times,
         now: Instant,
+    },
+    ToDriver {
+        shard: ShardId,
+        message: ToDriver<Kafka>,
     },
 }
 
