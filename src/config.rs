@@ -171,6 +171,10 @@ impl Security {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopicDefaults {
     pub partitions: u32,
+    /// Replicas of each partition.
+    pub replication_factor: u32,
+    /// In-sync replicas without which nothing is acknowledged to who asks for all of them.
+    pub isr_min: u32,
     pub durability: Durability,
     /// The largest record batch that a producer may send.
     pub batch_bytes_max: u64,
@@ -311,6 +315,8 @@ impl Default for Config {
                 },
                 topic_defaults: TopicDefaults {
                     partitions: 4,
+                    replication_factor: 1,
+                    isr_min: 1,
                     durability: Durability::Fsync,
                     batch_bytes_max: 4 << 20,
                     cleanup_policy: CleanupPolicy::Delete,

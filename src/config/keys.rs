@@ -282,6 +282,21 @@ pub static KEYS: &[Key] = &[
         ["Partitions of a topic.",]
     ),
     key!(
+        "cluster.topic_defaults.replication_factor",
+        count("a number", 1, 32),
+        |c| c.cluster.topic_defaults.replication_factor,
+        ["Replicas of each partition of a topic: as many nodes have to be there when it is made.",]
+    ),
+    key!(
+        "cluster.topic_defaults.min_insync_replicas",
+        count("a number", 1, 32),
+        |c| c.cluster.topic_defaults.isr_min,
+        [
+            "In-sync replicas without which a produce with acks=all is refused. The first node to lead the cluster's metadata",
+            "makes this and `durability` defaults of the whole cluster; change them there from then on.",
+        ]
+    ),
+    key!(
         "cluster.topic_defaults.durability",
         words::<Durability>(),
         |c| c.cluster.topic_defaults.durability,

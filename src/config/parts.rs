@@ -117,6 +117,7 @@ impl Config {
         let own = &self.cluster.topic_defaults;
         let mut defaults = TopicDefaults::default();
         defaults.partitions = own.partitions;
+        defaults.replication_factor = u16::try_from(own.replication_factor).unwrap_or(u16::MAX);
         defaults.batch_bytes_limit = self.storage.batch_bytes_max();
         let durability = match own.durability {
             Durability::Fsync => "fsync",
@@ -126,6 +127,7 @@ impl Config {
         let unbounded = || "-1".to_owned();
         for (name, value) in [
             ("highwater.durability", durability.to_owned()),
+            ("min.insync.replicas", own.isr_min.to_string()),
             ("max.message.bytes", own.batch_bytes_max.to_string()),
             ("cleanup.policy", own.cleanup_policy.word().to_owned()),
             ("retention.ms", own.retention.map_or_else(unbounded, millis)),

@@ -85,6 +85,8 @@ pub struct Control {
     /// [`Timer::Balance`] is set.
     balances: bool,
     isr_wishes: IsrWishes,
+    /// Until when this node may lead partitions, as far as it knows.
+    lease: Option<Instant>,
     /// Of the last input.
     now: Instant,
     liveness: Liveness,
@@ -191,6 +193,7 @@ impl Control {
             review: Review::default(),
             balances: false,
             isr_wishes: IsrWishes::default(),
+            lease: None,
             now: Instant::ZERO,
             liveness: Liveness::default(),
             fencing: BTreeSet::new(),
@@ -471,14 +474,20 @@ impl Control {
     }
 
     fn on_lease(&mut self, until: Instant) {
-        if !matches!(
-            self.phase,
-            Phase::Serving | Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Leaving { .. }
-        ) {
-            return;
-        }
-        for shard in self.shard_ids() {
-            self.outputs.push_back(Output::ToShard { shard, message: FromControl::Lease { until } });
+        self.lease = self.lease.max(Some(until));
+        self.tell_lease();
+    }
+
+    /// Shards that have no partitions yet, or are told to stop, need none; the first of these get it with those.
+    fn tell_lease(&mut self) {
+        let lead = match self.phase {
+            Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Leaving { .. } => true,
+            Phase::Starting | Phase::Stopping | Phase::Departing | Phase::Over => false,
+        };
+        if let Some(until) = self.lease.filter(|_| lead) {
+            for shard in self.shard_ids() {
+                self.outputs.push_back(Output::ToShard { shard, message: FromControl::Lease { until } });
+            }
         }
     }
 

@@ -105,6 +105,7 @@ impl Control {
         self.load = ShardLoad::of(&self.image, self.config.shards);
         self.place_all(&mut changes);
         self.phase = Phase::Assigning { revision: self.image.revision };
+        self.tell_lease();
         let all = self.image.local_shards().map(|(id, _)| id).collect();
         self.push_publication(all, strays.into_iter().collect(), changes);
     }

@@ -254,10 +254,13 @@ fn r31_a_node_is_unfenced_only_once_its_shards_have_what_came_with_its_registrat
 }
 
 #[test]
-fn a_lease_goes_to_every_shard_and_none_to_those_that_stop() {
-    let mut world = World::serving(2);
+fn a_lease_goes_to_every_shard_once_that_has_partitions_and_none_to_those_that_stop() {
+    let mut world = World::start(2, Disk::default());
     let until = world.now + SECOND;
+    // One that stands alone gets its only lease before its shards have recovered.
     world.input(Input::Lease { until });
+    assert!(world.shards.iter().all(|shard| shard.told.is_empty()));
+    world.recover_empty();
     world.run();
     assert!(world.shards.iter().all(|shard| shard.lease == Some(until)));
     world.input(Input::Stop { deadline: SECOND });
