@@ -50,6 +50,9 @@ pub enum Op {
     },
     /// Reads whole batches from the one that holds `offset` on, below the high watermark.
     Read {
+        /// A replica that follows may answer too, up to the high watermark that it knows (KIP-392). Otherwise only the
+        /// leader does.
+        from_follower: bool,
         /// What the client believes the leader epoch to be (R4).
         current_epoch: Option<LeaderEpoch>,
         offset: Offset,
@@ -362,6 +365,13 @@ pub enum ToControl<Q> {
     },
     AlterIsr {
         changes: Vec<IsrChange>,
+    },
+    /// Asks for a connection to that shard of that node. It is made, authenticated and handed to this shard's driver,
+    /// which tells of it with [`crate::shard::PeerInput::Opened`], or of its failure with
+    /// [`crate::shard::PeerInput::DialFailed`]: one of them, once. The shard asks again by itself, later each time.
+    Dial {
+        node: NodeId,
+        shard: ShardId,
     },
     Stats {
         id: u64,

@@ -271,7 +271,7 @@ impl Control {
             // Counters are the driver's to gather; nothing is decided by them.
             ToControl::Stats { .. } => {}
             // No shard asks while every partition has one replica.
-            ToControl::AlterIsr { .. } => {}
+            ToControl::AlterIsr { .. } | ToControl::Dial { .. } => {}
         }
     }
 

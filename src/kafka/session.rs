@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_shards::front::{CloseReason, Cx, Front};
-use highwater_shards::ids::NodeId;
+use highwater_shards::ids::{NodeId, PartitionId, ShardId};
 use highwater_shards::mail::{Answer, Token};
 use highwater_shards::stats::FrontStats;
 use highwater_shards::time::Instant;
@@ -179,6 +179,10 @@ impl Front for Kafka {
     type View = std::sync::Arc<crate::control::metadata::image::Image>;
     type Request = Request;
     type Reply = Reply;
+
+    fn local_shard(view: &Self::View, partition: PartitionId) -> Option<ShardId> {
+        view.local_shard(partition)
+    }
 
     fn open(&mut self, _: &mut Cx<'_, Self>, peer: SocketAddr) -> Session {
         Session {

@@ -12,7 +12,7 @@ use highwater_shards::ids::ShardId;
 use highwater_shards::log::storage::{Owned, StorageConfig};
 use highwater_shards::reactor::boot::{Listen, ShardSetup, Shards, start};
 use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
-use highwater_shards::shard::{Shard, ShardConfig};
+use highwater_shards::shard::{ReplicationConfig, Shard, ShardConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cluster::{PeersSetup, Setup};
@@ -276,6 +276,10 @@ pub(super) fn shard_setups(
             unsent_bytes_max: usize::try_from(kafka.unsent_bytes_max).unwrap_or(usize::MAX),
             in_flight_max: IN_FLIGHT_MAX,
             remote_ops_max: REMOTE_OPS_MAX,
+            replication: ReplicationConfig {
+                seed: u64::from_ne_bytes(entropy()?),
+                ..ReplicationConfig::default()
+            },
         };
         let front = front.clone();
         setups.push(ShardSetup {

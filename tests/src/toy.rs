@@ -493,6 +493,7 @@ impl Machine for Toy {
             Input::Control(message) => self.on_control(now, message),
             Input::Mail(mail) => self.on_mail(now, mail),
             Input::Client(input) => self.on_client(now, input),
+            Input::Peer(_) => unreachable!("the toy has no peers"),
             Input::Disk(event) => self.on_disk(now, event),
         }
     }

@@ -302,6 +302,7 @@ impl Partition {
         &self,
         current_epoch: Option<LeaderEpoch>,
         from: Offset,
+        _from_follower: bool,
     ) -> Result<Offset, PartitionError> {
         self.check_epoch(current_epoch)?;
         // A consumer may stand between the high watermark and the log's end (after a change of leader) and waits there.

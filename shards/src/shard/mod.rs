@@ -5,6 +5,7 @@
 //! one flush serve every append of the batch.
 
 mod clients;
+mod config;
 mod io;
 mod partitions;
 mod reads;
@@ -15,7 +16,8 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-pub use io::{ClientInput, FatalReason, Input, Output};
+pub use config::ReplicationConfig;
+pub use io::{ClientInput, FatalReason, Input, Output, PeerInput};
 
 use crate::front::Front;
 use crate::ids::{ConnId, Map, NodeId, Offset, PartitionId, Revision, ShardId};
@@ -59,6 +61,7 @@ pub struct ShardConfig {
     pub in_flight_max: usize,
     /// Operations at other shards that are not answered yet; further ones are refused as overload.
     pub remote_ops_max: usize,
+    pub replication: ReplicationConfig,
 }
 
 impl ShardConfig {
@@ -365,6 +368,7 @@ impl<F: Front> Machine for Shard<F> {
                 self.time_flush(&event);
                 self.storage.handle(now, event);
             }
+            Input::Peer(_) => {}
         }
         self.drain_storage();
         self.deliver();

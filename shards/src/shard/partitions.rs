@@ -175,8 +175,16 @@ impl<F: Front> Shard<F> {
                     self.answer(to, Answer::Appended(Err(error)));
                 }
             }
-            Op::Read { current_epoch, offset, bytes_max, first_batch_whole, watch_below_bytes } => {
+            Op::Read {
+                from_follower,
+                current_epoch,
+                offset,
+                bytes_max,
+                first_batch_whole,
+                watch_below_bytes,
+            } => {
                 let wanted = super::reads::ReadOp {
+                    from_follower,
                     current_epoch,
                     from: offset,
                     bytes_max: bytes_max as usize,

@@ -15,6 +15,7 @@ use crate::mail::{Answer, Located, PartitionError, ReadError, ReadOut, ReplyTo};
 /// [`crate::mail::Op::Read`] with its sizes as this machine counts them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadOp {
+    pub from_follower: bool,
     pub current_epoch: Option<LeaderEpoch>,
     pub from: Offset,
     pub bytes_max: usize,
@@ -65,7 +66,7 @@ impl<F: Front> Shard<F> {
     pub(super) fn read(&mut self, to: ReplyTo, slot: Slot, op: ReadOp) {
         self.stats.reads += 1;
         let partition = self.partitions.get(slot).expect("the caller found its slot");
-        let below = match partition.readable(op.current_epoch, op.from) {
+        let below = match partition.readable(op.current_epoch, op.from, op.from_follower) {
             Ok(below) => below,
             Err(error) => {
                 let ends = Some(partition.read_ends());

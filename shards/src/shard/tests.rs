@@ -84,6 +84,7 @@ impl Rig {
             unsent_bytes_max: 100,
             in_flight_max: 4,
             remote_ops_max: 4,
+            replication: ReplicationConfig::default(),
         };
         let mut rig = Self {
             shard: Shard::new(config, Echo),
@@ -294,6 +295,7 @@ impl Rig {
 
 fn read(offset: u64, watch_below_bytes: u32) -> Op {
     Op::Read {
+        from_follower: false,
         current_epoch: None,
         offset: Offset(offset),
         bytes_max: 1 << 20,

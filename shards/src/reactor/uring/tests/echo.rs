@@ -116,6 +116,7 @@ impl Machine for Echo {
     fn handle(&mut self, now: Instant, input: Input<NoFront>) {
         match input {
             Input::Client(input) => self.on_client(input),
+            Input::Peer(_) => unreachable!("no test has peers"),
             Input::Disk(event) => self.seen.lock().unwrap().disk.push(event),
             Input::Mail(mail) => {
                 self.seen.lock().unwrap().mail += 1;
