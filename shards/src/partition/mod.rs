@@ -105,6 +105,18 @@ impl Partition {
         self.ends.log
     }
 
+    pub fn ends(&self) -> Ends {
+        self.ends
+    }
+
+    /// The epoch in which this replica leads.
+    pub fn leads(&self) -> Option<LeaderEpoch> {
+        match &self.role {
+            Role::Leader(leader) => Some(leader.epoch),
+            Role::None => None,
+        }
+    }
+
     pub fn high_watermark(&self) -> Offset {
         self.high_watermark
     }

@@ -7,6 +7,7 @@
 mod clients;
 mod config;
 mod io;
+mod look;
 mod partitions;
 mod reads;
 mod search;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub use config::ReplicationConfig;
 pub use io::{ClientInput, FatalReason, Input, Output, PeerInput};
+pub use look::ReplicaLook;
 
 use crate::front::Front;
 use crate::ids::{ConnId, Map, NodeId, Offset, PartitionId, Revision, ShardId};
