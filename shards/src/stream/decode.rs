@@ -26,7 +26,17 @@ pub struct Messages<'a, M> {
 impl<'a, M> Messages<'a, M> {
     /// `frame` is one frame's body, without its prefix.
     pub fn new(frame: &'a Bytes) -> Self {
-        Self { fields: Fields { frame, at: 0 }, failed: false, kind: PhantomData }
+        Self::from(frame, 0)
+    }
+
+    /// Goes on where an earlier one had come to ([`Self::position`]).
+    pub fn from(frame: &'a Bytes, position: usize) -> Self {
+        Self { fields: Fields { frame, at: position.min(frame.len()) }, failed: false, kind: PhantomData }
+    }
+
+    /// Where the next message begins.
+    pub fn position(&self) -> usize {
+        self.fields.at
     }
 }
 
@@ -179,6 +189,7 @@ impl Message for FromLeader {
                     },
                     6 if a <= b => Refusal::OutOfRange { start: a, end: b },
                     6 => return Err(StreamError::Impossible("a log that ends before it starts")),
+                    7 => Refusal::Unavailable,
                     other => return Err(StreamError::UnknownRefusal(other)),
                 };
                 Self::Refused { handle, reason }

@@ -130,6 +130,7 @@ impl Encoder {
                     Refusal::NotReplica => (4, 0, 0),
                     Refusal::Moved { shard: ShardId(shard) } => (5, u64::from(shard), 0),
                     Refusal::OutOfRange { start, end } => (6, start.0, end.0),
+                    Refusal::Unavailable => (7, 0, 0),
                 };
                 out.put_u8(code);
                 out.put_u64(a);

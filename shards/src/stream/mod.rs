@@ -107,6 +107,8 @@ pub enum Refusal {
     UnknownEpoch,
     /// The leader does not know the follower as a replica, or not in this life.
     NotReplica,
+    /// Not now: the node stops, may not lead for the moment, or could not read its log.
+    Unavailable,
     /// Another shard of the same node owns the partition.
     Moved { shard: ShardId },
     /// The follower's log does not meet the leader's.

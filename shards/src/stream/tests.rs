@@ -45,6 +45,7 @@ fn of_leaders() -> Vec<FromLeader> {
         },
         refused(Refusal::UnknownEpoch),
         refused(Refusal::NotReplica),
+        refused(Refusal::Unavailable),
         refused(Refusal::Moved { shard: ShardId(3) }),
         refused(Refusal::OutOfRange { start: Offset(2), end: Offset(8) }),
         FromLeader::Records {
