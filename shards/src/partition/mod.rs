@@ -124,15 +124,11 @@ impl Partition {
         self.ends.log
     }
 
-    pub fn ends(&self) -> Ends {
-        self.ends
-    }
-
     /// The epoch in which this replica leads.
     pub fn leads(&self) -> Option<LeaderEpoch> {
         match &self.role {
             Role::Leader(leader) => Some(leader.epoch),
-            Role::None => None,
+            Role::None | Role::Follower(_) => None,
         }
     }
 
