@@ -1,12 +1,13 @@
 //! I3: the high watermark is at most the smallest end of the replicas that are in sync, as is committed: what they have on
-//! their disks under `Durability::Fsync`, what they have in memory otherwise.
+//! their disks under `Durability::Fsync`, what they have in memory otherwise. And so each replica that is in sync has
+//! everything that any leader ever took for committed.
 //!
 //! What the leader counts beyond the committed set only makes it more careful, so that the committed one is the weakest
-//! thing that must hold. It is judged while the leader's epoch is the committed one: later, others may truncate.
+//! thing that must hold.
 
 use std::collections::BTreeMap;
 
-use highwater_shards::ids::{LeaderEpoch, NodeId, Offset, PartitionId};
+use highwater_shards::ids::{NodeId, Offset, PartitionId};
 use highwater_shards::mail::{Assignment, Durability};
 
 use super::{Verdict, broken};
@@ -28,23 +29,15 @@ impl MaximalIsr {
         self.ends.insert((truth.partition, node), end);
     }
 
-    pub fn on_leader(
-        &self,
-        truth: &Assignment,
-        node: NodeId,
-        epoch: LeaderEpoch,
-        high_watermark: Offset,
-    ) -> Verdict {
-        if truth.leader != Some(node) || truth.leader_epoch != epoch {
-            return Ok(());
-        }
+    /// `committed` is the largest high watermark of any leader so far.
+    pub fn check(&self, truth: &Assignment, committed: Offset) -> Verdict {
         for &member in &truth.isr {
             let end = self.ends.get(&(truth.partition, member)).copied().unwrap_or_default();
-            if end < high_watermark {
+            if end < committed {
                 let what = format!(
-                    "{}: the high watermark of node {node} in epoch {epoch} is {high_watermark}, and node {member}, \
-                     which is in sync, has records up to {end}",
-                    truth.partition
+                    "{}: a high watermark is {committed}, and node {member}, which is in sync in epoch {}, version {}, \
+                     has records up to {end}",
+                    truth.partition, truth.leader_epoch, truth.partition_epoch
                 );
                 return Err(broken(NAME, what));
             }

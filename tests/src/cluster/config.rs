@@ -185,7 +185,9 @@ impl Config {
             socket_bytes: *r.pick(&[1024, 8 * 1024, 64 * 1024]),
             silence: ms(10)..ms(r.range(20..200)),
             session,
-            lag_max: ms(r.range(15..200)),
+            // A leader that does not know yet that it is none serves at most for a session: no one who has outlasted it
+            // may be left behind before.
+            lag_max: session * 5 / 4 + ms(r.range(0..150)),
             file_bytes: file_kib * 1024,
             batch_bytes_max: u32::try_from(file_kib * 1024 / 4).expect("small"),
             flush_interval: ms(r.range(1..30)),

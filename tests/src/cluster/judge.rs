@@ -71,12 +71,13 @@ impl Judge {
         counts.follower_reads = self.follower_reads;
     }
 
-    pub fn on_truth(&mut self, truth: &Truth) {
+    pub fn on_truth(&mut self, truth: &Truth) -> Verdict {
         for (id, now) in truth {
             let known = self.truth.get(id);
             if known.is_some_and(|k| k.partition_epoch == now.partition_epoch) {
                 continue;
             }
+            self.maximal_isr.check(now, self.watermarks.committed(*id))?;
             let before = known.map_or(now.isr.len(), |k| k.isr.len());
             self.shrinks += u64::from(now.isr.len() < before);
             self.expansions += u64::from(now.isr.len() > before);
@@ -87,6 +88,7 @@ impl Judge {
                 format!("{id} is led by {leader} in epoch {leader_epoch}, version {partition_epoch}, in sync are {isr:?}")
             });
         }
+        Ok(())
     }
 
     pub fn on_start(&mut self, node: usize, _: u32) {
@@ -123,9 +125,8 @@ impl Judge {
         if let Some(epoch) = leads {
             self.leaders.on_leader(partition, epoch, node, life)?;
             self.watermarks.on_leader(partition, node, epoch, high_watermark)?;
-            self.maximal_isr.on_leader(truth, node, epoch, high_watermark)?;
         }
-        Ok(())
+        self.maximal_isr.check(truth, self.watermarks.committed(partition))
     }
 
     pub fn floor(&self, partition: PartitionId) -> u64 {

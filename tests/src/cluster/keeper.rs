@@ -476,7 +476,7 @@ impl Plane for Keeper {
     }
 
     fn disturb(&mut self, cx: &mut In<'_>) -> Verdict {
-        if cx.rng.chance(300) {
+        if cx.rng.chance(200) {
             self.away_until = cx.now + cx.rng.between(cx.config.fault_lasts.start, cx.config.fault_lasts.end);
             // Nobody is fenced for what was not heard meanwhile.
             let heard = self.away_until;

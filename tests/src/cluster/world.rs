@@ -364,7 +364,7 @@ impl<P: Plane> World<P> {
             let at = self.host(node, shard).told.arrival(at);
             self.queue.push(at, Event::Told(node, shard, life, told));
         }
-        self.judge.on_truth(self.plane.truth());
+        self.judge.on_truth(self.plane.truth())?;
         if self.partitions.len() != self.plane.truth().len() {
             self.partitions = self.plane.truth().keys().copied().collect();
         }
