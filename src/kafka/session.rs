@@ -27,7 +27,7 @@ use super::messages::offsets::{DeleteRecordsRequest, ListOffsetsRequest, OffsetF
 use super::produce::Produce;
 use super::stats::Stats;
 use super::wire::{DecodeError, Reader, Version, Wire};
-use super::{admin, configs, coordinator, metadata, producer_ids};
+use super::{admin, configs, coordinator, metadata, producer_ids, replicas};
 use crate::control::metadata::topic_config::TopicDefaults;
 use crate::control::request::{Reply, Request};
 
@@ -103,6 +103,7 @@ pub(super) enum Other {
     Deletions(Box<Gathering<DeleteRecordsRequest>>),
     Metadata(Box<metadata::Waiting>),
     Topics(Box<admin::Waiting>),
+    Replicas(Box<replicas::Waiting>),
     Configs(Box<Asking<AlterConfigsResourceResponse>>),
     ProducerId,
 }
@@ -226,7 +227,11 @@ impl Front for Kafka {
                 Other::Offsets(offsets) => offsets.on_answer(self, &header, part, answer),
                 Other::EpochEnds(ends) => ends.on_answer(self, &header, part, answer),
                 Other::Deletions(deletions) => deletions.on_answer(self, &header, part, answer),
-                Other::Metadata(_) | Other::Topics(_) | Other::Configs(_) | Other::ProducerId => None,
+                Other::Metadata(_)
+                | Other::Topics(_)
+                | Other::Configs(_)
+                | Other::Replicas(_)
+                | Other::ProducerId => None,
             };
             self.answer_other(cx, session, answer);
         }
@@ -243,6 +248,7 @@ impl Front for Kafka {
             Other::Metadata(waiting) => metadata::on_reply(self, cx.view, &header, *waiting, reply),
             Other::Topics(waiting) => admin::on_reply(self, cx.view, &header, *waiting, reply),
             Other::Configs(waiting) => configs::on_reply(self, &header, *waiting, reply),
+            Other::Replicas(waiting) => replicas::on_reply(self, &header, *waiting, reply),
             Other::ProducerId => producer_ids::on_reply(self, &header, reply),
             waits_for_shards @ (Other::Fetch(_)
             | Other::Offsets(_)
@@ -387,6 +393,9 @@ impl Kafka {
             ApiKey::CreateTopics => admin::create_topics(self, cx, &header, r)?,
             ApiKey::DeleteTopics => admin::delete_topics(self, cx, &header, r)?,
             ApiKey::CreatePartitions => admin::create_partitions(self, cx, &header, r)?,
+            ApiKey::ElectLeaders => replicas::elect(self, cx, &header, r)?,
+            ApiKey::AlterPartitionReassignments => replicas::reassign(self, cx, &header, r)?,
+            ApiKey::ListPartitionReassignments => replicas::list(self, cx.view, &header, r)?,
             ApiKey::DescribeConfigs => configs::describe(self, cx.view, &header, r)?,
             ApiKey::IncrementalAlterConfigs => configs::alter(self, cx, &header, r)?,
             ApiKey::InitProducerId => producer_ids::start(self, cx, &header, r)?,

@@ -32,7 +32,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use highwater_shards::ids::{NodeId, Revision};
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::{Config, SnapshotPolicy};
+use openraft::{Config, Instant as _, SnapshotPolicy};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -53,7 +53,7 @@ use crate::control::metadata::command::{Command, Entry};
 use crate::control::metadata::image::{Image, Incarnation};
 use crate::control::{Input, ProposalId};
 use crate::net::{CallError, Class, Incoming, Network};
-use crate::store::StoreError;
+use crate::store::{StoreError, ahead};
 
 pub use self::wire::{APPEND, PRE_VOTE, PROPOSE, SNAPSHOT_CHUNK, TRANSFER_LEADER, VOTE};
 
@@ -186,7 +186,7 @@ pub fn open(folder: &Path, disk: DiskId) -> Result<Opened, StoreError> {
     let failed =
         |error: std::io::Error| StoreError::Io { file: folder.to_owned(), reason: error.to_string() };
     fs::create_dir_all(folder).map_err(failed)?;
-    let opener = Box::new(move |builder: &redb::Builder| builder.create(&file));
+    let opener = Box::new(move |builder: &redb::Builder| ahead::create(builder, &file));
     let opened = open_with(folder, opener, disk)?;
     // New names are only there after a crash once they are durable.
     for path in [Some(folder), folder.parent()].into_iter().flatten() {
@@ -396,24 +396,34 @@ impl Network for Alone {
 /// stopped, so that it is quiet while nothing happens.
 ///
 /// Where pre-votes fail, openraft names a leader that is gone for as long as no other is elected. So one that did not
-/// speak to this node for `silence` is none here.
+/// speak to this node for `silence` is none here; nor is this node one when no majority spoke to it for that long.
 async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Instant>>, silence: Duration) {
     let mut metrics = group.server_metrics();
     let mut told = None;
     loop {
-        let (term, named, me, alone) = {
+        let (term, named, me, alone, needs_others) = {
             let now = metrics.borrow_and_update();
-            let alone = now.current_leader == Some(now.id) && now.membership_config.nodes().count() == 1;
-            (now.vote.leader_id.term, now.current_leader, now.id, alone)
+            let leads = now.current_leader == Some(now.id);
+            let alone = leads && now.membership_config.nodes().count() == 1;
+            let needs_others = leads && now.membership_config.membership().voter_ids().count() > 1;
+            (now.vote.leader_id.term, now.current_leader, now.id, alone, needs_others)
         };
         group.runtime_config().tick(!alone);
         let follows = named.is_some_and(|named| named != me);
-        let is_silent = follows && heard.get().elapsed() >= silence;
+        let unheard = if needs_others {
+            // One that was just elected has heard of a majority.
+            let acked = group.metrics().borrow_watched().last_quorum_acked;
+            acked.map_or(Duration::ZERO, |at| at.into_inner().elapsed())
+        } else {
+            heard.get().elapsed()
+        };
+        let is_silent = (follows || needs_others) && unheard >= silence;
         let leader = named.filter(|_| !is_silent).and_then(node_id);
         if told != Some((term, leader)) {
             told = Some((term, leader));
             match leader {
                 Some(leader) => tracing::info!(term, %leader, "the metadata has a leader"),
+                None if needs_others => tracing::warn!(term, "this node leads, and hears of no majority"),
                 None if is_silent => tracing::warn!(term, "the leader of the metadata is silent"),
                 None => tracing::debug!(term, "no leader of the metadata is known"),
             }
@@ -423,9 +433,9 @@ async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Instant
         }
         let look_again = async {
             match is_silent {
-                _ if !follows => std::future::pending().await,
+                _ if !follows && !needs_others => std::future::pending().await,
                 true => tokio::time::sleep(silence / 4).await,
-                false => tokio::time::sleep_until(heard.get() + silence).await,
+                false => tokio::time::sleep(silence - unheard).await,
             }
         };
         tokio::select! {

@@ -379,3 +379,6 @@ fn compare_epochs(asked: Option<LeaderEpoch>, known: LeaderEpoch) -> Result<(), 
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -451,3 +451,79 @@ fn after(from: Instant, bytes: u64, bytes_per_second: u64) -> Instant {
     let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(bytes_per_second.max(1));
     from + std::time::Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::batch::{BatchBuilder, parse_header, put_patched};
+    use crate::ids::{NodeId, PartitionId};
+    use crate::log::checkpoint::LogState;
+
+    /// A batch of two records.
+    fn stored(base: u64, epoch: u32) -> Bytes {
+        let mut out = BytesMut::new();
+        let batch = BatchBuilder::new().record(1, None, None).record(2, None, None).build();
+        put_patched(&mut out, &batch, Offset(base), LeaderEpoch(epoch));
+        out.freeze()
+    }
+
+    /// The bases, ends, epochs and numbers of records of batches.
+    fn seen(parts: &[Bytes]) -> Vec<(u64, u64, i32, u32)> {
+        let of = |part: &Bytes| {
+            let header = parse_header(part).unwrap();
+            assert!(batch::check_crc(&part[..header.len as usize]));
+            let base = header.base().unwrap();
+            (base.0, base.plus(header.offsets()).0, header.leader_epoch, header.records)
+        };
+        parts.iter().map(of).collect()
+    }
+
+    #[test]
+    fn gaps_are_filled_with_batches_of_the_epochs_that_the_log_knows() {
+        let mut partition = Partition::new(PartitionId::default(), NodeId(1));
+        let state = LogState {
+            partition: PartitionId::default(),
+            moved: crate::log::Lsn::ZERO,
+            noted: crate::log::Lsn::ZERO,
+            start: Offset(0),
+            end: Offset(60),
+            high_watermark: Offset(60),
+            cleaned: Offset(0),
+            segments: Vec::new(),
+            epochs: vec![
+                (LeaderEpoch(1), Offset(0)),
+                (LeaderEpoch(3), Offset(20)),
+                (LeaderEpoch(4), Offset(30)),
+            ],
+            producers: Vec::new(),
+        };
+        partition.restore(Instant::ZERO, &state);
+        let both = Bytes::from([stored(40, 4), stored(50, 4)].concat());
+        let batches = vec![stored(10, 1), stored(12, 1), both];
+        let (parts, next) = without_gaps(&partition, Offset(8), batches).unwrap();
+        let expected = [
+            (8, 10, 1, 0),
+            (10, 12, 1, 2),
+            (12, 14, 1, 2),
+            (14, 20, 1, 0),
+            (20, 30, 3, 0),
+            (30, 40, 4, 0),
+            (40, 42, 4, 2),
+            (42, 50, 4, 0),
+            (50, 52, 4, 2),
+        ];
+        assert_eq!((seen(&parts), next), (expected.to_vec(), Offset(52)));
+    }
+
+    #[test]
+    fn batches_without_gaps_are_sent_as_they_lie() {
+        let partition = Partition::new(PartitionId::default(), NodeId(1));
+        let batches = vec![stored(10, 1), stored(12, 1)];
+        let (parts, next) = without_gaps(&partition, Offset(11), batches.clone()).unwrap();
+        assert_eq!(next, Offset(14));
+        assert!(parts.iter().zip(&batches).all(|(part, batch)| part.as_ptr() == batch.as_ptr()));
+        assert!(without_gaps(&partition, Offset(0), vec![Bytes::from_static(b"damage")]).is_none());
+    }
+}
