@@ -23,7 +23,8 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
                  (default: on for odd seeds)
   --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard;
                  log: the log of one shard alone; control: several control planes over an oracle of the
-                 metadata log; replicas: nodes of shards that replicate, under a scripted control plane
+                 metadata log; replicas: nodes of shards that replicate, under a scripted control plane;
+                 cluster: the same under the real one
                  (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
@@ -50,16 +51,19 @@ enum Special {
     Control,
     /// Nodes that replicate, under a scripted control plane.
     Replicas,
+    /// Under the real one.
+    Cluster,
 }
 
 impl Special {
-    const ALL: [Self; 3] = [Self::Log, Self::Control, Self::Replicas];
+    const ALL: [Self; 4] = [Self::Log, Self::Control, Self::Replicas, Self::Cluster];
 
     fn name(self) -> &'static str {
         match self {
             Self::Log => "log",
             Self::Control => "control",
             Self::Replicas => "replicas",
+            Self::Cluster => "cluster",
         }
     }
 }
@@ -155,6 +159,7 @@ fn main() -> ExitCode {
         Some(Special::Log) => return logs_of(&args, began),
         Some(Special::Control) => return controls_of(&args, began),
         Some(Special::Replicas) => return clusters_of(&args, Special::Replicas, cluster::run_replicas, began),
+        Some(Special::Cluster) => return clusters_of(&args, Special::Cluster, cluster::run_cluster, began),
         None => {}
     }
     if args.end == args.first + 1 { one(&args) } else { many(&args, began) }

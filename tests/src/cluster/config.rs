@@ -20,6 +20,10 @@ pub struct Config {
     pub consumers: u32,
     /// Batches that each producer makes before the faults end.
     pub batches: u32,
+    /// How long the cluster is left alone at first, at least.
+    pub peace: Duration,
+    /// How much longer than usual clients rest.
+    pub pace: u32,
     /// How long the faults last, in virtual time.
     pub duration: Duration,
     /// Between two faults.
@@ -168,6 +172,8 @@ impl Config {
             producers: small(r, 1..4),
             consumers: small(r, 1..3),
             batches: small(r, 20..120),
+            peace: ms(30),
+            pace: 1,
             duration: ms(r.range(200..1200)),
             fault_every: ms(2)..ms(r.range(20..150)),
             fault_lasts: ms(1)..lasts,
@@ -194,6 +200,23 @@ impl Config {
             value_max: *r.pick(&[16, 100, 1000, 6000]),
             batch_records_max: *r.pick(&[1, 3, 10]),
             features,
+        }
+    }
+
+    /// The same at the pace of the real control plane, which waits for seconds where the scripted one does not.
+    pub fn slower(self) -> Self {
+        const TIMES: u32 = 6;
+        let stretched = |range: Range<Duration>| range.start * TIMES..range.end * TIMES;
+        Self {
+            duration: self.duration * TIMES,
+            fault_every: stretched(self.fault_every),
+            fault_lasts: stretched(self.fault_lasts),
+            silence: stretched(self.silence),
+            session: self.session * 2,
+            lag_max: self.lag_max * 2,
+            peace: Duration::from_secs(1),
+            pace: TIMES,
+            ..self
         }
     }
 

@@ -472,7 +472,7 @@ impl Plane for Keeper {
 
     fn has_stopped(&self, node: usize) -> bool {
         let agent = &self.agents[node];
-        agent.is_stopping && !agent.stopped.is_empty() && agent.stopped.len() == agent.recovered.len()
+        agent.life > 0 && agent.is_stopping && !agent.stopped.is_empty() && agent.stopped.len() == agent.recovered.len()
     }
 
     fn disturb(&mut self, cx: &mut In<'_>) -> Verdict {

@@ -2,7 +2,7 @@
 //! shard with its simulated disk, under a control plane, with clients that follow the leaders.
 //!
 //! - [`world`] drives it all; [`net`] says who hears whom, [`links`] are the connections between shards of nodes
-//! - [`plane`] is the control plane as the world needs it; [`keeper`] is a scripted one
+//! - [`plane`] is the control plane as the world needs it; [`keeper`] is a scripted one, [`controls`] the real one
 //! - [`client`] with [`producer`], [`consumer`] and [`auditor`] is the workload
 //! - [`judge`] holds what clients heard and what replicas are against the invariants
 
@@ -10,6 +10,7 @@ pub mod auditor;
 pub mod client;
 pub mod config;
 pub mod consumer;
+pub mod controls;
 pub mod judge;
 pub mod keeper;
 pub mod links;
@@ -92,4 +93,9 @@ pub fn index_of(node: NodeId) -> usize {
 /// Runs one seed of shards under the scripted control plane. With `print`, every event is told.
 pub fn run_replicas(seed: u64, print: bool) -> Outcome {
     world::World::<keeper::Keeper>::new(config::Config::of_seed(seed), print).run()
+}
+
+/// Runs one seed of shards under the real control plane.
+pub fn run_cluster(seed: u64, print: bool) -> Outcome {
+    world::World::<controls::Planes>::new(config::Config::of_seed(seed).slower(), print).run()
 }

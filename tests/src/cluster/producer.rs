@@ -108,7 +108,7 @@ impl Producer {
     }
 
     pub fn next_move(&mut self, scene: &mut Scene<'_>, rng: &mut Rng, open: usize) -> Move {
-        let pause = rng.between(Duration::from_micros(50), Duration::from_millis(6));
+        let pause = rng.between(Duration::from_micros(50), Duration::from_millis(6)) * scene.config.pace;
         if scene.healing {
             self.budget = 0;
         }

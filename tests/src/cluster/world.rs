@@ -218,7 +218,7 @@ impl<P: Plane> World<P> {
             self.add_client(Client::new(id, role, rng));
         }
         // The cluster begins in peace.
-        let first = self.dice.fault.between(Duration::from_millis(30), Duration::from_millis(150));
+        let first = self.dice.fault.between(self.config.peace, self.config.peace + Duration::from_millis(120));
         self.after(first, Event::Fault);
         self.after(first + self.config.duration, Event::Heal);
     }
@@ -365,6 +365,11 @@ impl<P: Plane> World<P> {
             self.queue.push(at, Event::Told(node, shard, life, told));
         }
         self.judge.on_truth(self.plane.truth())?;
+        for node in 0..self.config.nodes {
+            if self.net.node(node).up && self.plane.has_stopped(node) {
+                self.stopped(node);
+            }
+        }
         if self.partitions.len() != self.plane.truth().len() {
             self.partitions = self.plane.truth().keys().copied().collect();
         }

@@ -172,7 +172,7 @@ impl<P: Plane> World<P> {
                 if self.net.runs(node, self.now) && self.plane.is_serving(node) {
                     let life = self.net.node(node).life;
                     self.with_plane(|plane, cx| plane.stop(node, cx))?;
-                    self.after(Duration::from_secs(8), Event::StopOverdue(node, life));
+                    self.after(Duration::from_secs(25), Event::StopOverdue(node, life));
                 }
             }
             Fault::Pause(node) => {

@@ -192,14 +192,15 @@ impl<P: Plane> World<P> {
             }
             _ => {}
         }
-        self.with_plane(|plane, cx| plane.on_said(node, shard, said, cx))?;
-        if self.plane.has_stopped(node) {
-            self.trace.note(self.now, &format!("node {} has stopped", node_id(node)));
-            self.counts.stops += 1;
-            let crash = if self.dice.crash.flip() { Crash::Power } else { Crash::Kill };
-            self.node_down(node, crash);
-        }
-        Ok(())
+        self.with_plane(|plane, cx| plane.on_said(node, shard, said, cx))
+    }
+
+    /// A node that was stopped ends.
+    pub(super) fn stopped(&mut self, node: usize) {
+        self.trace.note(self.now, &format!("node {} has stopped", node_id(node)));
+        self.counts.stops += 1;
+        let crash = if self.dice.crash.flip() { Crash::Power } else { Crash::Kill };
+        self.node_down(node, crash);
     }
 
     pub(super) fn restart(&mut self, node: usize) -> Verdict {
