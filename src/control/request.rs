@@ -69,6 +69,9 @@ pub struct PartitionRef {
     pub index: PartitionIndex,
 }
 
+/// What became of elections, partition by partition.
+pub type Elections = Vec<(PartitionRef, Result<(), Refusal>)>;
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reassignment {
     pub partition: PartitionRef,
@@ -89,7 +92,7 @@ pub enum Reply {
     Reassign(Vec<Result<(), Refusal>>),
     /// Of each partition that was asked for, or of each that there was something to elect for. Refused as a whole only
     /// when none was named.
-    ElectLeaders(Result<Vec<(PartitionRef, Result<(), Refusal>)>, Refusal>),
+    ElectLeaders(Result<Elections, Refusal>),
     SetFeatureLevel(Result<(), Refusal>),
 }
 

@@ -2,8 +2,6 @@
 //! [`Control`], and what it says goes out. One thread, a tokio `current_thread` runtime; the metadata log
 //! flushes on a thread of its own, so that no disk holds this loop up.
 
-#![expect(clippy::disallowed_methods, reason = "driver: reads the clock")]
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

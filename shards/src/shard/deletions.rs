@@ -1,4 +1,5 @@
-//! Deletions of records that clients ask for: durable before they are answered.
+//! Deletions of records that clients ask for: durable here, and known to every in-sync follower, before they are answered,
+//! so that none of them shows the records again as the next leader.
 
 use std::collections::VecDeque;
 
@@ -9,13 +10,16 @@ use crate::ids::Offset;
 use crate::log::Slot;
 use crate::log::journal::Marker;
 use crate::mail::{Answer, PartitionError, ReplyTo};
+use crate::partition::Partition;
 use crate::time::Instant;
 
 /// A deletion of records that is answered once the journal has it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deletion {
-    marker: Marker,
+    /// `None` once the journal has it.
+    marker: Option<Marker>,
     to: ReplyTo,
+    slot: Slot,
     start: Offset,
     deadline: Instant,
 }
@@ -38,20 +42,43 @@ impl<F: Front> Shard<F> {
         let marker = self.storage.advance_start(self.now, slot, start).map_err(refused)?;
         partition.start_at(start);
         self.mark(slot);
-        self.deletions.push_back(Deletion { marker, to, start, deadline });
+        self.deletions.push_back(Deletion { marker: Some(marker), to, slot, start, deadline });
         if self.deletions.len() == 1 {
             self.timers.set(Timer::Deletions, deadline);
         }
         Ok(())
     }
 
-    pub(super) fn finish_deletions(&mut self, upto: Marker) {
+    /// The journal has everything up to `upto`.
+    pub(super) fn on_deletions_flushed(&mut self, upto: Marker) {
+        for deletion in &mut self.deletions {
+            deletion.marker = deletion.marker.filter(|&marker| marker > upto);
+        }
+        self.finish_deletions();
+    }
+
+    /// Answers the deletions that all who must know of them do.
+    pub(super) fn finish_deletions(&mut self) {
         if self.deletions.is_empty() {
             return;
         }
-        while self.deletions.front().is_some_and(|d| d.marker <= upto) {
-            let done = self.deletions.pop_front().expect("one is there");
-            self.answer(done.to, Answer::Deleted(Ok(done.start)));
+        let partitions = &self.partitions;
+        let result = |d: &Deletion| {
+            let Some(in_sync) = partitions.get(d.slot).and_then(Partition::in_sync) else {
+                return Some(Err(PartitionError::NotLeader));
+            };
+            (d.marker.is_none() && in_sync.all_start_at(d.start)).then_some(Ok(d.start))
+        };
+        let mut done = Vec::new();
+        self.deletions.retain(|deletion| match result(deletion) {
+            Some(result) => {
+                done.push((deletion.to, result));
+                false
+            }
+            None => true,
+        });
+        for (to, result) in done {
+            self.answer(to, Answer::Deleted(result));
         }
         self.arm_deletions();
     }

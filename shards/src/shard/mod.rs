@@ -126,7 +126,6 @@ pub struct Shard<F: Front> {
     held: VecDeque<Held>,
     /// The earliest deadline in `held`.
     held_due: Option<Instant>,
-    /// In the order of their markers.
     deletions: VecDeque<deletions::Deletion>,
     remote_ops: usize,
     outputs: VecDeque<Output<F>>,

@@ -124,6 +124,7 @@ impl<F: Front> Shard<F> {
         match partition.assign(self.now, assignment) {
             Assigned::Stale => {}
             Assigned::Leading => {
+                self.finish_deletions();
                 self.dismiss_strangers(slot);
                 self.begin_to_lead(slot);
             }
@@ -136,12 +137,14 @@ impl<F: Front> Shard<F> {
             // What counts as acknowledged may be another thing now.
             Assigned::Following => self.owe_ack(slot),
             Assigned::FollowingAnew => {
+                self.finish_deletions();
                 self.refuse_waiters(slot, PartitionError::NotLeader);
                 self.wake_watchers(slot);
                 self.dismiss(slot, Refusal::NotLeader);
                 self.follow(slot);
             }
             Assigned::NotLeading => {
+                self.finish_deletions();
                 self.unfollow(slot);
                 self.refuse_waiters(slot, PartitionError::NotLeader);
                 self.wake_watchers(slot);
@@ -170,6 +173,7 @@ impl<F: Front> Shard<F> {
         self.unfollow(slot);
         self.dismiss(slot, Refusal::NotLeader);
         self.partitions.remove(slot);
+        self.finish_deletions();
         // Refused only by a log that is stopping or failed: then the next start finds a log that nobody wants.
         let _ = self.storage.drop_log(self.now, slot);
     }
@@ -389,7 +393,7 @@ impl<F: Front> Shard<F> {
                 }
             }
         }
-        self.finish_deletions(upto);
+        self.on_deletions_flushed(upto);
     }
 
     pub(super) fn expire_waiters(&mut self, slot: Slot) {

@@ -99,7 +99,7 @@ fn reassignments_under_way_are_listed_with_who_comes_and_who_goes() {
         let (_, response) = client.response::<ListPartitionReassignmentsRequest>(0);
         assert_eq!((response.error_code, response.topics.len()), (0, expected));
         if expected == 1 {
-            assert_eq!(response.topics[0].partitions, [ongoing.clone()]);
+            assert_eq!(response.topics[0].partitions, std::slice::from_ref(&ongoing));
         }
     }
 }

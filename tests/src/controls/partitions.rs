@@ -14,7 +14,7 @@ pub fn check(old: &Image, new: &Image) -> Verdict {
             let id = topic.partition_id(index);
             state_holds(id, state, new)?;
             if let Some(before) = old.partition(id) {
-                step_holds(id, before, state)?;
+                step_holds(id, before, state, new)?;
             }
         }
     }
@@ -46,7 +46,7 @@ fn state_holds(id: PartitionId, state: &PartitionState, image: &Image) -> Verdic
     }
 }
 
-fn step_holds(id: PartitionId, old: &PartitionState, new: &PartitionState) -> Verdict {
+fn step_holds(id: PartitionId, old: &PartitionState, new: &PartitionState, image: &Image) -> Verdict {
     let wrong = |what: &str| Err(broken("partitions", format!("{id} {what}: {old:?} {new:?}")));
     if old == new {
         return Ok(());
@@ -63,9 +63,11 @@ fn step_holds(id: PartitionId, old: &PartitionState, new: &PartitionState) -> Ve
     }
     // Whoever has everything that was acknowledged: unless it is said to recover, a leader is one of them.
     let had = |node: &NodeId| old.isr.contains(node) || old.elr.contains(node);
+    // A leader that lives says itself who came in sync; it may leave by the same change.
+    let is_vouched_for = old.leader.is_some_and(|leader| image.serves(leader));
     if let Some(leader) = new.leader
         && new.leader != old.leader
-        && !had(&leader)
+        && !(had(&leader) || is_vouched_for)
         && !new.recovering
         && new.partition_epoch.0 == old.partition_epoch.0 + 1
     {

@@ -27,6 +27,7 @@ const NODES: usize = 3;
 /// With faults, and to heal afterwards: longer than the longest request and every backoff.
 const WORK: Duration = Duration::from_secs(40);
 const HEAL: Duration = Duration::from_secs(60);
+const REST_MAX: Duration = Duration::from_secs(20);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
 /// Inputs of one run at most; more is a loop.
 const STEPS_MAX: u64 = 2_000_000;
@@ -144,13 +145,25 @@ impl World {
             if self.now > Instant::ZERO + WORK && !self.healing {
                 self.heal();
             }
-            if self.now > Instant::ZERO + WORK + HEAL {
+            let end = Instant::ZERO + WORK + HEAL;
+            // What is begun at the very end is let finish.
+            if self.now > end + REST_MAX || (self.now > end && self.is_at_rest()) {
                 break;
             }
             self.note(&event);
             self.on_event(event)?;
         }
         self.end()
+    }
+
+    /// Every node has applied all there is, and so have its shards.
+    fn is_at_rest(&self) -> bool {
+        self.nodes.iter().all(|node| {
+            let newest = self.oracle.newest().revision;
+            node.applied == self.oracle.len()
+                && node.proposal.is_none()
+                && node.shards.iter().all(|shard| shard.told.is_empty() && shard.revision == newest)
+        })
     }
 
     fn note(&mut self, event: &Event) {
@@ -459,6 +472,9 @@ impl World {
         if self.oracle.leader == Some(node) {
             self.oracle.leader = None;
             self.tell_leader();
+            if self.healing {
+                self.elect();
+            }
         }
         self.after(6000, Event::Start { node });
     }

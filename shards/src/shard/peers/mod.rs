@@ -10,6 +10,7 @@
 //!
 //! [`ReplicationConfig`]: super::ReplicationConfig
 
+mod fill;
 mod following;
 mod in_sync;
 mod leading;

@@ -17,9 +17,11 @@ fn without_c(records: u32, replication: ReplicationConfig) -> Cluster {
 }
 
 fn delete_before(cluster: &mut Cluster, node: NodeId, before: u64) {
-    let deadline = cluster.now() + Duration::from_secs(1);
+    let deadline = cluster.now() + Duration::from_secs(10);
     let token = cluster.rig(node).op(0, Op::DeleteRecords { before: Some(Offset(before)), deadline });
     cluster.run();
+    assert!(cluster.rig(node).answer(token).is_none(), "in-sync followers do not know of it yet");
+    cluster.settle();
     let answer = cluster.rig(node).answer(token);
     assert!(matches!(answer, Some(Answer::Deleted(Ok(start))) if start == Offset(before)), "{answer:?}");
 }

@@ -187,6 +187,11 @@ fn r22_records_that_come_late_from_the_same_leader_are_dropped() {
     assert_eq!(cluster.base(A, token), Some(1));
     cluster.assert_same(0, 2);
     assert!(!String::from_utf8_lossy(&cluster.log(B, 0)).contains("late"));
+    assert_eq!(
+        (cluster.stats(B).misfits, cluster.stats(B).truncations),
+        (0, 0),
+        "nor was it taken for a while"
+    );
 }
 
 /// Gives `node` records that its leader never sent, under its own subscription. Whether they were taken.
