@@ -70,15 +70,7 @@ impl Special {
 
 fn parse() -> Result<Args, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut args = Args {
-        first: 0,
-        end: 1,
-        swarm: None,
-        node: None,
-        world: None,
-        jobs: cores,
-        trace: false,
-    };
+    let mut args = Args { first: 0, end: 1, swarm: None, node: None, world: None, jobs: cores, trace: false };
     let mut count = None;
     let mut words = Words::new(std::env::args().skip(1));
     while let Some(option) = words.option() {
@@ -158,7 +150,9 @@ fn main() -> ExitCode {
     match args.world {
         Some(Special::Log) => return logs_of(&args, began),
         Some(Special::Control) => return controls_of(&args, began),
-        Some(Special::Replicas) => return clusters_of(&args, Special::Replicas, cluster::run_replicas, began),
+        Some(Special::Replicas) => {
+            return clusters_of(&args, Special::Replicas, cluster::run_replicas, began);
+        }
         Some(Special::Cluster) => return clusters_of(&args, Special::Cluster, cluster::run_cluster, began),
         None => {}
     }

@@ -170,7 +170,9 @@ impl Client {
             self.next_correlation += 1;
             let id = self.id;
             let name = super::node_id(node);
-            scene.judge.tell(|| format!("client {id} sends call {correlation} to node {name}, batch {uid:?}"));
+            scene
+                .judge
+                .tell(|| format!("client {id} sends call {correlation} to node {name}, batch {uid:?}"));
             acts.push(Act::Frame(node, SimWire.encode(&call, correlation)));
             let floor = match &call {
                 Call::Read(r) => scene.judge.floor(r.partition),
@@ -200,12 +202,7 @@ impl Client {
     }
 
     /// Bytes came; true when they held an answer, so that the client may act again.
-    pub fn receive(
-        &mut self,
-        node: usize,
-        bytes: &[u8],
-        scene: &mut Scene<'_>,
-    ) -> Result<bool, Violation> {
+    pub fn receive(&mut self, node: usize, bytes: &[u8], scene: &mut Scene<'_>) -> Result<bool, Violation> {
         let Some(link) = self.links.get_mut(&node) else { return Ok(false) };
         link.received.extend_from_slice(bytes);
         let mut any = false;

@@ -71,8 +71,10 @@ impl Consumer {
             (Call::Read(read), Said::Read(Err(e))) => {
                 let (partition, offset) = (read.partition, read.offset.0);
                 if e == PartitionError::OffsetOutOfRange && !read.from_follower && offset <= open.floor {
-                    let what =
-                        format!("{partition}: {offset} is out of range, though {} had been passed", open.floor);
+                    let what = format!(
+                        "{partition}: {offset} is out of range, though {} had been passed",
+                        open.floor
+                    );
                     return Err(broken(visible::NAME, what));
                 }
                 Ok(())

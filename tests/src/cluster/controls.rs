@@ -72,21 +72,65 @@ pub enum Event {
     Tick,
     /// The topics are made once the nodes are there.
     Create,
-    Tell { node: usize, life: u32, term: u64, leader: Option<usize> },
+    Tell {
+        node: usize,
+        life: u32,
+        term: u64,
+        leader: Option<usize>,
+    },
     /// The node takes the next entry of the log.
-    Deliver { node: usize, life: u32 },
+    Deliver {
+        node: usize,
+        life: u32,
+    },
     /// A proposal comes to the log.
-    Arrive { origin: Origin, entry: Entry },
-    Failed { node: usize, life: u32, proposal: ProposalId },
-    Keep { node: usize, life: u32, id: KeepId, changes: Placements },
-    Timer { node: usize, life: u32 },
+    Arrive {
+        origin: Origin,
+        entry: Entry,
+    },
+    Failed {
+        node: usize,
+        life: u32,
+        proposal: ProposalId,
+    },
+    Keep {
+        node: usize,
+        life: u32,
+        id: KeepId,
+        changes: Placements,
+    },
+    Timer {
+        node: usize,
+        life: u32,
+    },
     /// A session's request, once more.
-    Again { node: usize, life: u32, shard: ShardId, conn: ConnId, token: Token },
+    Again {
+        node: usize,
+        life: u32,
+        shard: ShardId,
+        conn: ConnId,
+        token: Token,
+    },
     /// The node asks for its lease; that comes to the leader; and its answer.
-    Ask { node: usize, life: u32 },
-    Asked { node: usize, life: u32, sent: Instant },
-    Granted { node: usize, life: u32, until: Instant },
-    Hint { node: usize, life: u32, hint: Hint },
+    Ask {
+        node: usize,
+        life: u32,
+    },
+    Asked {
+        node: usize,
+        life: u32,
+        sent: Instant,
+    },
+    Granted {
+        node: usize,
+        life: u32,
+        until: Instant,
+    },
+    Hint {
+        node: usize,
+        life: u32,
+        hint: Hint,
+    },
 }
 
 impl Planes {
@@ -231,9 +275,8 @@ impl Planes {
         let heard = Heard { patience: self.patience, silent: silent.collect() };
         self.input(leader, Input::Heard(heard), cx)?;
         let sent = cx.net.clock(leader, cx.now);
-        self.lease(leader, sent, leader, cx).map_or(Ok(()), |until| {
-            self.input(leader, Input::Lease { until }, cx)
-        })
+        self.lease(leader, sent, leader, cx)
+            .map_or(Ok(()), |until| self.input(leader, Input::Lease { until }, cx))
     }
 
     /// Gossip: who was silent for long is called dead, and who speaks again is called alive.
@@ -353,7 +396,8 @@ fn translated(message: FromControl<Arc<Image>, Reply>, config: &Config) -> Told 
     match message {
         FromControl::Delta { revision, view, assign, unassign } => {
             let local = view.local_shards();
-            let partitions = local.filter_map(|(id, shard)| Some((id, (shard, assignment(&view, id, config)?))));
+            let partitions =
+                local.filter_map(|(id, shard)| Some((id, (shard, assignment(&view, id, config)?))));
             let view = Arc::new(Metadata { revision, partitions: partitions.collect() });
             FromControl::Delta { revision, view, assign, unassign }
         }
@@ -610,7 +654,8 @@ impl Plane for Planes {
             return Some(format!("node {} has not applied the log", node_id(at)));
         }
         let missing = |a: &&Assignment| {
-            a.leader.is_none_or(|leader| !self.members[index_of(leader)].ready) || a.isr.len() < a.replicas.len()
+            a.leader.is_none_or(|leader| !self.members[index_of(leader)].ready)
+                || a.isr.len() < a.replicas.len()
         };
         let open = self.truth.values().find(missing);
         open.map(|a| format!("{} has the leader {:?} and the ISR {:?}", a.partition, a.leader, a.isr))

@@ -84,17 +84,46 @@ struct Agent {
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The agent registers, or shows that it lives.
-    Beat { node: usize, life: u32 },
+    Beat {
+        node: usize,
+        life: u32,
+    },
     /// That comes to the oracle; it was sent at a time of the node's clock.
-    Heard { node: usize, life: u32, known: usize, sent: Instant, stopping: bool },
+    Heard {
+        node: usize,
+        life: u32,
+        known: usize,
+        sent: Instant,
+        stopping: bool,
+    },
     /// And its answer to the agent.
-    Leased { node: usize, life: u32, until: Instant },
+    Leased {
+        node: usize,
+        life: u32,
+        until: Instant,
+    },
     /// The agent takes what is new in the log.
-    Follow { node: usize, life: u32 },
+    Follow {
+        node: usize,
+        life: u32,
+    },
     /// The agent sends a wish, again until something comes of it.
-    Wish { node: usize, life: u32, partition: PartitionId },
-    Wished { node: usize, life: u32, change: IsrChange },
-    Refused { node: usize, life: u32, change: IsrChange, refusal: IsrRefusal },
+    Wish {
+        node: usize,
+        life: u32,
+        partition: PartitionId,
+    },
+    Wished {
+        node: usize,
+        life: u32,
+        change: IsrChange,
+    },
+    Refused {
+        node: usize,
+        life: u32,
+        change: IsrChange,
+        refusal: IsrRefusal,
+    },
     /// The oracle looks who was not heard.
     Watch,
 }
@@ -137,7 +166,8 @@ impl Keeper {
                 }
             }
             if next.leader.is_none() {
-                next.leader = next.replicas.iter().copied().find(|n| next.isr.contains(n) && self.may_lead(*n));
+                next.leader =
+                    next.replicas.iter().copied().find(|n| next.isr.contains(n) && self.may_lead(*n));
             }
             if next.leader != a.leader {
                 next.leader_epoch.0 += 1;
@@ -472,7 +502,10 @@ impl Plane for Keeper {
 
     fn has_stopped(&self, node: usize) -> bool {
         let agent = &self.agents[node];
-        agent.life > 0 && agent.is_stopping && !agent.stopped.is_empty() && agent.stopped.len() == agent.recovered.len()
+        agent.life > 0
+            && agent.is_stopping
+            && !agent.stopped.is_empty()
+            && agent.stopped.len() == agent.recovered.len()
     }
 
     fn disturb(&mut self, cx: &mut In<'_>) -> Verdict {

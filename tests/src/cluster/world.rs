@@ -79,9 +79,21 @@ enum Event<E> {
     Said(usize, ShardId, u32, Said),
     Plane(E),
     /// A connection comes to the other node, or the news that it does not.
-    Dial { node: usize, shard: ShardId, life: u32, to: usize, to_shard: ShardId },
+    Dial {
+        node: usize,
+        shard: ShardId,
+        life: u32,
+        to: usize,
+        to_shard: ShardId,
+    },
     Opened(usize, Side),
-    DialFailed { node: usize, shard: ShardId, life: u32, to: usize, to_shard: ShardId },
+    DialFailed {
+        node: usize,
+        shard: ShardId,
+        life: u32,
+        to: usize,
+        to_shard: ShardId,
+    },
     LinkTake(usize, Side),
     LinkMove(usize, Side),
     /// The end learns that the other one is gone.
@@ -218,7 +230,8 @@ impl<P: Plane> World<P> {
             self.add_client(Client::new(id, role, rng));
         }
         // The cluster begins in peace.
-        let first = self.dice.fault.between(self.config.peace, self.config.peace + Duration::from_millis(120));
+        let first =
+            self.dice.fault.between(self.config.peace, self.config.peace + Duration::from_millis(120));
         self.after(first, Event::Fault);
         self.after(first + self.config.duration, Event::Heal);
     }

@@ -108,9 +108,8 @@ impl<P: Plane> World<P> {
         let nodes = self.config.nodes;
         let node = rng.index(nodes);
         let other = (node + 1 + rng.index(nodes - 1)) % nodes;
-        let shard = ShardId(
-            u16::try_from(rng.below(u64::from(self.config.shards[node]))).expect("few shards"),
-        );
+        let shard =
+            ShardId(u16::try_from(rng.below(u64::from(self.config.shards[node]))).expect("few shards"));
         let controller = self.net.controller();
         match kind {
             Kind::Kill => Fault::Crash(node, Crash::Kill),

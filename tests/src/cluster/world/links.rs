@@ -108,13 +108,8 @@ impl<P: Plane> World<P> {
             return;
         };
         self.links[link].ends[side].open = true;
-        let input = PeerInput::Opened {
-            conn,
-            node: node_id(other_node),
-            remote_shard,
-            epoch,
-            dialed: side == 0,
-        };
+        let input =
+            PeerInput::Opened { conn, node: node_id(other_node), remote_shard, epoch, dialed: side == 0 };
         self.deliver(node, shard, Item::Input(Input::Peer(input)));
         self.link_pump(link, 1 - side);
     }
