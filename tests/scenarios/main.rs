@@ -1,5 +1,6 @@
 //! Directed simulations, and slices of the random ones.
 
+mod clusters;
 mod controls;
 mod crashes;
 mod disks;

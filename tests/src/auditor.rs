@@ -89,6 +89,7 @@ impl Auditor {
                     bytes_max: READ_BYTES,
                     bytes_min: 1,
                     wait: Duration::from_millis(100),
+                    from_follower: false,
                 };
                 Move::Call(Call::Read(read), Tag::default())
             }

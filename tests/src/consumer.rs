@@ -49,6 +49,7 @@ impl Consumer {
             bytes_max: *rng.pick(&[1, 200, 4096, 65_536, READ_BYTES]),
             bytes_min: *rng.pick(&[0, 1, 1, 1000, 100_000]),
             wait: Duration::from_millis(*rng.pick(&[0, 1, 10, 100])),
+            from_follower: false,
         };
         Move::Call(Call::Read(read), Tag::default())
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use highwater_shards::front::{CloseReason, Cx, Front};
 use highwater_shards::ids::{
-    Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, Revision, TopicId,
+    Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, Revision, ShardId, TopicId,
 };
 use highwater_shards::mail::{Acks, Answer, Locate, Op, PartitionError, Token};
 
@@ -107,6 +107,7 @@ impl Wire for SimWire {
                 out.put_u32(read.bytes_max);
                 out.put_u32(read.bytes_min);
                 put_duration(&mut out, read.wait);
+                out.put_u8(u8::from(read.from_follower));
             }
             Call::Locate { partition, at } => {
                 out.put_u8(LOCATE);
@@ -292,6 +293,10 @@ impl Front for SimFront {
     fn in_flight(&self, session: &SimSession) -> usize {
         session.slots.len()
     }
+
+    fn local_shard(view: &Arc<Metadata>, partition: PartitionId) -> Option<ShardId> {
+        view.partitions.get(&partition).map(|p| p.0)
+    }
 }
 
 impl SimSession {
@@ -364,13 +369,14 @@ fn read_op(
             let deadline = cx.now + Duration::from_nanos(frame.get_u64());
             Some(Op::Append { acks, deadline, records: frame.split_off(0) })
         }
-        READ if frame.len() == 24 => {
+        READ if frame.len() == 25 => {
             let read = ReadCall {
                 partition,
                 offset: Offset(frame.get_u64()),
                 bytes_max: frame.get_u32(),
                 bytes_min: frame.get_u32(),
                 wait: Duration::from_nanos(frame.get_u64()),
+                from_follower: frame.get_u8() != 0,
             };
             slot.state = State::Watching(read, ReadState::First);
             Some(read_once(&read, if read.wait.is_zero() { 0 } else { read.bytes_min }))
@@ -397,7 +403,7 @@ fn unwatch(cx: &mut Cx<'_, SimFront>, partition: PartitionId, token: Token) {
 
 fn read_once(read: &ReadCall, watch_below_bytes: u32) -> Op {
     Op::Read {
-        from_follower: false,
+        from_follower: read.from_follower,
         current_epoch: None,
         offset: read.offset,
         bytes_max: read.bytes_max,

@@ -13,6 +13,7 @@ pub mod args;
 pub mod auditor;
 pub mod checkers;
 pub mod client;
+pub mod cluster;
 pub mod config;
 pub mod consumer;
 pub mod control;

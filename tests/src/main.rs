@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use highwater_sim::args::{self, Words, number};
+use highwater_sim::cluster;
 use highwater_sim::controls;
 use highwater_sim::logs;
 use highwater_sim::logs::counts::Counts;
@@ -22,7 +23,9 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
                  (default: on for odd seeds)
   --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard;
                  log: the log of one shard alone; control: several control planes over an oracle of the
-                 metadata log (default: sim for two seeds, kafka for the next two, and so on)
+                 metadata log; replicas: nodes of shards that replicate, under a scripted control plane;
+                 cluster: the same under the real one
+                 (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
 ";
@@ -33,26 +36,41 @@ struct Args {
     end: u64,
     swarm: Option<bool>,
     node: Option<Node>,
-    /// The log of one shard alone.
-    log: bool,
-    /// Several control planes.
-    control: bool,
+    /// A world of its own.
+    world: Option<Special>,
     jobs: usize,
     trace: bool,
 }
 
+/// A world that is not one node of shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Special {
+    /// The log of one shard alone.
+    Log,
+    /// Several control planes.
+    Control,
+    /// Nodes that replicate, under a scripted control plane.
+    Replicas,
+    /// Under the real one.
+    Cluster,
+}
+
+impl Special {
+    const ALL: [Self; 4] = [Self::Log, Self::Control, Self::Replicas, Self::Cluster];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Control => "control",
+            Self::Replicas => "replicas",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
 fn parse() -> Result<Args, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut args = Args {
-        first: 0,
-        end: 1,
-        swarm: None,
-        node: None,
-        log: false,
-        control: false,
-        jobs: cores,
-        trace: false,
-    };
+    let mut args = Args { first: 0, end: 1, swarm: None, node: None, world: None, jobs: cores, trace: false };
     let mut count = None;
     let mut words = Words::new(std::env::args().skip(1));
     while let Some(option) = words.option() {
@@ -77,12 +95,8 @@ fn parse() -> Result<Args, String> {
             }
             "--node" => {
                 let name = words.value()?;
-                if name == "log" {
-                    args.log = true;
-                    continue;
-                }
-                if name == "control" {
-                    args.control = true;
+                args.world = Special::ALL.into_iter().find(|w| w.name() == name);
+                if args.world.is_some() {
                     continue;
                 }
                 let node = Node::ALL.into_iter().find(|n| n.name() == name);
@@ -115,7 +129,7 @@ fn main() -> ExitCode {
     };
     // A panic of a machine ends the process before anything could be said, so its seed is said first.
     let usual = std::panic::take_hook();
-    let control = args.control;
+    let world = args.world;
     std::panic::set_hook(Box::new(move |panic| {
         if let Some(name) = std::thread::current().name() {
             eprintln!("panic in a thread that ran {name}");
@@ -126,21 +140,21 @@ fn main() -> ExitCode {
             }
         });
         LOG_RUNNING.with(|seed| {
-            if let Some(seed) = seed.get() {
-                eprintln!(
-                    "seed {seed} panicked; run it again: {}",
-                    again(seed, if control { "control" } else { "log" })
-                );
+            if let (Some(seed), Some(world)) = (seed.get(), world) {
+                eprintln!("seed {seed} panicked; run it again: {}", again(seed, world));
             }
         });
         usual(panic);
     }));
     let began = std::time::Instant::now();
-    if args.log {
-        return logs_of(&args, began);
-    }
-    if args.control {
-        return controls_of(&args, began);
+    match args.world {
+        Some(Special::Log) => return logs_of(&args, began),
+        Some(Special::Control) => return controls_of(&args, began),
+        Some(Special::Replicas) => {
+            return clusters_of(&args, Special::Replicas, cluster::run_replicas, began);
+        }
+        Some(Special::Cluster) => return clusters_of(&args, Special::Cluster, cluster::run_cluster, began),
+        None => {}
     }
     if args.end == args.first + 1 { one(&args) } else { many(&args, began) }
 }
@@ -210,8 +224,9 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// The command that runs a seed of the log, or of the control planes, again.
-fn again(seed: u64, node: &str) -> String {
+/// The command that runs a seed of such a world again.
+fn again(seed: u64, world: Special) -> String {
+    let node = world.name();
     format!("cargo run --release --bin highwater-sim -- --node {node} --seed {seed} --trace")
 }
 
@@ -233,7 +248,7 @@ fn controls_of(args: &Args, began: std::time::Instant) -> ExitCode {
             }
             if let Some(v) = &outcome.violation {
                 failed.store(true, Ordering::Relaxed);
-                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, "control"));
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, Special::Control));
             }
         }
         counts
@@ -257,6 +272,49 @@ fn controls_of(args: &Args, began: std::time::Instant) -> ExitCode {
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
+fn clusters_of(
+    args: &Args,
+    world: Special,
+    run: fn(u64, bool) -> cluster::Outcome,
+    began: std::time::Instant,
+) -> ExitCode {
+    let next = AtomicU64::new(args.first);
+    let failed = AtomicBool::new(false);
+    let work = || {
+        let mut counts = cluster::Counts::default();
+        while !failed.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= args.end {
+                break;
+            }
+            LOG_RUNNING.set(Some(seed));
+            let outcome = run(seed, args.trace);
+            counts.add(&outcome.counts);
+            if args.end == args.first + 1 {
+                println!("seed {seed}: hash {:016x}, {:?} of virtual time", outcome.hash, outcome.time);
+            }
+            if let Some(v) = &outcome.violation {
+                failed.store(true, Ordering::Relaxed);
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, world));
+            }
+        }
+        counts
+    };
+    let counts = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.jobs).map(|_| scope.spawn(work)).collect();
+        let mut all = cluster::Counts::default();
+        for worker in workers {
+            all.add(&worker.join().expect("a panic ends the process"));
+        }
+        all
+    });
+    println!("clusters: {} in {:.1} s", world.name(), began.elapsed().as_secs_f64());
+    for (name, count) in counts.named() {
+        println!("  {count:>12} {}", name.replace('_', " "));
+    }
+    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
 fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {
     let next = AtomicU64::new(args.first);
     let failed = AtomicBool::new(false);
@@ -276,7 +334,7 @@ fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {
             }
             if let Some(v) = &outcome.violation {
                 failed.store(true, Ordering::Relaxed);
-                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, "log"));
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, Special::Log));
             }
         }
         (counts, done)

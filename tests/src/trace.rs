@@ -19,11 +19,18 @@ pub struct Trace {
     events: u64,
     print: bool,
     line: String,
+    /// Of a cluster, the node whose shards act.
+    node: u32,
 }
 
 impl Trace {
     pub fn new(print: bool) -> Self {
         Self { print, ..Self::default() }
+    }
+
+    /// What follows is of another node of a cluster.
+    pub fn at_node(&mut self, node: u32) {
+        self.node = node;
     }
 
     /// Over everything so far.
@@ -112,10 +119,14 @@ impl Trace {
     fn begin(&mut self, now: Instant, shard: ShardId, arrow: &str) {
         self.events += 1;
         self.mix(now.as_nanos());
-        self.mix(u64::from(shard.0) << 8 | u64::from(arrow.as_bytes()[0]));
+        self.mix(u64::from(self.node) << 32 | u64::from(shard.0) << 8 | u64::from(arrow.as_bytes()[0]));
         if self.print {
             self.line.clear();
-            let _ = write!(self.line, "{:>13.6} ms  shard {shard} {arrow}", millis(now));
+            let _ = write!(self.line, "{:>13.6} ms  ", millis(now));
+            if self.node > 0 {
+                let _ = write!(self.line, "node {} ", self.node);
+            }
+            let _ = write!(self.line, "shard {shard} {arrow}");
         }
     }
 

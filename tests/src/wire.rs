@@ -38,6 +38,8 @@ pub struct ReadCall {
     /// Wait until so many bytes are there.
     pub bytes_min: u32,
     pub wait: Duration,
+    /// Whether a replica that follows may answer, where the protocol can say so.
+    pub from_follower: bool,
 }
 
 impl Call {

@@ -124,6 +124,14 @@ impl Partition {
         self.ends.log
     }
 
+    /// The epoch in which this replica leads.
+    pub fn leads(&self) -> Option<LeaderEpoch> {
+        match &self.role {
+            Role::Leader(leader) => Some(leader.epoch),
+            Role::None | Role::Follower(_) => None,
+        }
+    }
+
     pub fn high_watermark(&self) -> Offset {
         self.high_watermark
     }

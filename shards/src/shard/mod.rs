@@ -8,6 +8,7 @@ mod clients;
 mod config;
 mod deletions;
 mod io;
+mod look;
 mod partitions;
 mod peers;
 mod reads;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use config::ReplicationConfig;
 pub use io::{ClientInput, FatalReason, Input, Output, PeerInput};
+pub use look::ReplicaLook;
 
 use crate::front::Front;
 use crate::ids::{ConnId, Map, NodeId, PartitionId, Revision, ShardId};

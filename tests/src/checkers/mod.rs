@@ -4,12 +4,17 @@
 
 pub mod acked;
 pub mod answered;
+pub mod committed;
 pub mod content;
 pub mod high_watermark;
+pub mod leaders;
 pub mod liveness;
+pub mod maximal_isr;
 pub mod order;
 pub mod revisions;
+pub mod truncation;
 pub mod visible;
+pub mod watermarks;
 
 use std::time::Duration;
 

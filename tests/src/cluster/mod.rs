@@ -1,0 +1,101 @@
+//! The world of a whole cluster: several nodes of real shards that replicate to each other over a simulated network, each
+//! shard with its simulated disk, under a control plane, with clients that follow the leaders.
+//!
+//! - [`world`] drives it all; [`net`] says who hears whom, [`links`] are the connections between shards of nodes
+//! - [`plane`] is the control plane as the world needs it; [`keeper`] is a scripted one, [`controls`] the real one
+//! - [`client`] with [`producer`], [`consumer`] and [`auditor`] is the workload
+//! - [`judge`] holds what clients heard and what replicas are against the invariants
+
+pub mod auditor;
+pub mod client;
+pub mod config;
+pub mod consumer;
+pub mod controls;
+pub mod judge;
+pub mod keeper;
+pub mod links;
+pub mod net;
+pub mod plane;
+pub mod producer;
+pub mod world;
+
+use std::time::Duration;
+
+use highwater_shards::ids::NodeId;
+
+use crate::checkers::Violation;
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub hash: u64,
+    pub counts: Counts,
+    pub time: Duration,
+    pub violation: Option<Violation>,
+}
+
+macro_rules! counts {
+    ($($name:ident),* $(,)?) => {
+        /// What happened in runs: so that one sees that each path was reached.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counts {
+            $(pub $name: u64,)*
+        }
+
+        impl Counts {
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name)),*]
+            }
+
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counts! {
+    seeds,
+    storms,
+    events,
+    lives,
+    kills,
+    power_losses,
+    stops,
+    pauses,
+    cuts,
+    broken_links,
+    bad_disks,
+    disturbances,
+    links,
+    dials_failed,
+    leaderships,
+    shrinks,
+    expansions,
+    truncations,
+    batches,
+    acked_batches,
+    refused_appends,
+    records_read,
+    follower_reads,
+    records_audited,
+}
+
+/// Nodes are counted from 1, their places from 0.
+pub fn node_id(place: usize) -> NodeId {
+    NodeId(u32::try_from(place).expect("few nodes") + 1)
+}
+
+pub fn index_of(node: NodeId) -> usize {
+    node.0 as usize - 1
+}
+
+/// Runs one seed of shards under the scripted control plane. With `print`, every event is told.
+pub fn run_replicas(seed: u64, print: bool) -> Outcome {
+    world::World::<keeper::Keeper>::new(config::Config::of_seed(seed), print).run()
+}
+
+/// Runs one seed of shards under the real control plane.
+pub fn run_cluster(seed: u64, print: bool) -> Outcome {
+    world::World::<controls::Planes>::new(config::Config::of_seed(seed).slower(), print).run()
+}

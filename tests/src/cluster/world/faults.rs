@@ -1,0 +1,289 @@
+//! The script of faults: what happens from outside, to whom, and how it is undone.
+
+use std::time::Duration;
+
+use highwater_shards::ids::{ConnId, ShardId};
+
+use super::{Event, Phase, Place, World};
+use crate::checkers::Verdict;
+use crate::cluster::config::Config;
+use crate::cluster::node_id;
+use crate::cluster::plane::Plane;
+use crate::disk::{Crash, DiskFaults};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    Crash(usize, Crash),
+    Blackout,
+    Stop(usize),
+    Pause(usize),
+    Stall(usize, ShardId),
+    /// From one to the other; either may be the controller.
+    Cut(usize, usize),
+    CutBoth(usize, usize),
+    /// Whether nobody hears the node, and whether it hears nobody.
+    Isolate {
+        node: usize,
+        unheard: bool,
+        deaf: bool,
+    },
+    BreakLinks(usize, usize),
+    SlowDisk(usize),
+    FullDisk(usize),
+    FailWrite(usize, ShardId),
+    FailRead(usize, ShardId),
+    Disturb,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Kill,
+    Power,
+    Blackout,
+    Stop,
+    Pause,
+    Stall,
+    Cut,
+    CutBoth,
+    Isolate,
+    CutControl,
+    BreakLinks,
+    SlowDisk,
+    FullDisk,
+    DiskError,
+    Disturb,
+}
+
+fn kinds(config: &Config) -> Vec<Kind> {
+    let f = &config.features;
+    let all = [
+        (f.kill, Kind::Kill),
+        (f.kill, Kind::Kill),
+        (f.power_loss, Kind::Power),
+        (f.power_loss, Kind::Power),
+        (f.blackout && !config.is_frugal(), Kind::Blackout),
+        (f.clean_stop, Kind::Stop),
+        (f.pause, Kind::Pause),
+        (f.stall, Kind::Stall),
+        (f.cut_one_way, Kind::Cut),
+        (f.cut_both_ways, Kind::CutBoth),
+        (f.isolate, Kind::Isolate),
+        (f.cut_control, Kind::CutControl),
+        (f.broken_links, Kind::BreakLinks),
+        (f.slow_disk, Kind::SlowDisk),
+        (f.full_disk, Kind::FullDisk),
+        (f.disk_errors, Kind::DiskError),
+        (f.controllers, Kind::Disturb),
+        (f.controllers, Kind::Disturb),
+    ];
+    all.into_iter().filter(|k| k.0).map(|k| k.1).collect()
+}
+
+impl<P: Plane> World<P> {
+    pub(super) fn on_fault(&mut self) -> Verdict {
+        if self.phase != Phase::Faults {
+            return Ok(());
+        }
+        let next = self.dice.fault.between(self.config.fault_every.start, self.config.fault_every.end);
+        let mut kinds = kinds(&self.config);
+        let count = if self.config.storm { 3 + self.dice.fault.index(3) } else { 1 };
+        // After a storm there is more time, or nothing would ever come to rest.
+        let rest = u32::try_from(count).expect("few");
+        self.after(next * rest, Event::Fault);
+        for _ in 0..count {
+            if kinds.is_empty() {
+                return Ok(());
+            }
+            let kind = *self.dice.fault.pick(&kinds);
+            kinds.retain(|&k| k != kind);
+            let fault = self.draw(kind);
+            self.trace.note(self.now, &format!("fault: {fault:?}"));
+            self.inflict(fault)?;
+        }
+        Ok(())
+    }
+
+    fn draw(&mut self, kind: Kind) -> Fault {
+        let rng = &mut self.dice.fault;
+        let nodes = self.config.nodes;
+        let node = rng.index(nodes);
+        let other = (node + 1 + rng.index(nodes - 1)) % nodes;
+        let shard =
+            ShardId(u16::try_from(rng.below(u64::from(self.config.shards[node]))).expect("few shards"));
+        let controller = self.net.controller();
+        match kind {
+            Kind::Kill => Fault::Crash(node, Crash::Kill),
+            Kind::Power => Fault::Crash(node, Crash::Power),
+            Kind::Blackout => Fault::Blackout,
+            Kind::Stop => Fault::Stop(node),
+            Kind::Pause => Fault::Pause(node),
+            Kind::Stall => Fault::Stall(node, shard),
+            Kind::Cut => Fault::Cut(node, other),
+            Kind::CutBoth => Fault::CutBoth(node, other),
+            Kind::Isolate => {
+                let how = rng.below(3);
+                Fault::Isolate { node, unheard: how != 0, deaf: how != 1 }
+            }
+            Kind::CutControl => match rng.below(3) {
+                0 => Fault::Cut(node, controller),
+                1 => Fault::Cut(controller, node),
+                _ => Fault::CutBoth(node, controller),
+            },
+            Kind::BreakLinks => Fault::BreakLinks(node, other),
+            Kind::SlowDisk => Fault::SlowDisk(node),
+            Kind::FullDisk => Fault::FullDisk(node),
+            Kind::DiskError if rng.flip() => Fault::FailWrite(node, shard),
+            Kind::DiskError => Fault::FailRead(node, shard),
+            Kind::Disturb => Fault::Disturb,
+        }
+    }
+
+    /// Whether a node may lose what it has in memory now: always, unless topics rest on that.
+    fn may_lose_memory(&self) -> bool {
+        !self.config.is_frugal()
+            || (self.plane.unrest().is_none()
+                && (0..self.config.nodes).all(|n| {
+                    self.net.node(n).up
+                        && self.plane.is_serving(n)
+                        && self.nodes[n].doom.is_none()
+                        && !self.nodes[n].fatal_expected
+                }))
+    }
+
+    fn inflict(&mut self, fault: Fault) -> Verdict {
+        let lasts = self.config.fault_lasts.clone();
+        let lasts = self.dice.fault.between(lasts.start, lasts.end);
+        let soon = self.trace.events() + self.dice.fault.below(100);
+        match fault {
+            Fault::Crash(node, crash) => {
+                if self.net.node(node).up && self.may_lose_memory() {
+                    self.nodes[node].doom.get_or_insert((soon, crash));
+                }
+            }
+            Fault::Blackout => {
+                for node in 0..self.config.nodes {
+                    if self.net.node(node).up && self.dice.fault.chance(900) {
+                        self.crash(node, Crash::Power);
+                    }
+                }
+            }
+            Fault::Stop(node) => {
+                if self.net.runs(node, self.now) && self.plane.is_serving(node) {
+                    let life = self.net.node(node).life;
+                    self.with_plane(|plane, cx| plane.stop(node, cx))?;
+                    self.after(Duration::from_secs(25), Event::StopOverdue(node, life));
+                }
+            }
+            Fault::Pause(node) => {
+                self.counts.pauses += 1;
+                let until = self.now + lasts;
+                let standing = self.net.node_mut(node);
+                standing.paused_until = standing.paused_until.max(until);
+            }
+            Fault::Stall(node, shard) => {
+                let until = self.now + lasts / 4;
+                self.host(node, shard).stalled_until = until;
+            }
+            Fault::Cut(..) | Fault::CutBoth(..) | Fault::Isolate { .. } => {
+                self.counts.cuts += 1;
+                for (from, to) in self.ways(fault) {
+                    self.net.cut(from, to);
+                    self.links_fall_silent(from, to);
+                }
+                self.after(lasts, Event::Undo(fault));
+            }
+            Fault::BreakLinks(a, b) => self.break_links(a, b),
+            Fault::SlowDisk(node) => {
+                self.counts.bad_disks += 1;
+                let factor = self.config.slow_factor;
+                self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.slow = factor);
+                self.after(lasts, Event::Undo(fault));
+            }
+            Fault::FullDisk(node) => {
+                self.counts.bad_disks += 1;
+                self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.full = true);
+                self.after(lasts, Event::Undo(fault));
+            }
+            Fault::FailWrite(node, shard) => {
+                if self.net.node(node).up && self.may_lose_memory() {
+                    self.counts.bad_disks += 1;
+                    self.nodes[node].fatal_expected = true;
+                    self.host(node, shard).disk.faults.fail_next_write = true;
+                }
+            }
+            Fault::FailRead(node, shard) => {
+                if self.net.node(node).up && self.may_lose_memory() {
+                    self.counts.bad_disks += 1;
+                    self.nodes[node].fatal_expected = true;
+                    self.host(node, shard).disk.faults.fail_next_read = true;
+                }
+            }
+            Fault::Disturb => {
+                self.counts.disturbances += 1;
+                self.with_plane(|plane, cx| plane.disturb(cx))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The ways that a cut closes.
+    fn ways(&self, fault: Fault) -> Vec<(usize, usize)> {
+        match fault {
+            Fault::Cut(a, b) => vec![(a, b)],
+            Fault::CutBoth(a, b) => vec![(a, b), (b, a)],
+            Fault::Isolate { node, unheard, deaf } => {
+                let others = (0..=self.config.nodes).filter(|&n| n != node);
+                let mut ways = Vec::new();
+                for other in others {
+                    ways.extend(unheard.then_some((node, other)));
+                    ways.extend(deaf.then_some((other, node)));
+                }
+                ways
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn undo(&mut self, fault: Fault) {
+        if self.phase != Phase::Faults {
+            return;
+        }
+        match fault {
+            Fault::SlowDisk(node) => self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.slow = 1),
+            Fault::FullDisk(node) => {
+                self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.full = false);
+            }
+            Fault::Cut(..) | Fault::CutBoth(..) | Fault::Isolate { .. } => {
+                for (from, to) in self.ways(fault) {
+                    self.net.mend(from, to);
+                }
+                self.links_speak();
+            }
+            _ => {}
+        }
+    }
+
+    /// The faults are over.
+    pub(super) fn heal(&mut self) -> Verdict {
+        self.trace.note(self.now, "the faults are over");
+        self.phase = Phase::Healing;
+        self.healed_at = self.now;
+        self.net.mend_all();
+        for node in 0..self.config.nodes {
+            self.nodes[node].doom = None;
+            for host in &mut self.nodes[node].hosts {
+                host.disk.faults = DiskFaults::default();
+            }
+            if self.net.node(node).up {
+                self.trace.note(self.now, &format!("node {} is well", node_id(node)));
+            }
+        }
+        self.links_speak();
+        for i in 0..self.places.len() {
+            if matches!(self.places[i], Place::Client(_)) {
+                self.pump(ConnId(i as u64));
+            }
+        }
+        self.with_plane(|plane, cx| plane.heal(cx))
+    }
+}
