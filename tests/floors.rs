@@ -37,6 +37,7 @@ const PACKAGES: [Package; 2] = [
             ("time", Pure(0)),
             ("batch", Pure(0)),
             ("frame", Pure(0)),
+            ("stream", Pure(0)),
             ("mail", Pure(0)),
             ("stats", Pure(0)),
             ("partition", Pure(1)),
@@ -48,7 +49,11 @@ const PACKAGES: [Package; 2] = [
         ],
         // A shard is generic over its front. A partition says what a checkpoint keeps of it: it names that vocabulary,
         // and calls nothing of the log.
-        siblings: &[("shard", &["front"]), ("partition", &["log", "checkpoint"])],
+        siblings: &[
+            ("shard", &["front"]),
+            ("partition", &["log", "checkpoint"]),
+            ("partition", &["log", "Lsn"]),
+        ],
     },
     Package {
         sources: "src",
@@ -106,7 +111,7 @@ const UNSAFE_FILES: [&str; 12] = [
     "shards/src/reactor/uring/files/file_job.rs",
     "shards/src/reactor/uring/files/mod.rs",
     "shards/src/reactor/uring/files/prepare.rs",
-    "shards/src/reactor/uring/links.rs",
+    "shards/src/reactor/uring/conn.rs",
     "shards/src/reactor/uring/post.rs",
     "shards/src/reactor/uring/ring.rs",
     "shards/src/reactor/uring/send.rs",

@@ -92,6 +92,8 @@ struct Syncing {
     /// Syncs that are to be asked for.
     todo: VecDeque<UnderWay>,
     under_way: usize,
+    /// How many may be, as of the last turn.
+    syncs_max: usize,
     failed: bool,
 }
 
@@ -258,6 +260,7 @@ impl Storage {
             open: BTreeMap::new(),
             todo: VecDeque::new(),
             under_way: 0,
+            syncs_max: 0,
             failed: false,
         }));
         self.checkpoints.removable.append(&mut self.checkpoints.doomed);
@@ -277,6 +280,7 @@ impl Storage {
         let State::Syncing(mut syncing) = std::mem::take(&mut self.checkpoints.state) else {
             unreachable!("the caller saw it");
         };
+        syncing.syncs_max = self.syncs_max();
         let mut turns = LOGS_PER_TURN;
         loop {
             self.ask_syncs(&mut syncing);
@@ -286,7 +290,7 @@ impl Storage {
                 self.encode(&mut syncing, noted, slot, open.state);
                 continue;
             }
-            let is_full = syncing.open.len() >= self.syncs_max();
+            let is_full = syncing.open.len() >= syncing.syncs_max;
             if is_full || turns == 0 || syncing.failed || syncing.next >= self.logs.len() {
                 break;
             }
@@ -309,7 +313,7 @@ impl Storage {
     /// Whether the checkpoint goes on by itself with the next turn.
     pub(super) fn checkpoint_has_turn(&self) -> bool {
         match &self.checkpoints.state {
-            State::Syncing(s) => !s.failed && s.next < self.logs.len() && s.open.len() < self.syncs_max(),
+            State::Syncing(s) => !s.failed && s.next < self.logs.len() && s.open.len() < s.syncs_max,
             _ => false,
         }
     }
@@ -351,7 +355,7 @@ impl Storage {
     }
 
     fn ask_syncs(&mut self, syncing: &mut Syncing) {
-        while syncing.under_way < self.syncs_max()
+        while syncing.under_way < syncing.syncs_max
             && let Some(what) = syncing.todo.pop_front()
         {
             syncing.under_way += 1;
