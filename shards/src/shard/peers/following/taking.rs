@@ -332,7 +332,7 @@ impl<F: Front> Shard<F> {
         }
     }
 
-    /// Appends the first batch of `bytes`. Its length; `None` when the log takes no more for now.
+    /// Appends the first batch of `bytes`. Its length; `None` when the log takes no more until it has room again.
     fn take_batch(&mut self, slot: Slot, epoch: LeaderEpoch, bytes: &[u8]) -> Result<Option<usize>, Unfit> {
         let header = batch::parse_header(bytes)?;
         let len = header.len as usize;
