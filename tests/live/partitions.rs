@@ -155,8 +155,11 @@ fn a_leader_that_is_cut_off_refuses_changes_while_the_others_go_on() {
     tell(&format!("the majority made a topic {took:?} after its leader was cut off"));
     assert!(fleet.term(one) > term);
     let mut refused = Vec::new();
-    while refused.len() < 3 {
-        let name = format!("alone-{}", refused.len());
+    for attempt in 0.. {
+        if refused.len() == 3 {
+            break;
+        }
+        let name = format!("alone-{attempt}");
         match try_create(fleet.client(old), &name) {
             NOT_CONTROLLER => refused.push(name),
             // It was taken in before the node knew that it was alone, and may come about later.

@@ -16,7 +16,7 @@ use kafka_protocol::protocol::StrBytes;
 use rustix::process::Signal;
 
 use crate::cluster::{Fleet, wait_for_leader};
-use crate::node::{Home, Node, wait_for};
+use crate::node::{Home, Node, PATIENCE, wait_for};
 use crate::records::{Producer, Record, batch, read_batches};
 use crate::wire::{Conn, NONE, topic_name};
 
@@ -203,17 +203,27 @@ fn read(lane: i32, clients: &[SocketAddr], stop: &AtomicBool) -> u64 {
     next
 }
 
-/// Every record of the partition as its leader has it.
+/// Every record of the partition as its leader has it. A leader that has just been elected shows what was acked only
+/// when its followers have told it that they hold it.
 fn check(clients: &[SocketAddr], lane: i32, acked: u64, seen: u64) {
-    let conn = wait_for("a leader", || Conn::open(leader_of(clients, TOPIC, lane)?).ok());
-    let mut conn = conn;
-    let records = conn.read_all(TOPIC, lane, 0);
-    for (next, record) in (0..).zip(&records) {
-        assert_eq!(number(lane, record), next, "lane {lane}: what is at {}", record.offset);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let conn = leader_of(clients, TOPIC, lane).and_then(|leader| Conn::open(leader).ok());
+        let held = conn.and_then(|mut conn| conn.try_read_all(TOPIC, lane, 0).ok()).map(|records| {
+            for (next, record) in (0..).zip(&records) {
+                assert_eq!(number(lane, record), next, "lane {lane}: what is at {}", record.offset);
+            }
+            records.len() as u64
+        });
+        if held.is_some_and(|held| held >= acked.max(seen)) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "lane {lane}: {acked} records were acked, {seen} shown; the leader has {held:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
     }
-    let held = records.len() as u64;
-    assert!(held >= acked, "lane {lane}: {acked} records were acked, {held} are there");
-    assert!(held >= seen, "lane {lane}: {seen} records were shown, {held} are there");
 }
 
 fn seconds() -> u64 {
