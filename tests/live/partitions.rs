@@ -34,23 +34,8 @@ struct Fleet {
 
 impl Fleet {
     fn start(name: &str) -> Option<Self> {
-        const PEERS: u16 = 9093;
         let network = Network::try_new(3)?;
-        let address = |node: usize, port: u16| SocketAddr::from((network.address(node), port));
-        let seeds = (1..=3).map(|node| address(node, PEERS).to_string()).collect::<Vec<_>>().join(",");
-        let homes: Vec<Home> = (1..=3)
-            .map(|node| {
-                let mut home = Home::new(name)
-                    .set("profile", "dev")
-                    .set("cluster.mode", "cluster")
-                    .set("cluster.node_id", &node.to_string())
-                    .set("cluster.cluster_addr", &address(node, PEERS).to_string())
-                    .set("cluster.seeds", &format!("[{seeds}]"))
-                    .set("security.cluster_secret", "a secret of the live tests");
-                (home.client, home.admin) = (address(node, 9092), address(node, 9094));
-                home
-            })
-            .collect();
+        let homes = homes(&network, name);
         let nodes = (1..).zip(&homes).map(|(node, home)| network.inside(node, || home.spawn())).collect();
         let fleet = Self { nodes, homes, network };
         wait_for_leader(&fleet.all());
@@ -115,6 +100,26 @@ impl Fleet {
             made.iter().for_each(|topic| assert!(list.contains(topic), "{topic} is not in: {list}"));
         }
     }
+}
+
+/// The homes of three nodes, each at its address in the network.
+pub fn homes(network: &Network, name: &str) -> Vec<Home> {
+    const PEERS: u16 = 9093;
+    let address = |node: usize, port: u16| SocketAddr::from((network.address(node), port));
+    let seeds = (1..=3).map(|node| address(node, PEERS).to_string()).collect::<Vec<_>>().join(",");
+    (1..=3)
+        .map(|node| {
+            let mut home = Home::new(name)
+                .set("profile", "dev")
+                .set("cluster.mode", "cluster")
+                .set("cluster.node_id", &node.to_string())
+                .set("cluster.cluster_addr", &address(node, PEERS).to_string())
+                .set("cluster.seeds", &format!("[{seeds}]"))
+                .set("security.cluster_secret", "a secret of the live tests");
+            (home.client, home.admin) = (address(node, 9092), address(node, 9094));
+            home
+        })
+        .collect()
 }
 
 /// What a node answers to CreateTopics.
