@@ -13,6 +13,7 @@
 mod bad_input;
 mod cluster;
 mod disk;
+mod failover;
 mod idle;
 mod kill;
 mod members;

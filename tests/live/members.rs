@@ -116,14 +116,14 @@ fn members(home: &Home) -> Option<Value> {
 }
 
 /// How a node sees another one.
-fn status(home: &Home, node: usize) -> Option<String> {
+pub fn status(home: &Home, node: usize) -> Option<String> {
     let view = members(home)?;
     let all = view["members"].as_array().into_iter().flatten();
     let of = all.clone().find(|member| member["name"] == node.to_string().as_str());
     of.map(|member| member["status"].as_str().unwrap().to_owned())
 }
 
-fn is_fenced(home: &Home, node: usize) -> Option<bool> {
+pub fn is_fenced(home: &Home, node: usize) -> Option<bool> {
     let view = cluster(home)?;
     let mut all = view["nodes"].as_array().into_iter().flatten();
     all.find(|info| info["id"] == node).and_then(|info| info["fenced"].as_bool())

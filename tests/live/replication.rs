@@ -55,14 +55,14 @@ fn number(lane: i32, record: &Record) -> u64 {
     number
 }
 
-fn metadata(addr: SocketAddr, topic: &str) -> io::Result<MetadataResponse> {
+pub fn metadata(addr: SocketAddr, topic: &str) -> io::Result<MetadataResponse> {
     let topics = vec![MetadataRequestTopic::default().with_name(Some(topic_name(topic)))];
     let request = MetadataRequest::default().with_topics(Some(topics)).with_allow_auto_topic_creation(false);
     Conn::open(addr)?.call(8, &request)
 }
 
 /// Where the leader of a partition serves clients, by the first node that answers.
-fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<SocketAddr> {
+pub fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<SocketAddr> {
     clients.iter().find_map(|client| {
         let answer = metadata(*client, topic).ok()?;
         let state = answer.topics.first()?.partitions.iter().find(|p| p.partition_index == partition)?;
@@ -72,7 +72,7 @@ fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<Sock
 }
 
 /// Nodes in the ISR of each partition.
-fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
+pub fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
     let Ok(answer) = metadata(client, topic) else { return Vec::new() };
     let Some(topic) = answer.topics.first() else { return Vec::new() };
     topic.partitions.iter().map(|partition| partition.isr_nodes.len()).collect()
