@@ -20,6 +20,7 @@ mod members;
 mod network;
 mod node;
 mod partitions;
+mod rack;
 mod reassign;
 mod records;
 mod replication;

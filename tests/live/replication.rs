@@ -48,7 +48,7 @@ fn value(lane: i32, seq: u64) -> Vec<u8> {
 }
 
 /// The number of a record, after a look at its content.
-fn number(lane: i32, record: &Record) -> u64 {
+pub fn number(lane: i32, record: &Record) -> u64 {
     let found = record.value.as_deref().expect("every record has a value");
     let number = u64::from_be_bytes(found[4..12].try_into().unwrap());
     assert!(found == value(lane, number), "lane {lane}: the content of record {number} at {}", record.offset);
@@ -78,7 +78,7 @@ pub fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
     topic.partitions.iter().map(|partition| partition.isr_nodes.len()).collect()
 }
 
-fn create(client: SocketAddr, name: &str, partitions: i32) {
+pub fn create(client: SocketAddr, name: &str, partitions: i32) {
     let config = |(key, value): (&'static str, &'static str)| {
         CreatableTopicConfig::default()
             .with_name(StrBytes::from_static_str(key))

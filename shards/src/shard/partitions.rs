@@ -212,11 +212,10 @@ impl<F: Front> Shard<F> {
             }
             return;
         };
-        if self.is_lease_over() && self.partitions.get(slot).is_some_and(Partition::is_leader) {
-            if !matches!(op, Op::Unwatch) {
-                self.answer(to, refusal(&op, PartitionError::NotLeader));
-            }
-            return;
+        // What a follower would answer is committed however long it has heard nothing, but it may never hear more: its
+        // readers are better off with the leader, as they are when it leaves the ISR.
+        if self.is_lease_over() && !matches!(op, Op::Unwatch) {
+            return self.answer(to, refusal(&op, PartitionError::NotLeader));
         }
         match op {
             Op::Append { acks, deadline, records } => {
@@ -229,6 +228,7 @@ impl<F: Front> Shard<F> {
             }
             Op::Read {
                 from_follower,
+                nearer,
                 current_epoch,
                 offset,
                 bytes_max,
@@ -243,7 +243,7 @@ impl<F: Front> Shard<F> {
                     first_whole: first_batch_whole,
                     watch_below_bytes: watch_below_bytes as usize,
                 };
-                self.read(to, slot, wanted);
+                self.read_or_point(to, slot, wanted, &nearer);
             }
             Op::Unwatch => {
                 if let Some(partition) = self.partitions.get_mut(slot) {

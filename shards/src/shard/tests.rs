@@ -324,6 +324,7 @@ fn put(files: &mut BTreeMap<FileName, Vec<u8>>, file: FileName, position: u64, p
 fn read(offset: u64, watch_below_bytes: u32) -> Op {
     Op::Read {
         from_follower: false,
+        nearer: Vec::new(),
         current_epoch: None,
         offset: Offset(offset),
         bytes_max: 1 << 20,
