@@ -29,6 +29,7 @@ use super::limits::{
 };
 use super::liveness::Liveness;
 use super::metadata::command::{Entry, RegisterNode};
+use super::metadata::delta::Delta;
 use super::metadata::image::{Image, NodeInfo};
 use super::metadata::topic_config::TopicDefaults;
 use super::placement::Placement;
@@ -61,6 +62,10 @@ pub struct ControlStats {
     pub commits: u64,
     /// Times that this node, as the controller, proposed to fence another.
     pub fences: u64,
+    /// Committed changes by which a partition that was there got a leader in a new epoch, heard of while this node served.
+    pub elections: u64,
+    /// Those of them whose leader may lack acknowledged records.
+    pub elections_unclean: u64,
     /// Who leads the metadata log, as far as this node knows, and in which term.
     pub leader: Option<NodeId>,
     pub term: u64,
@@ -383,11 +388,25 @@ impl Control {
             | Phase::Serving
             | Phase::Leaving { .. }
             | Phase::Stopping => {
+                self.count_elections(&old, &delta);
                 self.publish(&old, &delta);
             }
             Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
+    }
+
+    fn count_elections(&mut self, old: &Image, delta: &Delta) {
+        for &partition in &delta.changed {
+            let (before, now) = (old.partition(partition), self.image.partition(partition));
+            if let (Some(before), Some(now)) = (before, now)
+                && now.leader.is_some()
+                && now.leader_epoch > before.leader_epoch
+            {
+                self.stats.elections += 1;
+                self.stats.elections_unclean += u64::from(now.recovering);
+            }
+        }
     }
 
     /// A snapshot took the place of entries that this node never saw.
