@@ -162,8 +162,9 @@ impl Config {
         let topics = (0..r.range(1..3)).map(|_| topic(r)).collect();
         let speed = if r.chance(800) { 1 } else { 8 };
         let file_kib = if features.small_files { *r.pick(&[64, 128, 256]) } else { 1024 };
-        let lasts = ms(r.range(20..250));
-        let session = ms(r.range(30..150));
+        let lasts = ms(r.range(120..1500));
+        // Of a leader's lease, about: time runs at the pace of the control planes, which know no millisecond.
+        let session = ms(r.range(60..300));
         Self {
             seed,
             nodes,
@@ -172,11 +173,11 @@ impl Config {
             producers: small(r, 1..4),
             consumers: small(r, 1..3),
             batches: small(r, 20..120),
-            peace: ms(30),
-            pace: 1,
-            duration: ms(r.range(200..1200)),
-            fault_every: ms(2)..ms(r.range(20..150)),
-            fault_lasts: ms(1)..lasts,
+            peace: ms(1000),
+            pace: 6,
+            duration: ms(r.range(1200..7200)),
+            fault_every: ms(12)..ms(r.range(120..900)),
+            fault_lasts: ms(6)..lasts,
             storm: r.chance(150),
             disk: DiskConfig {
                 write: us(20 * speed)..us(150 * speed),
@@ -189,34 +190,17 @@ impl Config {
             net: us(10)..us(r.range(30..1500)),
             wake: us(0)..us(r.range(2..60)),
             socket_bytes: *r.pick(&[1024, 8 * 1024, 64 * 1024]),
-            silence: ms(10)..ms(r.range(20..200)),
+            silence: ms(60)..ms(r.range(120..1200)),
             session,
             // A leader that does not know yet that it is none serves at most for a session: no one who has outlasted it
             // may be left behind before.
-            lag_max: session * 5 / 4 + ms(r.range(0..150)),
+            lag_max: session * 5 / 4 + ms(r.range(0..300)),
             file_bytes: file_kib * 1024,
             batch_bytes_max: u32::try_from(file_kib * 1024 / 4).expect("small"),
             flush_interval: ms(r.range(1..30)),
             value_max: *r.pick(&[16, 100, 1000, 6000]),
             batch_records_max: *r.pick(&[1, 3, 10]),
             features,
-        }
-    }
-
-    /// The same at the pace of the real control plane, which waits for seconds where the scripted one does not.
-    pub fn slower(self) -> Self {
-        const TIMES: u32 = 6;
-        let stretched = |range: Range<Duration>| range.start * TIMES..range.end * TIMES;
-        Self {
-            duration: self.duration * TIMES,
-            fault_every: stretched(self.fault_every),
-            fault_lasts: stretched(self.fault_lasts),
-            silence: stretched(self.silence),
-            session: self.session * 2,
-            lag_max: self.lag_max * 2,
-            peace: Duration::from_secs(1),
-            pace: TIMES,
-            ..self
         }
     }
 

@@ -23,7 +23,8 @@ use super::consumer::Consumer;
 use super::judge::Judge;
 use super::links::{Link, Side};
 use super::net::Net;
-use super::plane::{Cx, Plane, Said, Told};
+use super::controls::{self, Planes};
+use super::plane::{Cx, Said, Told};
 use super::producer::Producer;
 use super::{Counts, Outcome};
 use crate::checkers::{Verdict, broken, liveness};
@@ -70,14 +71,14 @@ struct Node {
     fatal_expected: bool,
 }
 
-enum Event<E> {
+enum Event {
     Wake(usize, ShardId, u32),
     Timeout(usize, ShardId, u32, u64),
     Disk(usize, ShardId, u32, OpNo),
     Mail(usize, ShardId, u32, ShardMail),
     Told(usize, ShardId, u32, Told),
     Said(usize, ShardId, u32, Said),
-    Plane(E),
+    Plane(controls::Event),
     /// A connection comes to the other node, or the news that it does not.
     Dial {
         node: usize,
@@ -140,13 +141,13 @@ struct Dice {
     fault: Rng,
 }
 
-pub struct World<P: Plane> {
+pub struct World {
     config: Config,
-    plane: P,
+    plane: Planes,
     now: Instant,
     net: Net,
     nodes: Vec<Node>,
-    queue: Queue<Event<P::Event>>,
+    queue: Queue<Event>,
     trace: Trace,
     dice: Dice,
     places: Vec<Place>,
@@ -159,10 +160,10 @@ pub struct World<P: Plane> {
     partitions: Vec<PartitionId>,
     acts: Vec<Act>,
     tells: Vec<(usize, ShardId, Told)>,
-    later: Vec<(Instant, P::Event)>,
+    later: Vec<(Instant, controls::Event)>,
 }
 
-impl<P: Plane> World<P> {
+impl World {
     pub fn new(config: Config, print: bool) -> Self {
         let seed = config.seed;
         let dice = |purpose| Rng::new(seed, purpose, 0);
@@ -186,7 +187,7 @@ impl<P: Plane> World<P> {
             Node { hosts, doom: None, fatal_expected: false }
         };
         let mut world = Self {
-            plane: P::new(&config),
+            plane: Planes::new(&config),
             now: Instant::ZERO,
             net: Net::new(config.nodes),
             nodes: (0..config.nodes).map(node).collect(),
@@ -297,7 +298,7 @@ impl<P: Plane> World<P> {
         self.nodes[node].doom.is_some_and(|(at, _)| at <= self.trace.events())
     }
 
-    fn dispatch(&mut self, event: Event<P::Event>) -> Verdict {
+    fn dispatch(&mut self, event: Event) -> Verdict {
         match event {
             Event::Wake(n, s, life) if self.net.is_life(n, life) => return self.wake(n, s),
             Event::Timeout(n, s, life, number) if self.net.is_life(n, life) => {
@@ -344,7 +345,7 @@ impl<P: Plane> World<P> {
                     return Err(broken(liveness::NAME, "a node did not stop by the deadline"));
                 }
             }
-            Event::Heal => return self.heal(),
+            Event::Heal => self.heal(),
         }
         Ok(())
     }
@@ -353,12 +354,12 @@ impl<P: Plane> World<P> {
         &mut self.nodes[node].hosts[usize::from(shard.0)]
     }
 
-    fn after(&mut self, delay: Duration, event: Event<P::Event>) {
+    fn after(&mut self, delay: Duration, event: Event) {
         self.queue.push(self.now + delay, event);
     }
 
     /// Lets the control plane do something, and carries out what it wants.
-    fn with_plane(&mut self, call: impl FnOnce(&mut P, &mut Cx<'_, P::Event>) -> Verdict) -> Verdict {
+    fn with_plane(&mut self, call: impl FnOnce(&mut Planes, &mut Cx<'_>) -> Verdict) -> Verdict {
         let mut cx = Cx {
             now: self.now,
             config: &self.config,

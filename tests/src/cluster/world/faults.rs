@@ -8,7 +8,6 @@ use super::{Event, Phase, Place, World};
 use crate::checkers::Verdict;
 use crate::cluster::config::Config;
 use crate::cluster::node_id;
-use crate::cluster::plane::Plane;
 use crate::disk::{Crash, DiskFaults};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,7 +78,7 @@ fn kinds(config: &Config) -> Vec<Kind> {
     all.into_iter().filter(|k| k.0).map(|k| k.1).collect()
 }
 
-impl<P: Plane> World<P> {
+impl World {
     pub(super) fn on_fault(&mut self) -> Verdict {
         if self.phase != Phase::Faults {
             return Ok(());
@@ -264,7 +263,7 @@ impl<P: Plane> World<P> {
     }
 
     /// The faults are over.
-    pub(super) fn heal(&mut self) -> Verdict {
+    pub(super) fn heal(&mut self) {
         self.trace.note(self.now, "the faults are over");
         self.phase = Phase::Healing;
         self.healed_at = self.now;
@@ -284,6 +283,5 @@ impl<P: Plane> World<P> {
                 self.pump(ConnId(i as u64));
             }
         }
-        self.with_plane(|plane, cx| plane.heal(cx))
     }
 }

@@ -12,13 +12,12 @@ use highwater_shards::time::Instant;
 use super::{Event, Item, Place, World};
 use crate::cluster::links::{End, Link, Side};
 use crate::cluster::node_id;
-use crate::cluster::plane::Plane;
 use crate::disk::Crash;
 
 /// Before a kernel tries once more what did not get through.
 const RESEND: Duration = Duration::from_millis(3);
 
-impl<P: Plane> World<P> {
+impl World {
     pub(super) fn place(&mut self, conn: ConnId) -> &mut Place {
         &mut self.places[usize::try_from(conn.0).expect("connections are counted from 0")]
     }

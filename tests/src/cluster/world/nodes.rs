@@ -13,12 +13,12 @@ use super::{Event, Host, Item, Place, World};
 use crate::checkers::{Verdict, broken};
 use crate::cluster::config::Config;
 use crate::cluster::node_id;
-use crate::cluster::plane::{Plane, Said};
+use crate::cluster::plane::Said;
 use crate::disk::Crash;
 use crate::front::SimFront;
 use crate::rng::Rng;
 
-impl<P: Plane> World<P> {
+impl World {
     pub(super) fn deliver(&mut self, node: usize, shard: ShardId, item: Item) {
         self.host(node, shard).inbox.push_back(item);
         self.schedule_wake(node, shard);
