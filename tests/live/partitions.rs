@@ -34,23 +34,8 @@ struct Fleet {
 
 impl Fleet {
     fn start(name: &str) -> Option<Self> {
-        const PEERS: u16 = 9093;
         let network = Network::try_new(3)?;
-        let address = |node: usize, port: u16| SocketAddr::from((network.address(node), port));
-        let seeds = (1..=3).map(|node| address(node, PEERS).to_string()).collect::<Vec<_>>().join(",");
-        let homes: Vec<Home> = (1..=3)
-            .map(|node| {
-                let mut home = Home::new(name)
-                    .set("profile", "dev")
-                    .set("cluster.mode", "cluster")
-                    .set("cluster.node_id", &node.to_string())
-                    .set("cluster.cluster_addr", &address(node, PEERS).to_string())
-                    .set("cluster.seeds", &format!("[{seeds}]"))
-                    .set("security.cluster_secret", "a secret of the live tests");
-                (home.client, home.admin) = (address(node, 9092), address(node, 9094));
-                home
-            })
-            .collect();
+        let homes = homes(&network, name);
         let nodes = (1..).zip(&homes).map(|(node, home)| network.inside(node, || home.spawn())).collect();
         let fleet = Self { nodes, homes, network };
         wait_for_leader(&fleet.all());
@@ -117,6 +102,26 @@ impl Fleet {
     }
 }
 
+/// The homes of three nodes, each at its address in the network.
+pub fn homes(network: &Network, name: &str) -> Vec<Home> {
+    const PEERS: u16 = 9093;
+    let address = |node: usize, port: u16| SocketAddr::from((network.address(node), port));
+    let seeds = (1..=3).map(|node| address(node, PEERS).to_string()).collect::<Vec<_>>().join(",");
+    (1..=3)
+        .map(|node| {
+            let mut home = Home::new(name)
+                .set("profile", "dev")
+                .set("cluster.mode", "cluster")
+                .set("cluster.node_id", &node.to_string())
+                .set("cluster.cluster_addr", &address(node, PEERS).to_string())
+                .set("cluster.seeds", &format!("[{seeds}]"))
+                .set("security.cluster_secret", "a secret of the live tests");
+            (home.client, home.admin) = (address(node, 9092), address(node, 9094));
+            home
+        })
+        .collect()
+}
+
 /// What a node answers to CreateTopics.
 fn try_create(node: SocketAddr, name: &str) -> i16 {
     let topic = CreatableTopic::default()
@@ -155,8 +160,11 @@ fn a_leader_that_is_cut_off_refuses_changes_while_the_others_go_on() {
     tell(&format!("the majority made a topic {took:?} after its leader was cut off"));
     assert!(fleet.term(one) > term);
     let mut refused = Vec::new();
-    while refused.len() < 3 {
-        let name = format!("alone-{}", refused.len());
+    for attempt in 0.. {
+        if refused.len() == 3 {
+            break;
+        }
+        let name = format!("alone-{attempt}");
         match try_create(fleet.client(old), &name) {
             NOT_CONTROLLER => refused.push(name),
             // It was taken in before the node knew that it was alone, and may come about later.

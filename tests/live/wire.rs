@@ -200,11 +200,19 @@ impl Conn {
     }
 
     /// Every record of a partition from `offset` to its high watermark.
-    pub fn read_all(&mut self, topic: &str, partition: i32, mut offset: i64) -> Vec<Record> {
+    pub fn read_all(&mut self, topic: &str, partition: i32, offset: i64) -> Vec<Record> {
+        self.try_read_all(topic, partition, offset).unwrap()
+    }
+
+    /// The same, where the partition may just now move to another leader.
+    pub fn try_read_all(&mut self, topic: &str, partition: i32, mut offset: i64) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
         loop {
-            let data = self.fetch(topic, partition, offset, 0).unwrap();
-            assert_eq!(data.error_code, NONE, "fetch of {topic}-{partition} at {offset}");
+            let data = self.fetch(topic, partition, offset, 0)?;
+            if data.error_code != NONE {
+                let said = format!("fetch of {topic}-{partition} at {offset}: error {}", data.error_code);
+                return Err(io::Error::other(said));
+            }
             let read = read_batches(data.records.as_deref().unwrap_or_default());
             // The first batch may begin before the offset that was asked for.
             let fresh = read.into_iter().filter(|record| record.offset >= offset);
@@ -212,7 +220,7 @@ impl Conn {
             records.extend(fresh);
             offset = records.last().map_or(offset, |record: &Record| record.offset + 1);
             if offset >= data.high_watermark {
-                return records;
+                return Ok(records);
             }
             assert!(
                 records.len() > before,
