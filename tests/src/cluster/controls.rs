@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use highwater::control::lease::{Asking, Standing, Times};
 use highwater::control::liveness::{Heard, Hint, Sign};
-use highwater::control::metadata::command::{Command, CreateTopic, Entry, RegisterNode};
+use highwater::control::metadata::command::{
+    Command, CreateTopic, ElectLeaders, ElectionKind, Entry, NewReplicas, ReassignTopic, RegisterNode,
+};
 use highwater::control::metadata::image::{DiskId, Endpoint, Image, Incarnation};
 use highwater::control::metadata::topic_config::TopicDefaults;
 use highwater::control::placement::Placement;
@@ -610,6 +612,10 @@ impl Planes {
     }
 
     /// A node that was being stopped has stopped.
+    pub fn is_stopping(&self, node: usize) -> bool {
+        self.members[node].stopping
+    }
+
     pub fn has_stopped(&self, node: usize) -> bool {
         self.members[node].stopped
     }
@@ -628,6 +634,40 @@ impl Planes {
 
     pub fn truth(&self) -> &Truth {
         &self.truth
+    }
+
+    /// An operator moves the replicas of a partition, or gives that up, or wants preferred leaders to lead.
+    pub fn operate(&mut self, cx: &mut Cx<'_>) {
+        let mut places = self.truth.iter();
+        if places.len() == 0 {
+            return;
+        }
+        let (&id, now) = places.nth(cx.rng.index(self.truth.len())).expect("within the length");
+        let durable = now.config.durability == Durability::Fsync;
+        let reassign = |replicas| {
+            let partitions = vec![NewReplicas { index: id.index, replicas }];
+            Command::Reassign(vec![ReassignTopic { topic: id.topic, partitions }])
+        };
+        let commands = match cx.rng.below(10) {
+            0..4 => {
+                // Fewer replicas than the minimum in sync would put up with less than the topic was made for.
+                let same = now.replicas.len();
+                let most = cx.config.nodes.min(3);
+                let count = if durable { 1 + cx.rng.index(most) } else { same.min(most) };
+                let mut nodes: Vec<NodeId> = (0..cx.config.nodes).map(node_id).collect();
+                let chosen = (0..count).map(|_| nodes.swap_remove(cx.rng.index(nodes.len())));
+                vec![reassign(Some(chosen.collect()))]
+            }
+            4 => vec![reassign(None)],
+            _ => {
+                let mut order = now.replicas.clone();
+                let first = cx.rng.index(order.len());
+                order.rotate_left(first);
+                let (kind, topics) = (ElectionKind::Preferred, vec![(id.topic, vec![id.index])]);
+                vec![reassign(Some(order)), Command::ElectLeaders(ElectLeaders { kind, topics })]
+            }
+        };
+        self.append(Entry { commands }, None, cx.config);
     }
 
     /// As the node knows it in this life.
@@ -653,6 +693,9 @@ impl Planes {
         }
         if let Some((at, _)) = (0..).zip(&self.members).find(|(_, m)| m.applied < self.oracle.len()) {
             return Some(format!("node {} has not applied the log", node_id(at)));
+        }
+        if self.truth.keys().any(|&id| newest.partition(id).is_some_and(|p| p.is_reassigned())) {
+            return Some("replicas are being moved".to_owned());
         }
         let missing = |a: &&Assignment| {
             a.leader.is_none_or(|leader| !self.members[index_of(leader)].ready)

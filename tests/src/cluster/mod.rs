@@ -55,7 +55,7 @@ macro_rules! counts {
 
 counts! {
     seeds,
-    storms,
+    seeds_with_three_faults_at_once,
     events,
     lives,
     kills,
@@ -64,8 +64,10 @@ counts! {
     pauses,
     cuts,
     broken_links,
+    slow_links,
     bad_disks,
     disturbances,
+    moves,
     links,
     dials_failed,
     leaderships,

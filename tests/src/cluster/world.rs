@@ -7,7 +7,7 @@ mod faults;
 mod links;
 mod nodes;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use highwater_shards::ids::{ConnId, PartitionId, ShardId};
@@ -24,7 +24,7 @@ use super::judge::Judge;
 use super::links::{Link, Side};
 use super::net::Net;
 use super::controls::{self, Planes};
-use super::plane::{Cx, Said, Told};
+use super::plane::{Cx, Said, Told, Truth};
 use super::producer::Producer;
 use super::{Counts, Outcome};
 use crate::checkers::{Verdict, broken, liveness};
@@ -36,6 +36,7 @@ use crate::rng::Rng;
 use crate::trace::Trace;
 
 pub use faults::Fault;
+use faults::Kind;
 
 /// A run with more inputs and outputs than this goes round in circles.
 const EVENTS_MAX: u64 = 4_000_000;
@@ -108,6 +109,7 @@ enum Event {
     Fault,
     Undo(Fault),
     Restart(usize),
+    Stop(usize, u32),
     StopOverdue(usize, u32),
     Heal,
 }
@@ -155,9 +157,14 @@ pub struct World {
     clients: Vec<Client>,
     judge: Judge,
     counts: Counts,
+    /// Until when a fault of a kind lasts.
+    going_on: BTreeMap<Kind, Instant>,
     phase: Phase,
     healed_at: Instant,
     partitions: Vec<PartitionId>,
+    /// What clients know of leaders, until when.
+    view: Truth,
+    view_until: Instant,
     acts: Vec<Act>,
     tells: Vec<(usize, ShardId, Told)>,
     later: Vec<(Instant, controls::Event)>,
@@ -206,10 +213,13 @@ impl World {
             links: Vec::new(),
             clients: Vec::new(),
             judge: Judge::new(print),
-            counts: Counts { seeds: 1, storms: config.storm.into(), ..Counts::default() },
+            counts: Counts { seeds: 1, ..Counts::default() },
+            going_on: BTreeMap::new(),
             phase: Phase::Faults,
             healed_at: Instant::ZERO,
             partitions: Vec::new(),
+            view: Truth::new(),
+            view_until: Instant::ZERO,
             acts: Vec::new(),
             tells: Vec::new(),
             later: Vec::new(),
@@ -340,6 +350,11 @@ impl World {
             Event::Fault => return self.on_fault(),
             Event::Undo(fault) => self.undo(fault),
             Event::Restart(node) => return self.restart(node),
+            Event::Stop(node, life) => {
+                if self.net.is_life(node, life) && self.net.runs(node, self.now) {
+                    return self.stop(node);
+                }
+            }
             Event::StopOverdue(node, life) => {
                 if self.net.is_life(node, life) && self.net.runs(node, self.now) {
                     return Err(broken(liveness::NAME, "a node did not stop by the deadline"));
@@ -390,14 +405,27 @@ impl World {
         Ok(())
     }
 
+    fn look_who_leads(&mut self) {
+        if self.is_view_late() && (self.view_until <= self.now || self.view.len() < self.partitions.len()) {
+            self.view.clone_from(self.plane.truth());
+            let lasts = self.config.view_lasts.clone();
+            self.view_until = self.now + self.dice.net.between(lasts.start, lasts.end);
+        }
+    }
+
+    fn is_view_late(&self) -> bool {
+        self.config.features.late_clients && self.phase == Phase::Faults
+    }
+
     fn scene(&mut self) -> (&mut Vec<Client>, Scene<'_>) {
+        let late = self.is_view_late();
         let serving = |node: usize| self.net.node(node).up && self.plane.is_serving(node);
         let scene = Scene {
             now: self.now,
             config: &self.config,
             judge: &mut self.judge,
             partitions: &self.partitions,
-            truth: self.plane.truth(),
+            truth: if late { &self.view } else { self.plane.truth() },
             serving: (0..self.config.nodes).filter(|&n| serving(n)).collect(),
             healing: self.phase != Phase::Faults,
         };
@@ -414,6 +442,7 @@ impl World {
             return Ok(());
         }
         let mut acts = std::mem::take(&mut self.acts);
+        self.look_who_leads();
         let rest = {
             let (clients, mut scene) = self.scene();
             clients[client].turn(&mut scene, &mut acts)?

@@ -159,7 +159,8 @@ impl World {
 
     pub(super) fn on_link_take(&mut self, link: usize, side: Side) {
         let socket_bytes = self.config.socket_bytes;
-        let arrives = self.now + self.dice.net.tailed(&self.config.net);
+        let (from, to) = (self.links[link].ends[side].node, self.links[link].ends[1 - side].node);
+        let arrives = self.now + self.dice.net.tailed(&self.config.streams) + self.net.lag(from, to);
         let end = &mut self.links[link].ends[side];
         end.taking = false;
         if !end.open || !end.can_take(socket_bytes) {
