@@ -28,6 +28,8 @@ pub struct Config {
     pub fault_every: Range<Duration>,
     /// How long a pause, a cut or a disk's bad day lasts, and how long a node is down.
     pub fault_lasts: Range<Duration>,
+    /// Between two times that a node is relieved of all that it leads, where that goes on all the time.
+    pub relieve_every: Option<Range<Duration>>,
     /// Three kinds of faults, or more, each time.
     pub storm: bool,
     pub disk: DiskConfig,
@@ -185,6 +187,7 @@ impl Config {
             duration: ms(r.range(1200..7200)),
             fault_every: ms(12)..ms(r.range(120..900)),
             fault_lasts: ms(6)..lasts,
+            relieve_every: (features.moves && r.chance(300)).then(|| ms(5)..ms(r.range(20..200))),
             storm: r.chance(150),
             disk: DiskConfig {
                 write: us(20 * speed)..us(150 * speed),

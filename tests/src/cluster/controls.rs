@@ -366,6 +366,16 @@ impl Planes {
     }
 }
 
+/// The replica that stands there is to lead.
+fn prefer_another(id: PartitionId, now: &Assignment, at: usize) -> Vec<Command> {
+    let mut order = now.replicas.clone();
+    order.rotate_left(at);
+    let partitions = vec![NewReplicas { index: id.index, replicas: Some(order) }];
+    let reassign = Command::Reassign(vec![ReassignTopic { topic: id.topic, partitions }]);
+    let (kind, topics) = (ElectionKind::Preferred, vec![(id.topic, vec![id.index])]);
+    vec![reassign, Command::ElectLeaders(ElectLeaders { kind, topics })]
+}
+
 /// The node runs, and it and the log's other members hear each other.
 fn is_reached(node: usize, cx: &Cx<'_>) -> bool {
     let controller = cx.net.controller();
@@ -636,6 +646,19 @@ impl Planes {
         &self.truth
     }
 
+    /// Another one in sync leads what the node leads.
+    pub fn relieve(&mut self, node: usize, cx: &mut Cx<'_>) {
+        let led = self.truth.iter().filter(|(_, a)| a.leader == Some(node_id(node)));
+        let commands = led.flat_map(|(&id, now)| {
+            let own = now.replicas.iter().position(|&n| n == node_id(node)).unwrap_or_default();
+            prefer_another(id, now, (own + 1) % now.replicas.len())
+        });
+        let commands: Vec<_> = commands.collect();
+        if !commands.is_empty() {
+            self.append(Entry { commands }, None, cx.config);
+        }
+    }
+
     /// An operator moves the replicas of a partition, or gives that up, or wants preferred leaders to lead.
     pub fn operate(&mut self, cx: &mut Cx<'_>) {
         let mut places = self.truth.iter();
@@ -660,11 +683,8 @@ impl Planes {
             }
             4 => vec![reassign(None)],
             _ => {
-                let mut order = now.replicas.clone();
-                let first = cx.rng.index(order.len());
-                order.rotate_left(first);
-                let (kind, topics) = (ElectionKind::Preferred, vec![(id.topic, vec![id.index])]);
-                vec![reassign(Some(order)), Command::ElectLeaders(ElectLeaders { kind, topics })]
+                let by = cx.rng.index(now.replicas.len());
+                prefer_another(id, now, by)
             }
         };
         self.append(Entry { commands }, None, cx.config);

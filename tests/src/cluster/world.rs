@@ -20,10 +20,10 @@ use super::auditor::Auditor;
 use super::client::{Act, Client, Role, Scene};
 use super::config::Config;
 use super::consumer::Consumer;
+use super::controls::{self, Planes};
 use super::judge::Judge;
 use super::links::{Link, Side};
 use super::net::Net;
-use super::controls::{self, Planes};
 use super::plane::{Cx, Said, Told, Truth};
 use super::producer::Producer;
 use super::{Counts, Outcome};
@@ -110,6 +110,10 @@ enum Event {
     Undo(Fault),
     Restart(usize),
     Stop(usize, u32),
+    /// What the node leads another one is to lead.
+    Relieve(usize),
+    /// Likewise any node, again and again.
+    RelieveAny,
     StopOverdue(usize, u32),
     Heal,
 }
@@ -245,6 +249,9 @@ impl World {
             self.dice.fault.between(self.config.peace, self.config.peace + Duration::from_millis(120));
         self.after(first, Event::Fault);
         self.after(first + self.config.duration, Event::Heal);
+        if self.config.relieve_every.is_some() {
+            self.after(first, Event::RelieveAny);
+        }
     }
 
     fn add_client(&mut self, client: Client) {
@@ -360,6 +367,8 @@ impl World {
                     return Err(broken(liveness::NAME, "a node did not stop by the deadline"));
                 }
             }
+            Event::Relieve(node) => return self.relieve(node),
+            Event::RelieveAny => return self.relieve_any(),
             Event::Heal => self.heal(),
         }
         Ok(())

@@ -27,8 +27,8 @@ pub enum Fault {
         deaf: bool,
     },
     BreakLinks(usize, usize),
-    /// What one sends to the other takes long.
-    SlowLinks(usize, usize),
+    /// What a node sends to another one, or to all others, takes long. What it leads may be led by others meanwhile.
+    SlowLinks(usize, Option<usize>),
     SlowDisk(usize),
     FullDisk(usize),
     FailWrite(usize, ShardId),
@@ -138,7 +138,7 @@ impl World {
                 _ => Fault::CutBoth(node, controller),
             },
             Kind::BreakLinks => Fault::BreakLinks(node, other),
-            Kind::SlowLinks => Fault::SlowLinks(node, other),
+            Kind::SlowLinks => Fault::SlowLinks(node, rng.flip().then_some(other)),
             Kind::SlowDisk => Fault::SlowDisk(node),
             Kind::FullDisk => Fault::FullDisk(node),
             Kind::DiskError if rng.flip() => Fault::FailWrite(node, shard),
@@ -211,8 +211,14 @@ impl World {
                 self.counts.slow_links += 1;
                 self.goes_on(Kind::SlowLinks, lasts);
                 let lag = self.dice.fault.between(Duration::from_millis(2), self.config.lag_max / 2);
-                self.net.set_lag(from, to, lag);
+                for to in (0..self.config.nodes).filter(|&n| to.is_none_or(|to| n == to)) {
+                    self.net.set_lag(from, to, lag);
+                }
                 self.after(lasts, Event::Undo(fault));
+                if self.config.features.moves && self.dice.fault.flip() {
+                    let soon = self.dice.fault.between(Duration::ZERO, lasts);
+                    self.after(soon, Event::Relieve(from));
+                }
             }
             Fault::SlowDisk(node) => {
                 self.counts.bad_disks += 1;
@@ -278,6 +284,24 @@ impl World {
         Ok(())
     }
 
+    pub(super) fn relieve(&mut self, node: usize) -> Verdict {
+        self.counts.moves += 1;
+        self.with_plane(|plane, cx| {
+            plane.relieve(node, cx);
+            Ok(())
+        })
+    }
+
+    pub(super) fn relieve_any(&mut self) -> Verdict {
+        let Some(every) = self.config.relieve_every.clone().filter(|_| self.phase == Phase::Faults) else {
+            return Ok(());
+        };
+        let next = self.dice.fault.between(every.start, every.end);
+        self.after(next, Event::RelieveAny);
+        let node = self.dice.fault.index(self.config.nodes);
+        self.relieve(node)
+    }
+
     /// The ways that a cut closes.
     fn ways(&self, fault: Fault) -> Vec<(usize, usize)> {
         match fault {
@@ -302,7 +326,9 @@ impl World {
         }
         match fault {
             Fault::SlowDisk(node) => self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.slow = 1),
-            Fault::SlowLinks(from, to) => self.net.set_lag(from, to, Duration::ZERO),
+            Fault::SlowLinks(from, _) => {
+                (0..self.config.nodes).for_each(|to| self.net.set_lag(from, to, Duration::ZERO));
+            }
             Fault::FullDisk(node) => {
                 self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.full = false);
             }
