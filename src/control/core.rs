@@ -132,8 +132,11 @@ enum Phase {
     Leaving {
         left: Option<Revision>,
     },
-    /// Until every shard has stopped.
-    Stopping,
+    /// Until every shard has stopped. Without `assigned` they had no partitions, and are told of none any more: what the
+    /// image says of this node may be of an earlier life.
+    Stopping {
+        assigned: bool,
+    },
     /// Until the log has it that this node is gone.
     Departing,
     /// Stopped, or failed: nothing more comes out.
@@ -308,7 +311,7 @@ impl Control {
             }
             ToControl::Stopped => {
                 state.stopped = true;
-                if self.phase == Phase::Stopping && self.shards.iter().all(|s| s.stopped) {
+                if matches!(self.phase, Phase::Stopping { .. }) && self.shards.iter().all(|s| s.stopped) {
                     self.on_all_stopped();
                 }
             }
@@ -382,10 +385,10 @@ impl Control {
             | Phase::Joining { .. }
             | Phase::Serving
             | Phase::Leaving { .. }
-            | Phase::Stopping => {
+            | Phase::Stopping { assigned: true } => {
                 self.publish(&old, &delta);
             }
-            Phase::Departing | Phase::Over => {}
+            Phase::Stopping { assigned: false } | Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
     }
@@ -408,10 +411,10 @@ impl Control {
             | Phase::Joining { .. }
             | Phase::Serving
             | Phase::Leaving { .. }
-            | Phase::Stopping => {
+            | Phase::Stopping { assigned: true } => {
                 self.publish_all(&old);
             }
-            Phase::Departing | Phase::Over => {}
+            Phase::Stopping { assigned: false } | Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
     }
@@ -482,7 +485,7 @@ impl Control {
     fn tell_lease(&mut self) {
         let lead = match self.phase {
             Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Leaving { .. } => true,
-            Phase::Starting | Phase::Stopping | Phase::Departing | Phase::Over => false,
+            Phase::Starting | Phase::Stopping { .. } | Phase::Departing | Phase::Over => false,
         };
         if let Some(until) = self.lease.filter(|_| lead) {
             for shard in self.shard_ids() {

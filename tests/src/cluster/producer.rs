@@ -19,14 +19,17 @@ use crate::wire::{Call, Said};
 
 /// A broker remembers so many batches of a producer at a partition.
 const OPEN_MAX: usize = 5;
+/// Batches between two long rests.
+const BURST_MAX: u64 = 12;
 /// Between a failure and the next attempt.
 const BACKOFF: Duration = Duration::from_millis(3);
 
 #[derive(Debug)]
 pub struct Producer {
     client: u64,
-    /// Batches still to be made.
+    /// Batches still to be made, and before the next long rest.
     budget: u32,
+    burst: u32,
     pipeline: usize,
     lanes_made: u64,
     acks_leader: bool,
@@ -68,6 +71,7 @@ impl Producer {
         Self {
             client: client as u64,
             budget: config.batches,
+            burst: 0,
             pipeline: 1 + rng.index(OPEN_MAX),
             lanes_made: 0,
             acks_leader: features.acks_leader && rng.chance(200),
@@ -108,7 +112,7 @@ impl Producer {
     }
 
     pub fn next_move(&mut self, scene: &mut Scene<'_>, rng: &mut Rng, open: usize) -> Move {
-        let pause = rng.between(Duration::from_micros(50), Duration::from_millis(6)) * scene.config.pace;
+        let pause = rng.between(Duration::from_micros(50), Duration::from_millis(6));
         if scene.healing {
             self.budget = 0;
         }
@@ -120,6 +124,12 @@ impl Producer {
         }
         if self.budget == 0 || rng.chance(300) {
             return Move::Rest(pause);
+        }
+        if self.burst == 0 {
+            self.burst = 1 + u32::try_from(rng.below(BURST_MAX)).expect("small");
+            // So that there is something to be made until the faults end.
+            let mean = scene.config.duration * self.burst / scene.config.batches;
+            return Move::Rest(rng.between(Duration::ZERO, mean * 2));
         }
         let partition = *rng.pick(scene.partitions);
         let made = if self.idempotent {
@@ -135,6 +145,7 @@ impl Producer {
         let Some(call) = made else { return Move::Rest(pause) };
         if !matches!(call, Move::Call(_, Call::NewProducer, _)) {
             self.budget -= 1;
+            self.burst -= 1;
         }
         call
     }

@@ -9,16 +9,17 @@ use highwater_shards::mail::ToControl;
 use highwater_shards::shard::{Input, Machine, Output, ReplicationConfig, Shard, ShardConfig};
 use highwater_shards::time::Instant;
 
-use super::{Event, Host, Item, Place, World};
+use super::faults::Kind;
+use super::{Event, Host, Item, Phase, Place, World};
 use crate::checkers::{Verdict, broken};
 use crate::cluster::config::Config;
 use crate::cluster::node_id;
-use crate::cluster::plane::{Plane, Said};
+use crate::cluster::plane::Said;
 use crate::disk::Crash;
 use crate::front::SimFront;
 use crate::rng::Rng;
 
-impl<P: Plane> World<P> {
+impl World {
     pub(super) fn deliver(&mut self, node: usize, shard: ShardId, item: Item) {
         self.host(node, shard).inbox.push_back(item);
         self.schedule_wake(node, shard);
@@ -78,7 +79,7 @@ impl<P: Plane> World<P> {
         let machine = machine.expect("the node is up");
         for &partition in &self.partitions {
             if let Some(look) = machine.look(partition) {
-                self.judge.on_look(node, life, partition, &look)?;
+                self.judge.on_look(node, life, partition, &look, |at| machine.epoch_of(partition, at))?;
             }
         }
         Ok(())
@@ -200,7 +201,7 @@ impl<P: Plane> World<P> {
         self.trace.note(self.now, &format!("node {} has stopped", node_id(node)));
         self.counts.stops += 1;
         let crash = if self.dice.crash.flip() { Crash::Power } else { Crash::Kill };
-        self.node_down(node, crash);
+        self.node_down(node, crash, Kind::Stop);
     }
 
     pub(super) fn restart(&mut self, node: usize) -> Verdict {
@@ -225,7 +226,13 @@ impl<P: Plane> World<P> {
             };
             self.schedule_wake(node, shard);
         }
-        self.with_plane(|plane, cx| plane.start(node, cx))
+        self.with_plane(|plane, cx| plane.start(node, cx))?;
+        if self.config.features.clean_stop && self.phase == Phase::Faults && self.dice.crash.chance(80) {
+            // While it still recovers, mostly.
+            let soon = self.dice.crash.between(Duration::ZERO, Duration::from_millis(4));
+            self.after(soon, Event::Stop(node, life));
+        }
+        Ok(())
     }
 
     /// The node ends without a word.
@@ -235,14 +242,20 @@ impl<P: Plane> World<P> {
             Crash::Kill => "is killed",
         };
         self.trace.note(self.now, &format!("node {} {what}", node_id(node)));
-        match crash {
-            Crash::Power => self.counts.power_losses += 1,
-            Crash::Kill => self.counts.kills += 1,
-        }
-        self.node_down(node, crash);
+        let kind = match crash {
+            Crash::Power => {
+                self.counts.power_losses += 1;
+                Kind::Power
+            }
+            Crash::Kill => {
+                self.counts.kills += 1;
+                Kind::Kill
+            }
+        };
+        self.node_down(node, crash, kind);
     }
 
-    fn node_down(&mut self, node: usize, crash: Crash) {
+    fn node_down(&mut self, node: usize, crash: Crash, kind: Kind) {
         self.net.node_mut(node).up = false;
         self.nodes[node].doom = None;
         self.nodes[node].fatal_expected = false;
@@ -275,6 +288,7 @@ impl<P: Plane> World<P> {
         } else {
             self.dice.crash.between(lasts.start, lasts.end * 2)
         };
+        self.goes_on(kind, pause);
         self.after(pause, Event::Restart(node));
     }
 }
