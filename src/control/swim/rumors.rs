@@ -281,7 +281,7 @@ impl Membership {
             Status::Suspect if is.is_live() => {
                 self.suspect(now, slot, Some(accuser));
                 if is == Status::Alive {
-                    self.consider_second_opinion(slot);
+                    self.consider_second_opinion(now, slot);
                 }
             }
             Status::Dead if is.is_live() => self.mark_dead(now, slot, false),
