@@ -195,7 +195,7 @@ fn parse(bytes: &[u8]) -> Result<Contents, usize> {
     let text = std::str::from_utf8(bytes).map_err(|_| 1_usize)?;
     // A file that was cut has no end of its last line.
     let text = text.strip_suffix('\n').ok_or(text.lines().count().max(1))?;
-    let mut lines = text.split('\n').zip(1..);
+    let mut lines = text.split('\n').zip(1_usize..);
     lines.next().filter(|(line, _)| *line == FORMAT).ok_or(1_usize)?;
     let origin = lines.next().and_then(|(line, _)| hex(line.strip_prefix("secret ")?)).ok_or(2_usize)?;
     let mut keys: Vec<Key> = Vec::new();
