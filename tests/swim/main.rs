@@ -60,7 +60,7 @@ Measures the membership protocol in virtual time.
 
   Seeds count from --first on. A blocked member's timers go on, as in the paper; with --still 1 they stand still with it,
   as in a program of one thread. In a paper table both are shown.
-  ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone, all (default) or foca, the crate of that name
+  ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone, deaf, all (default) or foca, the crate of that name
 ";
 
 struct Args {
@@ -145,6 +145,7 @@ fn arm_of(name: &str) -> Result<Extensions, String> {
         "lifeguard" => Extensions::LIFEGUARD,
         "unfair" => Extensions { fair_health: false, ..Extensions::ALL },
         "alone" => Extensions { second_opinion: false, ..Extensions::ALL },
+        "deaf" => Extensions { silence_aware: false, ..Extensions::ALL },
         "all" => Extensions::ALL,
         _ => return Err(format!("{name} is no arm")),
     })
@@ -233,6 +234,12 @@ fn grid<P: Peer>(args: &Args) {
         let setup = args.setup(run / cells.len() as u64, members, alpha);
         runs::interval::<P>(setup, count, Duration::from_millis(length), Duration::from_millis(pause))
     });
+    for (at, (count, length, pause)) in cells.iter().enumerate() {
+        let any: usize = runs.iter().skip(at).step_by(cells.len()).map(|run| run.wrong.any).sum();
+        if any > 0 {
+            println!("  {count} blocked for {length} ms, {pause} ms apart: {any} false deaths");
+        }
+    }
     let sum = |part: fn(&runs::IntervalRun) -> u64| runs.iter().map(part).sum::<u64>();
     println!(
         "grid: alpha {alpha}, {members} members, {} cells x {each} seeds: false deaths {} at the origin, {} in all, {} at \

@@ -59,6 +59,7 @@ mod outbox;
 mod probe;
 mod queue;
 mod rumors;
+mod silence;
 mod suspicion;
 mod sync;
 #[cfg(test)]

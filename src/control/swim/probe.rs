@@ -39,6 +39,7 @@ struct Probe {
     id: Id,
     nonce: u32,
     in_turn: bool,
+    began: Instant,
     /// When others are asked; `None` once they were.
     ask_at: Option<Instant>,
     ends_at: Instant,
@@ -150,6 +151,7 @@ impl Membership {
             id: self.members.get(slot).id,
             nonce,
             in_turn,
+            began: now,
             ask_at: Some(now + self.health.scaled(self.config.ping_timeout)),
             ends_at,
             relays: 0,
@@ -212,8 +214,12 @@ impl Membership {
 
     /// The probe is over without an answer.
     fn judge_probe(&mut self, now: Instant, probe: &Probe) {
-        if probe.void {
+        let silent = self.is_silent_since(probe.began, now);
+        if probe.void || silent {
             self.stats.probes_void += 1;
+            if silent && self.config.extensions.local_health {
+                self.health.worse(1);
+            }
             return;
         }
         if !self.members.same(probe.slot, probe.id) || !self.members.get(probe.slot).status.is_live() {
