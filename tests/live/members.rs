@@ -278,6 +278,47 @@ fn keys_change_on_running_nodes_one_after_the_other() {
 }
 
 #[test]
+fn keys_that_were_changed_at_run_time_survive_a_restart() {
+    const NEW: &str = "a secret that came while the nodes ran";
+    let fleet = Fleet::new("kept-keys", 3);
+    let mut nodes = fleet.start();
+    let homes: Vec<&Home> = fleet.homes.iter().collect();
+    wait_for_leader(&homes);
+    wait_for_members(&homes, 3);
+    let file = homes[0].root.join("new-secret");
+    fs::write(&file, format!("{NEW}\n")).unwrap();
+    let keys = |home: &Home| -> Vec<u64> {
+        let view = members(home).unwrap();
+        view["keys"].as_array().unwrap().iter().map(|key| key["key"].as_u64().unwrap()).collect()
+    };
+    let run = |home: &Home, what: &[&str]| {
+        let (ok, said) =
+            highwater(&[&["members", "keys"], what, &["--admin", &home.admin.to_string()]].concat());
+        assert!(ok, "{said}");
+    };
+    let old = keys(homes[0])[0];
+    homes.iter().for_each(|home| run(home, &["install", file.to_str().unwrap()]));
+    let new = *keys(homes[0]).iter().find(|key| **key != old).unwrap();
+    homes.iter().for_each(|home| run(home, &["use", &new.to_string()]));
+    homes.iter().for_each(|home| run(home, &["remove", &old.to_string()]));
+    // Killed, and stopped in order: either way the next life has the key under which the others talk.
+    for (at, kill) in [(1, true), (2, false)] {
+        let mut node = nodes[at].take().unwrap();
+        if kill {
+            node.kill();
+        } else {
+            node.terminate();
+            assert!(node.wait_exit().success());
+        }
+        nodes[at] = Some(homes[at].spawn());
+        let began = Instant::now();
+        wait_for_members(&homes, 3);
+        println!("alive everywhere {:?} after its start, under the key that it was given", began.elapsed());
+        assert_eq!(keys(homes[at]), [new]);
+    }
+}
+
+#[test]
 fn a_taken_port_and_a_wildcard_are_refused_in_clear_words() {
     let fleet = Fleet::new("taken", 1);
     let taken = std::net::UdpSocket::bind(("127.0.0.1", fleet.peers[0])).unwrap();

@@ -195,9 +195,8 @@ fn crash<P: Peer>(args: &Args) {
     let each = args.seeds.unwrap_or(5);
     let (mut first, mut full, mut wrong, mut crashed) = (Vec::new(), Vec::new(), 0, 0);
     for count in ANOMALOUS.into_iter().filter(|count| count * 4 <= members) {
-        let runs = stats::seeds(each, args.jobs, |seed| {
-            runs::crash::<P>(args.setup(seed, members, alpha), count)
-        });
+        let runs =
+            stats::seeds(each, args.jobs, |seed| runs::crash::<P>(args.setup(seed, members, alpha), count));
         let mut all: Vec<Duration> = runs.iter().flat_map(|run| run.full.iter().copied()).collect();
         let [p50, p99] = [500, 990].map(|part| permille(&mut all, part));
         println!("  {count:2} crashed: full detection p50 {p50:.2} s, p99 {p99:.2} s");
@@ -295,8 +294,7 @@ fn quiet<P: Peer>(args: &Args) {
 fn joins<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(1000), args.seeds.unwrap_or(3));
     let most = Duration::from_secs(60);
-    let runs =
-        stats::seeds(each, args.jobs, |seed| runs::joins::<P>(args.setup(seed, members, 3), most));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::joins::<P>(args.setup(seed, members, 3), most));
     let mut times: Vec<Duration> = runs.iter().flatten().flatten().copied().collect();
     println!(
         "joins: {members} members through one seed, {each} seeds: {} of {} know all; p50 {:.2} s, p99 {:.2} s, last {:.2} s",
@@ -345,8 +343,7 @@ fn leave<P: Peer>(args: &Args) {
 
 fn restart<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(1000), args.seeds.unwrap_or(1));
-    let runs =
-        stats::seeds(each, args.jobs, |seed| runs::restart_all::<P>(args.setup(seed, members, 3)));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::restart_all::<P>(args.setup(seed, members, 3)));
     for (seed, (dead, lacking)) in runs.into_iter().enumerate() {
         println!(
             "restart: {members} members, seed {seed}: after 30 s {dead} live members are held for dead, {lacking} members \

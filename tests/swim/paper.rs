@@ -24,7 +24,8 @@ pub struct Arm {
 /// The arms of the paper in its order, then what is beyond it.
 pub fn arms() -> [Arm; 10] {
     let swim = Extensions::SWIM;
-    let arm = |name, extensions, paper| Arm { name, extensions: Some(extensions), stands_still: false, paper };
+    let arm =
+        |name, extensions, paper| Arm { name, extensions: Some(extensions), stands_still: false, paper };
     [
         arm("SWIM", swim, Some([100.0; 4])),
         // Messages and bytes are told for Lifeguard as a whole.

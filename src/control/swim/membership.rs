@@ -314,6 +314,7 @@ impl Membership {
             return;
         }
         self.probes.postpone(late);
+        self.silence.postpone(late);
         self.postpone_suspicions(late);
         for due in [&mut self.gossip_due, &mut self.reconnect_due] {
             *due = due.map(|at| at + late);

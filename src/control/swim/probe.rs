@@ -249,9 +249,8 @@ impl Membership {
     pub(super) fn on_ack(&mut self, peer: Peer, nonce: u32) {
         let (from, _) = self.name_of(peer);
         let mut probes = self.probes.under_way.iter();
-        let answered = probes.position(|probe| {
-            probe.nonce == nonce && (probe.id == from || probe.ask_at.is_none())
-        });
+        let answered =
+            probes.position(|probe| probe.nonce == nonce && (probe.id == from || probe.ask_at.is_none()));
         if let Some(at) = answered {
             self.probes.under_way.remove(at);
             self.stats.acks += 1;

@@ -31,6 +31,12 @@ impl Silence {
         self.heard = now;
     }
 
+    /// Time that did not count passed.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.heard = self.heard + by;
+        self.waited = self.waited + by;
+    }
+
     /// How much longer suspicions have to wait, when silence counts from `usual` after the last datagram for `most`.
     fn wait(&mut self, now: Instant, usual: Duration, most: Duration) -> Duration {
         let start = self.heard + usual;

@@ -99,7 +99,12 @@ impl KeyFile {
         for key in others {
             ring.install(key.number, &*key.secret)?;
         }
-        tracing::info!("gossip: {} keys of {}, key {} in use", contents.keys.len(), file.path.display(), in_use.number);
+        tracing::info!(
+            "gossip: {} keys of {}, key {} in use",
+            contents.keys.len(),
+            file.path.display(),
+            in_use.number
+        );
         Ok((file, ring))
     }
 
@@ -118,7 +123,8 @@ impl KeyFile {
         let mut keys = Vec::with_capacity(known.len());
         for (number, _) in ring.received() {
             let at = known.iter().position(|key| key.number == number);
-            let gone = || self.failed(io::Error::other(format!("key {number} is not in it: someone changed it")));
+            let gone =
+                || self.failed(io::Error::other(format!("key {number} is not in it: someone changed it")));
             keys.push(known.swap_remove(at.ok_or_else(gone)?));
         }
         self.write(&keys)?;
@@ -286,7 +292,8 @@ mod tests {
         let (again, _) = folder.open(1).unwrap();
         let contents = again.read().unwrap().unwrap();
         assert!(contents.keys.len() == 1 && *contents.keys[0].secret == [2; 32]);
-        let names: Vec<_> = fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, [FILE_NAME], "nothing lies beside it");
     }
 
@@ -319,7 +326,10 @@ mod tests {
         for len in 0..whole.len() {
             fs::write(folder.file(), &whole[..len]).unwrap();
             let refused = folder.open(1).err().map(|error| error.to_string());
-            assert!(refused.as_ref().is_some_and(|why| why.contains("is damaged in line")), "{len}: {refused:?}");
+            assert!(
+                refused.as_ref().is_some_and(|why| why.contains("is damaged in line")),
+                "{len}: {refused:?}"
+            );
         }
         let mut other = whole.clone();
         other[0] ^= 1;
@@ -344,7 +354,8 @@ mod tests {
         file.keep(&ring, Some(key(2))).unwrap();
         // Someone takes a key out of the file.
         let text = fs::read_to_string(folder.file()).unwrap();
-        let cut: String = text.lines().filter(|line| !line.starts_with("key 2")).map(|line| format!("{line}\n")).collect();
+        let cut: String =
+            text.lines().filter(|line| !line.starts_with("key 2")).map(|line| format!("{line}\n")).collect();
         fs::write(folder.file(), cut).unwrap();
         let refused = file.keep(&ring, None).unwrap_err().to_string();
         assert!(refused.contains("key 2 is not in it"), "{refused}");
