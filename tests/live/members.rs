@@ -330,3 +330,49 @@ fn a_taken_port_and_a_wildcard_are_refused_in_clear_words() {
     let (status, said) = home.start_refused();
     assert!(!status.success() && said.contains("means nothing on other hosts"), "{said}");
 }
+
+/// As many datagrams as members at an interval of a second exchange, and nothing else: what the machine itself takes.
+#[test]
+fn what_as_many_bare_datagrams_cost() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let mut sockets = Vec::new();
+        for _ in 0..MEMBERS {
+            sockets.push(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        }
+        let all: Rc<Vec<_>> = Rc::new(sockets.iter().map(|socket| socket.local_addr().unwrap()).collect());
+        let answered = Rc::new(std::cell::Cell::new(0));
+        for (at, socket) in sockets.into_iter().enumerate() {
+            let (all, answered) = (Rc::clone(&all), Rc::clone(&answered));
+            tokio::task::spawn_local(async move {
+                let mut probes = tokio::time::interval(Duration::from_secs(1));
+                // Members probe at times of their own.
+                tokio::time::sleep(Duration::from_millis(20 * at as u64)).await;
+                probes.reset();
+                let (mut round, mut buffer) = (at, [0; 64]);
+                loop {
+                    tokio::select! {
+                        _ = probes.tick() => {
+                            round += 1;
+                            let other = (at + 1 + round % (MEMBERS - 1)) % MEMBERS;
+                            socket.send_to(&[1; 51], all[other]).await.unwrap();
+                        }
+                        got = socket.recv_from(&mut buffer) => match got.unwrap() {
+                            (51, from) => drop(socket.send_to(&buffer[..50], from).await.unwrap()),
+                            _ => answered.set(answered.get() + 1),
+                        }
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (before, began) = (processor_time(), Instant::now());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let each = (processor_time() - before).as_secs_f64() / began.elapsed().as_secs_f64() / MEMBERS as f64;
+        println!(
+            "bare datagrams, one a second and its answer: {:.1} us/s of processor time each",
+            each * 1e6
+        );
+        assert!(answered.get() > MEMBERS, "they were exchanged");
+    });
+}
