@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 1 the same seed is the same run; the paper's medians | `trace`; `crash --alpha 5 --arm lifeguard` |
 //! | 2 detection of crashes | `crash` |
-//! | 3 interval grid | `grid`, beside `grid --arm lifeguard` and `grid --arm swim` |
+//! | 3 interval grid | `grid` and `grid --still 1`, beside `grid --arm lifeguard` and `grid --arm swim` |
 //! | 4 starved members | `starve` |
 //! | 5 loss alone | `quiet` |
 //! | 6 joins at once | `joins` |
@@ -14,6 +14,7 @@
 //! | 10 scale-down | `leave` |
 //! | 11 restart of all | `restart` |
 //! | the paper's table beside ours | `paper --out FOLDER`; a short subset that fails when the order of the arms does not hold: `paper --short 1` |
+//! | what an extension is worth | `--arm unfair`, `alone` or `deaf` |
 //! | the foca crate beside ours | `--arm foca` with `crash`, `grid`, `starve`, `quiet`, `joins`, `idle` or `split` |
 
 #![expect(
