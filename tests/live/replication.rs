@@ -26,6 +26,9 @@ use crate::wire::{Conn, NONE, topic_name};
 
 pub const TOPIC: &str = "ledger";
 const LANES: i32 = 4;
+/// In runs longer than this many seconds writers pause between batches, so that the records of hours fit on the disk.
+const LONG: u64 = 60;
+const PACE: Duration = Duration::from_millis(5);
 
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -164,6 +167,9 @@ impl Writer {
                 }
             }
             self.times.push(began.elapsed());
+            if seconds() > LONG {
+                std::thread::sleep(PACE);
+            }
             self.next += count;
             acked.fetch_add(count, Ordering::Relaxed);
         }
