@@ -171,6 +171,7 @@ struct Seen {
 
 struct Node {
     disk: MemoryDisk,
+    journal: MemoryDisk,
     folder: PathBuf,
     incarnation: u64,
     raft: Option<Raft>,
@@ -272,6 +273,7 @@ impl World {
         std::fs::create_dir_all(&folder).unwrap();
         let fresh = Node {
             disk: MemoryDisk::default(),
+            journal: MemoryDisk::default(),
             folder,
             incarnation: 0,
             raft: None,
@@ -283,7 +285,8 @@ impl World {
         state.incarnation += 1;
         let disk = state.disk.clone();
         let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone()));
-        let opened = open_with(&state.folder, opener, member(node).disk).unwrap();
+        let journal = Box::new(state.journal.clone());
+        let opened = open_with(&state.folder, opener, journal, member(node).disk).unwrap();
         let config = RaftConfig { node, incarnation: Incarnation(state.incarnation), ..self.config.clone() };
         let line = Line { me: node, hub: self.hub.clone() };
         state.seen = Rc::new(RefCell::new(Seen { image: opened.image, ..Seen::default() }));

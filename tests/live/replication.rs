@@ -24,7 +24,7 @@ use crate::partitions;
 use crate::records::{Producer, Record, batch, read_batches};
 use crate::wire::{Conn, NONE, topic_name};
 
-const TOPIC: &str = "ledger";
+pub const TOPIC: &str = "ledger";
 const LANES: i32 = 4;
 
 fn mix(mut x: u64) -> u64 {
@@ -55,14 +55,14 @@ fn number(lane: i32, record: &Record) -> u64 {
     number
 }
 
-fn metadata(addr: SocketAddr, topic: &str) -> io::Result<MetadataResponse> {
+pub fn metadata(addr: SocketAddr, topic: &str) -> io::Result<MetadataResponse> {
     let topics = vec![MetadataRequestTopic::default().with_name(Some(topic_name(topic)))];
     let request = MetadataRequest::default().with_topics(Some(topics)).with_allow_auto_topic_creation(false);
     Conn::open(addr)?.call(8, &request)
 }
 
 /// Where the leader of a partition serves clients, by the first node that answers.
-fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<SocketAddr> {
+pub fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<SocketAddr> {
     clients.iter().find_map(|client| {
         let answer = metadata(*client, topic).ok()?;
         let state = answer.topics.first()?.partitions.iter().find(|p| p.partition_index == partition)?;
@@ -72,7 +72,7 @@ fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<Sock
 }
 
 /// Nodes in the ISR of each partition.
-fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
+pub fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
     let Ok(answer) = metadata(client, topic) else { return Vec::new() };
     let Some(topic) = answer.topics.first() else { return Vec::new() };
     topic.partitions.iter().map(|partition| partition.isr_nodes.len()).collect()
@@ -104,15 +104,20 @@ fn create(client: SocketAddr, name: &str, partitions: i32) {
 }
 
 /// One partition's writer: an idempotent producer with one batch in flight, which it sends until it is acked.
-struct Writer {
-    lane: i32,
+pub struct Writer {
+    pub lane: i32,
     producer: (i64, i16),
-    next: u64,
-    /// The longest time from a first attempt to its ack.
-    slowest: Duration,
+    pub next: u64,
+    /// From the first attempt of each batch to its ack.
+    pub times: Vec<Duration>,
 }
 
 impl Writer {
+    pub fn new(lane: i32, client: SocketAddr) -> Self {
+        let producer = Conn::open(client).unwrap().init_producer_id().unwrap();
+        Self { lane, producer, next: 0, times: Vec::new() }
+    }
+
     fn bytes(&self, count: u64) -> Vec<u8> {
         let values: Vec<Vec<u8>> = (self.next..self.next + count).map(|seq| value(self.lane, seq)).collect();
         let records: Vec<_> = values.iter().map(|value| (Some(&value[4..12]), Some(&value[..]))).collect();
@@ -122,7 +127,7 @@ impl Writer {
     }
 
     /// Writes until `stop`, then returns once the last batch is acked.
-    fn write(&mut self, clients: &[SocketAddr], stop: &AtomicBool, acked: &AtomicU64) {
+    pub fn write(&mut self, clients: &[SocketAddr], stop: &AtomicBool, acked: &AtomicU64) {
         let mut conn: Option<Conn> = None;
         while !stop.load(Ordering::Relaxed) {
             let count = 1 + mix(self.next) % 20;
@@ -158,7 +163,7 @@ impl Writer {
                     Err(_) => conn = None,
                 }
             }
-            self.slowest = self.slowest.max(began.elapsed());
+            self.times.push(began.elapsed());
             self.next += count;
             acked.fetch_add(count, Ordering::Relaxed);
         }
@@ -209,7 +214,7 @@ fn read(lane: i32, clients: &[SocketAddr], stop: &AtomicBool) -> u64 {
 
 /// Every record of the partition as its leader has it. A leader that has just been elected shows what was acked only
 /// when its followers have told it that they hold it.
-fn check(clients: &[SocketAddr], lane: i32, acked: u64, seen: u64) {
+pub fn check(clients: &[SocketAddr], lane: i32, acked: u64, seen: u64) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let conn = leader_of(clients, TOPIC, lane).and_then(|leader| Conn::open(leader).ok());
@@ -276,12 +281,7 @@ impl Cluster {
 /// Lets writers and readers of all lanes go on while `faults` runs, and checks what is there after it on every node.
 fn under_load(cluster: &mut Cluster, faults: impl FnOnce(&mut Cluster)) {
     let clients = cluster.clients();
-    let mut writers: Vec<Writer> = (0..LANES)
-        .map(|lane| {
-            let producer = Conn::open(clients[0]).unwrap().init_producer_id().unwrap();
-            Writer { lane, producer, next: 0, slowest: Duration::ZERO }
-        })
-        .collect();
+    let mut writers: Vec<Writer> = (0..LANES).map(|lane| Writer::new(lane, clients[0])).collect();
     let (stop, acked) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut seen = BTreeMap::new();
     std::thread::scope(|scope| {
@@ -310,7 +310,7 @@ fn under_load(cluster: &mut Cluster, faults: impl FnOnce(&mut Cluster)) {
             seen.insert(lane, reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
     });
-    let slowest = writers.iter().map(|writer| writer.slowest).max().unwrap_or_default();
+    let slowest = writers.iter().flat_map(|writer| &writer.times).max().copied().unwrap_or_default();
     println!("{} records acked, the slowest ack after {slowest:.2?}", acked.load(Ordering::Relaxed));
     wait_for("all replicas in sync", || {
         let sizes = isr_sizes(clients[0], TOPIC);
