@@ -6,6 +6,7 @@ use std::time::Duration;
 use highwater_shards::mail::Durability;
 
 use crate::disk::DiskConfig;
+use crate::features::features;
 use crate::rng::Rng;
 
 /// Everything that shapes a run besides the code under test.
@@ -66,31 +67,6 @@ pub struct Topic {
     pub replicas: usize,
     pub isr_min: u32,
     pub durability: Durability,
-}
-
-macro_rules! features {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// What may happen in a run.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-        pub struct Features {
-            $($(#[$doc])* pub $name: bool,)*
-        }
-
-        impl Features {
-            pub const ALL: Self = Self { $($name: true,)* };
-
-            /// Each feature on or off by the throw of a coin.
-            pub fn swarm(rng: &mut Rng) -> Self {
-                Self { $($name: rng.flip(),)* }
-            }
-
-            /// The names of those that are on.
-            pub fn names(&self) -> Vec<&'static str> {
-                let all = [$((stringify!($name), self.$name)),*];
-                all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
-            }
-        }
-    };
 }
 
 features! {

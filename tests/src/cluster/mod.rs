@@ -23,6 +23,7 @@ use std::time::Duration;
 use highwater_shards::ids::NodeId;
 
 use crate::checkers::Violation;
+use crate::counts::counts;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -31,26 +32,6 @@ pub struct Outcome {
     pub counts: Counts,
     pub time: Duration,
     pub violation: Option<Violation>,
-}
-
-macro_rules! counts {
-    ($($name:ident),* $(,)?) => {
-        /// What happened in runs: so that one sees that each path was reached.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-        pub struct Counts {
-            $(pub $name: u64,)*
-        }
-
-        impl Counts {
-            pub fn named(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name)),*]
-            }
-
-            pub fn add(&mut self, other: &Self) {
-                $(self.$name += other.$name;)*
-            }
-        }
-    };
 }
 
 counts! {

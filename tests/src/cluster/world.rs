@@ -34,6 +34,7 @@ use crate::net::{Conn, Up};
 use crate::queue::{Lane, Queue};
 use crate::rng::Rng;
 use crate::trace::Trace;
+use crate::turn;
 
 pub use faults::Fault;
 use faults::Kind;
@@ -58,11 +59,7 @@ struct Host {
     mail: Vec<Lane>,
 }
 
-enum Item {
-    Input(Input<SimFront>),
-    /// The disk does an operation when the shard hears of it, so that nothing is promised before.
-    Disk(OpNo),
-}
+type Item = turn::Item<SimFront>;
 
 struct Node {
     hosts: Vec<Host>,

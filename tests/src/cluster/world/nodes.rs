@@ -6,7 +6,7 @@ use highwater_shards::ids::{ConnId, ShardId};
 use highwater_shards::log::journal::JournalConfig;
 use highwater_shards::log::storage::StorageConfig;
 use highwater_shards::mail::ToControl;
-use highwater_shards::shard::{Input, Machine, Output, ReplicationConfig, Shard, ShardConfig};
+use highwater_shards::shard::{Machine, Output, ReplicationConfig, Shard, ShardConfig};
 use highwater_shards::time::Instant;
 
 use super::faults::Kind;
@@ -18,6 +18,7 @@ use crate::cluster::plane::Said;
 use crate::disk::Crash;
 use crate::front::SimFront;
 use crate::rng::Rng;
+use crate::turn;
 
 impl World {
     pub(super) fn deliver(&mut self, node: usize, shard: ShardId, item: Item) {
@@ -46,23 +47,11 @@ impl World {
             self.schedule_wake(node, shard);
             return Ok(());
         }
-        let all = host.inbox.len();
-        // Mostly everything that is there, now and then a part of it.
-        let batch = if all > 1 && self.dice.wake.chance(200) { 1 + self.dice.wake.index(all) } else { all };
         let machine = host.machine.as_mut().expect("the node is up");
-        if machine.poll_timeout().is_some_and(|t| t <= clock) {
-            let input = Input::Timeout;
-            self.trace.input(self.now, shard, &input);
-            machine.handle(clock, input);
-        }
-        for item in host.inbox.drain(..batch) {
-            let input = match item {
-                Item::Input(input) => input,
-                Item::Disk(op) => Input::Disk(host.disk.complete(op)),
-            };
-            self.trace.input(self.now, shard, &input);
-            machine.handle(clock, input);
-        }
+        let (trace, now) = (&mut self.trace, self.now);
+        turn::take(machine, &mut host.disk, &mut host.inbox, clock, &mut self.dice.wake, |input| {
+            trace.input(now, shard, input);
+        });
         self.look(node, shard)?;
         self.drain(node, shard)?;
         if self.net.node(node).up && !self.is_doomed(node) {
