@@ -10,7 +10,8 @@
 //! |---|---|
 //! | `highwater-gossip-keys 1` | the format |
 //! | `secret HEX` | SHA-256 of the key of the cluster's secret when this was written |
-//! | `key NUMBER HEX` | 32 bytes |
+//! | `key NUMBER HEX` | 32 bytes; one line for each key |
+//! | `end` | a file without it was cut |
 //!
 //! Who changes the cluster's secret in the configuration means that one: unless its key is among those of the file, the
 //! file is out of date and is removed.
@@ -27,6 +28,7 @@ use crate::control::swim::{KeyError, Keyring};
 
 pub(in crate::runtime) const FILE_NAME: &str = "gossip-keys";
 const FORMAT: &str = "highwater-gossip-keys 1";
+const END: &str = "\nend\n";
 /// Longer than any file of at most four keys.
 const FILE_BYTES_MAX: u64 = 4096;
 
@@ -184,7 +186,7 @@ fn render(origin: &[u8; 32], keys: &[Key]) -> Zeroizing<String> {
         out.push(' ');
         put_hex(&mut out, &key.secret);
     }
-    out.push('\n');
+    out.push_str(END);
     out
 }
 
@@ -199,8 +201,7 @@ fn put_hex(out: &mut String, bytes: &[u8; 32]) {
 /// Fails with the number of the line that is wrong, the first being 1.
 fn parse(bytes: &[u8]) -> Result<Contents, usize> {
     let text = std::str::from_utf8(bytes).map_err(|_| 1_usize)?;
-    // A file that was cut has no end of its last line.
-    let text = text.strip_suffix('\n').ok_or(text.lines().count().max(1))?;
+    let text = text.strip_suffix(END).ok_or(text.lines().count().max(1))?;
     let mut lines = text.split('\n').zip(1_usize..);
     lines.next().filter(|(line, _)| *line == FORMAT).ok_or(1_usize)?;
     let origin = lines.next().and_then(|(line, _)| hex(line.strip_prefix("secret ")?)).ok_or(2_usize)?;
@@ -335,10 +336,10 @@ mod tests {
         other[0] ^= 1;
         fs::write(folder.file(), &other).unwrap();
         assert!(matches!(folder.open(1), Err(KeysError::Damaged { line: 1, .. })));
-        fs::write(folder.file(), [&whole[..], b"key 300 00\n"].concat()).unwrap();
+        let text = String::from_utf8(whole.clone()).unwrap();
+        fs::write(folder.file(), text.replace("end", "key 300 00\nend")).unwrap();
         assert!(matches!(folder.open(1), Err(KeysError::Damaged { line: 5, .. })));
         // Twice the same number.
-        let text = String::from_utf8(whole).unwrap();
         fs::write(folder.file(), text.replace("key 2", "key 1")).unwrap();
         assert!(matches!(folder.open(1), Err(KeysError::Refused(KeyError::Twice(1)))));
     }
