@@ -21,7 +21,7 @@ use crate::checkers::watermarks::Watermarks;
 use crate::checkers::{ReadSeen, Verdict, Violation, broken, content, order, visible};
 use crate::records::{self, Batch, Uid};
 use crate::shadow::Shadow;
-use crate::wire::{ReadCall, ReadSaid};
+use crate::wire::{Call, ReadCall, ReadSaid};
 
 #[derive(Debug, Default)]
 pub struct Judge {
@@ -149,6 +149,12 @@ impl Judge {
             Some(end) => self.agreement.check(truth, node, epoch_of(Offset(end.0 - 1))),
             None => Ok(()),
         }
+    }
+
+    /// Whether the node that was asked leads what it was asked for.
+    pub fn leads(&self, open: &Open) -> bool {
+        let Call::Append { partition, .. } = &open.call else { return false };
+        self.truth.get(partition).is_some_and(|a| a.leader == Some(node_id(open.node)))
     }
 
     pub fn floor(&self, partition: PartitionId) -> u64 {

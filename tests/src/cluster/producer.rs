@@ -187,7 +187,8 @@ impl Producer {
                 track.acked(at);
                 scene.judge.on_acked(uid, base.0, *acks == Acks::All)
             }
-            Err(PartitionError::OutOfOrderSequence) if at == 0 => {
+            // One that led before and has not heard of its successor knows no better.
+            Err(PartitionError::OutOfOrderSequence) if at == 0 && scene.judge.leads(open) => {
                 // Everything before it was acknowledged, so the log has lost something. May it?
                 if *acks == Acks::All {
                     let what =
