@@ -153,13 +153,9 @@ impl Writer {
                 match open.produce(TOPIC, self.lane, &bytes) {
                     Ok((NONE, _)) => break,
                     Ok((error, _)) => {
-                        // OUT_OF_ORDER_SEQUENCE, INVALID_PRODUCER_EPOCH: something acked is gone, or came twice.
-                        assert!(
-                            ![45, 47].contains(&error),
-                            "lane {}: error {error} at {}",
-                            self.lane,
-                            self.next
-                        );
+                        // OUT_OF_ORDER_SEQUENCE comes from a leader that was cut off and has not heard of the next one,
+                        // too. If something acked is gone it comes for ever. INVALID_PRODUCER_EPOCH: it came twice.
+                        assert_ne!(error, 47, "lane {}: at {}", self.lane, self.next);
                         conn = None;
                         std::thread::sleep(Duration::from_millis(20));
                     }
