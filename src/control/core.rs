@@ -137,8 +137,11 @@ enum Phase {
     Leaving {
         left: Option<Revision>,
     },
-    /// Until every shard has stopped.
-    Stopping,
+    /// Until every shard has stopped. Without `assigned` they had no partitions, and are told of none any more: what the
+    /// image says of this node may be of an earlier life.
+    Stopping {
+        assigned: bool,
+    },
     /// Until the log has it that this node is gone.
     Departing,
     /// Stopped, or failed: nothing more comes out.
@@ -313,7 +316,7 @@ impl Control {
             }
             ToControl::Stopped => {
                 state.stopped = true;
-                if self.phase == Phase::Stopping && self.shards.iter().all(|s| s.stopped) {
+                if matches!(self.phase, Phase::Stopping { .. }) && self.shards.iter().all(|s| s.stopped) {
                     self.on_all_stopped();
                 }
             }
@@ -387,11 +390,11 @@ impl Control {
             | Phase::Joining { .. }
             | Phase::Serving
             | Phase::Leaving { .. }
-            | Phase::Stopping => {
+            | Phase::Stopping { assigned: true } => {
                 self.count_elections(&old, &delta);
                 self.publish(&old, &delta);
             }
-            Phase::Departing | Phase::Over => {}
+            Phase::Stopping { assigned: false } | Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
     }
@@ -427,10 +430,10 @@ impl Control {
             | Phase::Joining { .. }
             | Phase::Serving
             | Phase::Leaving { .. }
-            | Phase::Stopping => {
+            | Phase::Stopping { assigned: true } => {
                 self.publish_all(&old);
             }
-            Phase::Departing | Phase::Over => {}
+            Phase::Stopping { assigned: false } | Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
     }
@@ -501,7 +504,7 @@ impl Control {
     fn tell_lease(&mut self) {
         let lead = match self.phase {
             Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Leaving { .. } => true,
-            Phase::Starting | Phase::Stopping | Phase::Departing | Phase::Over => false,
+            Phase::Starting | Phase::Stopping { .. } | Phase::Departing | Phase::Over => false,
         };
         if let Some(until) = self.lease.filter(|_| lead) {
             for shard in self.shard_ids() {

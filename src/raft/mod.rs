@@ -33,6 +33,7 @@ use bytes::Bytes;
 use highwater_shards::ids::{NodeId, Revision};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Config, Instant as _, SnapshotPolicy};
+use redb::StorageBackend;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -53,6 +54,7 @@ use crate::control::metadata::command::{Command, Entry};
 use crate::control::metadata::image::{Image, Incarnation};
 use crate::control::{Input, ProposalId};
 use crate::net::{CallError, Class, Incoming, Network};
+use crate::store::direct::DirectFile;
 use crate::store::{StoreError, ahead};
 
 pub use self::wire::{APPEND, PRE_VOTE, PROPOSE, SNAPSHOT_CHUNK, TRANSFER_LEADER, VOTE};
@@ -186,8 +188,9 @@ pub fn open(folder: &Path, disk: DiskId) -> Result<Opened, StoreError> {
     let failed =
         |error: std::io::Error| StoreError::Io { file: folder.to_owned(), reason: error.to_string() };
     fs::create_dir_all(folder).map_err(failed)?;
+    let journal = DirectFile::open(&folder.join(log::JOURNAL_NAME)).map_err(failed)?;
     let opener = Box::new(move |builder: &redb::Builder| ahead::create(builder, &file));
-    let opened = open_with(folder, opener, disk)?;
+    let opened = open_with(folder, opener, Box::new(journal), disk)?;
     // New names are only there after a crash once they are durable.
     for path in [Some(folder), folder.parent()].into_iter().flatten() {
         File::open(path).and_then(|folder| folder.sync_all()).map_err(failed)?;
@@ -195,9 +198,14 @@ pub fn open(folder: &Path, disk: DiskId) -> Result<Opened, StoreError> {
     Ok(opened)
 }
 
-fn open_with(folder: &Path, opener: Opener, disk: DiskId) -> Result<Opened, StoreError> {
+fn open_with(
+    folder: &Path,
+    opener: Opener,
+    journal: Box<dyn StorageBackend>,
+    disk: DiskId,
+) -> Result<Opened, StoreError> {
     let file = folder.join(log::FILE_NAME);
-    let log = OpenLog::open(&file, opener, disk)?;
+    let log = OpenLog::open(&file, opener, journal, disk)?;
     let snapshot = snapshot::open(folder)?;
     let content = snapshot.as_ref().and_then(|snapshot| snapshot.content.clone());
     let snapshot::Content { mut machine, mut image } = content.map(Arc::unwrap_or_clone).unwrap_or_default();
@@ -271,6 +279,7 @@ impl Raft {
             calls: Cell::new(0),
             heard: Rc::clone(&heard),
             receiving: Mutex::new(Slot::default()),
+            working: Cell::new(None),
         };
         let (asks, asked) = mpsc::channel(PROPOSALS_MAX);
         let proposer = Proposer {

@@ -85,6 +85,8 @@ struct HubState {
     lost: u32,
     /// Of 1000 answers to proposals.
     lost_answers: u32,
+    /// The next answer to a part of a snapshot is lost.
+    loses_chunk: bool,
     delay_ms_max: u64,
     /// When the last message of a class arrives: one class keeps its order.
     arrives: BTreeMap<(NodeId, NodeId, Class), Instant>,
@@ -143,7 +145,11 @@ impl Network for Line {
         };
         let (comes, arrival) = {
             let mut hub = self.hub.0.borrow_mut();
-            let lost = kind == PROPOSE && hub.random.next_u32() % 1000 < hub.lost_answers;
+            let lost = match kind {
+                PROPOSE => hub.random.next_u32() % 1000 < hub.lost_answers,
+                SNAPSHOT_CHUNK => std::mem::take(&mut hub.loses_chunk),
+                _ => false,
+            };
             (!lost && !hub.loses(to, self.me), hub.arrival(to, self.me, class))
         };
         if !comes {
@@ -171,6 +177,7 @@ struct Seen {
 
 struct Node {
     disk: MemoryDisk,
+    journal: MemoryDisk,
     folder: PathBuf,
     incarnation: u64,
     raft: Option<Raft>,
@@ -238,6 +245,7 @@ impl World {
             cut: BTreeSet::new(),
             lost: 0,
             lost_answers: 0,
+            loses_chunk: false,
             delay_ms_max: 3,
             arrives: BTreeMap::new(),
             random: Xoshiro256PlusPlus::seed_from_u64(seed),
@@ -272,6 +280,7 @@ impl World {
         std::fs::create_dir_all(&folder).unwrap();
         let fresh = Node {
             disk: MemoryDisk::default(),
+            journal: MemoryDisk::default(),
             folder,
             incarnation: 0,
             raft: None,
@@ -283,7 +292,8 @@ impl World {
         state.incarnation += 1;
         let disk = state.disk.clone();
         let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone()));
-        let opened = open_with(&state.folder, opener, member(node).disk).unwrap();
+        let journal = Box::new(state.journal.clone());
+        let opened = open_with(&state.folder, opener, journal, member(node).disk).unwrap();
         let config = RaftConfig { node, incarnation: Incarnation(state.incarnation), ..self.config.clone() };
         let line = Line { me: node, hub: self.hub.clone() };
         state.seen = Rc::new(RefCell::new(Seen { image: opened.image, ..Seen::default() }));

@@ -83,6 +83,8 @@ pub(super) enum ChunkAnswer {
     Busy,
     /// What came is damaged, or cannot be stored.
     Failed(String),
+    /// A part of the same transfer is being stored, or all of it installed: ask again.
+    Working,
 }
 
 /// A proposal for the leader. It has to be tagged.

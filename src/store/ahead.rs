@@ -12,7 +12,7 @@
 
 #![expect(clippy::disallowed_types, reason = "driver: the log thread writes while the control core reads")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -32,12 +32,19 @@ const ROUND_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The file of records beside a database's file.
 pub fn beside(file: &Path) -> PathBuf {
+    with_suffix(file, "-ahead")
+}
+
+fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
-    name.push("-ahead");
+    name.push(suffix);
     name.into()
 }
 
 /// Opens the database, or makes one. No other process may have it open.
+///
+/// A file of that name is always a whole database: it gets its name when it is one, and what is left of a making that
+/// was cut short goes. Both names are durable before the first record is, without which the file may be anything.
 ///
 /// # Errors
 /// When a file cannot be read or written, or the database is damaged.
@@ -46,7 +53,21 @@ pub fn create(builder: &redb::Builder, file: &Path) -> Result<Database, Database
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         FileBackend::new(file)
     };
-    let (main, records) = (open(file)?, open(&beside(file))?);
+    let records = beside(file);
+    if !file.try_exists()? {
+        let new = with_suffix(file, ".new");
+        for left_over in [&new, &records] {
+            match fs::remove_file(left_over) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        drop(builder.create_with_backend(open(&new)?)?);
+        fs::rename(&new, file)?;
+    }
+    let (main, records) = (open(file)?, open(&records)?);
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()?;
     builder.create_with_backend(Ahead::open(main, records, ROUND_BYTES)?)
 }
 
@@ -121,11 +142,9 @@ impl<B: StorageBackend> Ahead<B> {
         let round_bytes = round_bytes.next_multiple_of(BLOCK as u64);
         let mut bytes = vec![0; usize::try_from(records.len()?.min(round_bytes)).expect("a round fits")];
         records.read(0, &mut bytes)?;
-        let is_new = main.len()? == 0;
-        if !is_new {
-            replay(&bytes, &main)?;
-            main.sync_data()?;
-        }
+        // Of a file that was never flushed not even its length is there, and all of it is in the records.
+        replay(&bytes, &main)?;
+        main.sync_data()?;
         let rounds =
             bytes.chunks(BLOCK).enumerate().filter(|(_, block)| block.starts_with(&MAGIC.to_le_bytes()));
         // Whatever lies there from earlier rounds must not look like one of the next.

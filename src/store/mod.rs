@@ -6,6 +6,7 @@
 
 pub(crate) mod ahead;
 mod db;
+pub(crate) mod direct;
 pub(crate) mod error;
 mod identity;
 mod thread;

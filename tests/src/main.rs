@@ -23,8 +23,7 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
                  (default: on for odd seeds)
   --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard;
                  log: the log of one shard alone; control: several control planes over an oracle of the
-                 metadata log; replicas: nodes of shards that replicate, under a scripted control plane;
-                 cluster: the same under the real one
+                 metadata log; cluster: nodes that replicate, with all their shards and control planes
                  (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
@@ -49,20 +48,17 @@ enum Special {
     Log,
     /// Several control planes.
     Control,
-    /// Nodes that replicate, under a scripted control plane.
-    Replicas,
-    /// Under the real one.
+    /// Nodes that replicate.
     Cluster,
 }
 
 impl Special {
-    const ALL: [Self; 4] = [Self::Log, Self::Control, Self::Replicas, Self::Cluster];
+    const ALL: [Self; 3] = [Self::Log, Self::Control, Self::Cluster];
 
     fn name(self) -> &'static str {
         match self {
             Self::Log => "log",
             Self::Control => "control",
-            Self::Replicas => "replicas",
             Self::Cluster => "cluster",
         }
     }
@@ -150,10 +146,7 @@ fn main() -> ExitCode {
     match args.world {
         Some(Special::Log) => return logs_of(&args, began),
         Some(Special::Control) => return controls_of(&args, began),
-        Some(Special::Replicas) => {
-            return clusters_of(&args, Special::Replicas, cluster::run_replicas, began);
-        }
-        Some(Special::Cluster) => return clusters_of(&args, Special::Cluster, cluster::run_cluster, began),
+        Some(Special::Cluster) => return clusters_of(&args, began),
         None => {}
     }
     if args.end == args.first + 1 { one(&args) } else { many(&args, began) }
@@ -272,12 +265,7 @@ fn controls_of(args: &Args, began: std::time::Instant) -> ExitCode {
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn clusters_of(
-    args: &Args,
-    world: Special,
-    run: fn(u64, bool) -> cluster::Outcome,
-    began: std::time::Instant,
-) -> ExitCode {
+fn clusters_of(args: &Args, began: std::time::Instant) -> ExitCode {
     let next = AtomicU64::new(args.first);
     let failed = AtomicBool::new(false);
     let work = || {
@@ -288,14 +276,14 @@ fn clusters_of(
                 break;
             }
             LOG_RUNNING.set(Some(seed));
-            let outcome = run(seed, args.trace);
+            let outcome = cluster::run(seed, args.trace);
             counts.add(&outcome.counts);
             if args.end == args.first + 1 {
                 println!("seed {seed}: hash {:016x}, {:?} of virtual time", outcome.hash, outcome.time);
             }
             if let Some(v) = &outcome.violation {
                 failed.store(true, Ordering::Relaxed);
-                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, world));
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, Special::Cluster));
             }
         }
         counts
@@ -308,7 +296,7 @@ fn clusters_of(
         }
         all
     });
-    println!("clusters: {} in {:.1} s", world.name(), began.elapsed().as_secs_f64());
+    println!("{} seeds of clusters in {:.1} s", counts.seeds, began.elapsed().as_secs_f64());
     for (name, count) in counts.named() {
         println!("  {count:>12} {}", name.replace('_', " "));
     }

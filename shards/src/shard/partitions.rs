@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::clients::refusal;
-use super::{Held, Shard, Timer};
+use super::{Held, Shard, Stop, Timer};
 use crate::batch::{self, BatchHeader, Limits};
 use crate::front::Front;
 use crate::ids::{LeaderEpoch, NodeId, Offset, PartitionId};
@@ -163,8 +163,13 @@ impl<F: Front> Shard<F> {
         }
     }
 
-    /// The partition is no longer on this node: its records are deleted.
+    /// The partition is no longer on this node: its records are deleted. A log that is stopping deletes nothing more, and
+    /// what it notes of the partition in the end must be whole, for it may be here again when the next life begins;
+    /// otherwise that one finds a log that nobody wants.
     pub(super) fn unassign(&mut self, id: PartitionId) {
+        if self.stop != Stop::No {
+            return;
+        }
         let Some(slot) = self.storage.slot(id) else { return };
         self.refuse_waiters(slot, PartitionError::NotLeader);
         self.wake_watchers(slot);
@@ -174,7 +179,7 @@ impl<F: Front> Shard<F> {
         self.dismiss(slot, Refusal::NotLeader);
         self.partitions.remove(slot);
         self.finish_deletions();
-        // Refused only by a log that is stopping or failed: then the next start finds a log that nobody wants.
+        // Refused only by a log that failed: then the next start finds a log that nobody wants.
         let _ = self.storage.drop_log(self.now, slot);
     }
 

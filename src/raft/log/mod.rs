@@ -5,12 +5,13 @@
 //! tail keeps what is not durable yet, and beyond that as much as [`TAIL_BYTES_MAX`] allows.
 
 mod db;
+mod journal;
 mod thread;
 
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use futures_util::Stream;
 use futures_util::stream::{self, StreamExt as _};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use redb::StorageBackend;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::db::Opener;
@@ -36,6 +38,8 @@ use crate::store::StoreError;
 
 /// The file within the Raft folder.
 pub const FILE_NAME: &str = "log.redb";
+/// The file of records beside it.
+pub const JOURNAL_NAME: &str = "log.journal";
 
 /// Writes that wait for the thread at most; one more waits in the Raft core.
 const QUEUE_MAX: usize = 1024;
@@ -54,8 +58,13 @@ pub(super) struct OpenLog {
 
 impl OpenLog {
     /// Opens the log, or makes one for `disk`.
-    pub fn open(file: &Path, opener: Opener, disk: DiskId) -> Result<Self, StoreError> {
-        let (db, marks) = Db::open(file, opener, disk)?;
+    pub fn open(
+        file: &Path,
+        opener: Opener,
+        journal: Box<dyn StorageBackend>,
+        disk: DiskId,
+    ) -> Result<Self, StoreError> {
+        let (db, marks) = Db::open(file, opener, journal, disk)?;
         Ok(Self { db, marks })
     }
 
@@ -87,7 +96,8 @@ impl OpenLog {
     pub fn start(self, counters: Counters) -> io::Result<LogStore> {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         let progress = Arc::new(Progress::default());
-        let writer = Writer { db: Arc::clone(&self.db), progress: Arc::clone(&progress), counters };
+        let (db, told) = (Arc::clone(&self.db), Arc::clone(&progress));
+        let writer = Writer { db, progress: told, counters, journaled: Cell::new(0) };
         let thread =
             std::thread::Builder::new().name("hw-raft-log".into()).spawn(move || writer.run(inbox))?;
         let Marks { vote, committed, purged, first, last, .. } = self.marks;
@@ -148,7 +158,7 @@ struct State {
 struct Kept {
     entry: LogEntry,
     bytes: usize,
-    /// It is durable once as many writes are.
+    /// The database has it once it has as many writes.
     write: u64,
 }
 

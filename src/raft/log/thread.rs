@@ -7,6 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "driver: measures flushes, waits for space on the disk")]
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::metrics::{Counters, record};
 use super::super::types::{LogEntry, LogId, TypeConfig, Vote};
-use super::db::{Db, Op};
+use super::db::{Db, In, Op};
 use crate::store::StoreError;
 
 /// Entries in one transaction at most, but for those of a single append.
@@ -63,7 +64,7 @@ impl Write {
 /// What the thread tells the control core without being asked.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// How many writes are durable.
+    /// How many writes the database has; those after them are durable in the journal alone, or not yet.
     pub written: AtomicU64,
     /// How many writes somebody waits for.
     pub waiting: AtomicU64,
@@ -75,6 +76,8 @@ pub(super) struct Writer {
     pub db: Arc<Db>,
     pub progress: Arc<Progress>,
     pub counters: Counters,
+    /// How many writes the journal alone has.
+    pub journaled: Cell<u64>,
 }
 
 impl Writer {
@@ -107,13 +110,20 @@ impl Writer {
 
     fn write_and_answer(&self, batch: Vec<Write>, queue: &mpsc::Receiver<Write>) -> Result<(), String> {
         let begun = Instant::now();
-        if let Err(error) = self.write(&batch, queue) {
-            let why = error.to_string();
-            tracing::error!("{why}");
-            self.answer(batch, Err(&why));
-            return Err(why);
+        match self.write(&batch, queue) {
+            Ok(stored) => {
+                self.journaled.set(self.journaled.get() + batch.len() as u64);
+                if stored == In::Database {
+                    self.progress.written.fetch_add(self.journaled.take(), Ordering::Release);
+                }
+            }
+            Err(error) => {
+                let why = error.to_string();
+                tracing::error!("{why}");
+                self.answer(batch, Err(&why));
+                return Err(why);
+            }
         }
-        self.progress.written.fetch_add(batch.len() as u64, Ordering::Release);
         let entries = batch.iter().map(Write::entries).sum::<usize>() as u64;
         self.counters.count(|stats| {
             stats.flushes += 1;
@@ -126,7 +136,7 @@ impl Writer {
     }
 
     /// Makes the batch durable, however long there is no space for it. Everything in it can be done twice.
-    fn write(&self, batch: &[Write], queue: &mpsc::Receiver<Write>) -> Result<(), StoreError> {
+    fn write(&self, batch: &[Write], queue: &mpsc::Receiver<Write>) -> Result<In, StoreError> {
         let mut result =
             self.db.write(batch.iter().map(Write::op)).map_err(|failure| failure.at(&self.db.file));
         while let Err(StoreError::Full { .. }) = &result {

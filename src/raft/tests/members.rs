@@ -109,7 +109,8 @@ fn a_log_without_the_snapshot_it_relies_on_is_refused() {
         std::fs::remove_file(state.folder.join("snapshot")).unwrap();
         let disk = state.disk.clone();
         let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone()));
-        let refused = open_with(&state.folder, opener, member(A).disk).err().expect("refused");
+        let journal = Box::new(state.journal.clone());
+        let refused = open_with(&state.folder, opener, journal, member(A).disk).err().expect("refused");
         assert!(refused.to_string().contains("snapshot"), "{refused}");
         world.end().await;
     });
@@ -122,6 +123,7 @@ fn a_node_whose_disk_fails_stops_and_the_others_go_on() {
         let leader = world.leader().await;
         world.commit(leader, &register()).await;
         world.nodes[&leader].disk.1.store(true, Ordering::Relaxed);
+        world.nodes[&leader].journal.1.store(true, Ordering::Relaxed);
         world.give(leader, &take_one());
         let stopped = timeout(STUCK, async {
             while world.seen(leader).failure.is_none() {

@@ -82,6 +82,41 @@ fn what_was_committed_is_there_after_any_crash() {
 }
 
 #[test]
+fn a_file_that_was_never_flushed_comes_back_from_its_records() {
+    const ROUND: u64 = 4 * 1024 * 1024;
+    let (main, records) = (CrashDisk::default(), CrashDisk::default());
+    let open = |main: &CrashDisk, records: &CrashDisk| {
+        let ahead = Ahead::open(main.clone(), records.clone(), ROUND).unwrap();
+        Database::builder().create_with_backend(ahead).unwrap()
+    };
+    let database = open(&main, &records);
+    let synced = main.syncs();
+    for number in 1..=20 {
+        put(&database, number, 500);
+    }
+    assert_eq!(main.syncs(), synced, "the first round goes on");
+    std::mem::forget(database);
+    assert_eq!(last(&open(&CrashDisk::default(), &CrashDisk::holding(records.bytes()))), 20);
+}
+
+#[test]
+fn a_database_whose_making_was_cut_short_is_made_anew() {
+    let folder = std::env::temp_dir().join(format!("highwater-ahead-{}", std::process::id()));
+    // Left over by a test process of that number that was killed.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("some.redb");
+    fs::write(with_suffix(&file, ".new"), [0; 10_000]).unwrap();
+    fs::write(beside(&file), [1; 10_000]).unwrap();
+    let database = create(&Database::builder(), &file).unwrap();
+    put(&database, 1, 10);
+    drop(database);
+    assert!(!with_suffix(&file, ".new").exists());
+    assert_eq!(last(&create(&Database::builder(), &file).unwrap()), 1);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn a_power_cut_amid_writes_leaves_a_commit_whole_or_out() {
     let mut torn = 0;
     for seed in 0..200 {
