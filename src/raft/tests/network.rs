@@ -108,14 +108,14 @@ fn a_lost_answer_to_a_snapshot_does_not_hold_a_node_up() {
         world.same(0).await;
         world.kill(behind).await;
         let leader = world.leader().await;
-        for _ in 0..120 {
-            world.count(leader).await;
-        }
-        world.until("a purge", |world| world.raft(leader).status().purged > Some(60)).await;
+        let probes = (0..600).map(|n| world.raft(leader).probe(Bytes::from(vec![n as u8; 20])));
+        join_all(probes).await.into_iter().for_each(|result| result.unwrap());
+        world.count(leader).await;
+        world.until("a purge", |world| world.raft(leader).status().purged > Some(100)).await;
         world.hub.0.borrow_mut().loses_chunk = true;
         let since = Instant::now();
         world.start(behind).await;
-        world.same(120).await;
+        world.same(1).await;
         assert!(!world.hub.0.borrow().loses_chunk && world.seen(behind).installed == 1);
         assert!(since.elapsed() < Duration::from_secs(10), "it took {:?}", since.elapsed());
         world.end().await;
