@@ -72,7 +72,7 @@ pub(super) enum KeysError {
 impl KeyFile {
     /// The keys to begin with: those of the file at `path`, or else `first`, that of the cluster's secret.
     pub(super) fn open(path: PathBuf, cluster: &str, first: Key) -> Result<(Self, Keyring), KeysError> {
-        let origin: [u8; 32] = Sha256::digest(&*first.secret).into();
+        let origin: [u8; 32] = Sha256::digest(*first.secret).into();
         let mut file = Self { path, origin, only: None };
         let Some(contents) = file.read()? else {
             let ring = Keyring::new(cluster, first.number, &*first.secret)?;
