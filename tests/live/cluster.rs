@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::node::{Home, Node, free_port, free_ports, http_get, wait_for};
+use crate::node::{Home, Node, free_port, free_ports, http_get, wait_for, without_own_settings};
 
 const REFUSED: i32 = 1;
 
@@ -304,6 +304,7 @@ fn a_cluster_for_development_runs_from_one_command() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_highwater"));
     command.args(["dev", "cluster", "--port", &first.to_string(), "--data-dir"]).arg(folder.join("data"));
     command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+    without_own_settings(&mut command);
     let mut child = command.spawn().unwrap();
     let admin = |node: u16| std::net::SocketAddr::from(([127, 0, 0, 1], first + node * 10 + 2));
     let ready = |node: u16| matches!(http_get(admin(node), "/readyz"), Ok((200, _)));

@@ -31,6 +31,15 @@ pub fn free_port() -> u16 {
     free_ports(1)
 }
 
+/// What the developer has set in the shell must not reach the node under test.
+pub fn without_own_settings(command: &mut Command) {
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("HIGHWATER_") {
+            command.env_remove(key);
+        }
+    }
+}
+
 /// The first of so many such ports in a row.
 pub fn free_ports(count: u16) -> u16 {
     const FIRST: u32 = 15_000;
@@ -111,12 +120,7 @@ impl Home {
         command.args(["--listen", &self.client.to_string(), "--admin", &self.admin.to_string()]);
         command.args(["--set", "cluster.topic_defaults.retention_ms=none"]);
         command.args(&self.flags).current_dir(&self.root).stdin(Stdio::null());
-        // What the developer has set in the shell must not reach the node under test.
-        for (key, _) in std::env::vars_os() {
-            if key.to_string_lossy().starts_with("HIGHWATER_") {
-                command.env_remove(key);
-            }
-        }
+        without_own_settings(&mut command);
         command
     }
 
