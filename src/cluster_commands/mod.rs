@@ -93,8 +93,7 @@ fn change(node: &mut dyn Admin, path: &str, body: &Value) -> Result<String, Fail
 fn remove(node: &mut dyn Admin, args: &RemoveArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let RemoveArgs { node: id, force, admin } = args;
     let id = *id;
-    // Nodes of earlier releases know of no force.
-    let body = if *force { json!({ "node": id, "force": true }) } else { json!({ "node": id }) };
+    let body = json!({ "node": id, "force": force });
     let mut done = change(node, "/cluster/remove", &body)?;
     loop {
         let (_, status) = look(node)?;

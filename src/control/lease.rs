@@ -118,6 +118,13 @@ mod tests {
     const TIMES: Duration = Duration::from_millis(300);
 
     #[test]
+    fn a_lease_outlasts_an_election_and_a_question_to_whoever_was_elected() {
+        for patience in [1, 300, 5000].map(Duration::from_millis) {
+            assert!(Times::of(patience).lease >= 4 * patience);
+        }
+    }
+
+    #[test]
     fn only_a_controller_that_a_majority_heard_lately_counts_on_a_node_and_only_on_its_present_life() {
         let (node, epoch) = (NodeId(2), RegistrationEpoch(7));
         let times = Times::of(TIMES);

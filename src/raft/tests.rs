@@ -303,6 +303,11 @@ impl World {
         state.raft = Some(raft);
     }
 
+    /// All that run but this one.
+    fn others(&self, node: NodeId) -> Vec<NodeId> {
+        self.running().into_iter().filter(|other| *other != node).collect()
+    }
+
     async fn found(&self, nodes: &[NodeId]) {
         let members: BTreeMap<NodeId, Member> = nodes.iter().map(|&node| (node, member(node))).collect();
         let all = nodes.iter().map(|node| self.raft(*node).initialize(&members));

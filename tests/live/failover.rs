@@ -7,18 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use kafka_protocol::messages::create_topics_request::{
-    CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
-};
-use kafka_protocol::messages::{BrokerId, CreateTopicsRequest, ProduceRequest};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::ProduceRequest;
 
 use crate::cluster::{Fleet, cluster, wait_for_leader};
 use crate::members::{is_fenced, status};
 use crate::node::{Home, Node, wait_for};
 use crate::records::{Producer, batch};
-use crate::replication::{isr_sizes, metadata};
-use crate::wire::{Conn, NONE, produce_request, topic_name};
+use crate::replication::{metadata, wait_in_sync};
+use crate::wire::{Conn, NONE, produce_request};
 
 const TOPIC: &str = "many";
 /// Entries of the metadata log that a failover may take, however many partitions it touches.
@@ -31,33 +27,12 @@ fn partitions() -> i32 {
 
 /// Makes a topic of which `first` leads every partition, and waits until all replicas are in sync.
 fn create(client: SocketAddr, first: usize) {
-    let order = [first, first % 3 + 1, (first + 1) % 3 + 1];
-    let assignments = (0..partitions()).map(|index| {
-        // The two others take turns, so that each leads half of the partitions afterwards.
-        let (one, other) = if index % 2 == 0 { (order[1], order[2]) } else { (order[2], order[1]) };
-        let brokers = [order[0], one, other].map(|id| BrokerId(i32::try_from(id).unwrap()));
-        CreatableReplicaAssignment::default().with_partition_index(index).with_broker_ids(brokers.into())
-    });
-    let min_isr = CreatableTopicConfig::default()
-        .with_name(StrBytes::from_static_str("min.insync.replicas"))
-        .with_value(Some(StrBytes::from_static_str("2")));
-    let topic = CreatableTopic::default()
-        .with_name(topic_name(TOPIC))
-        .with_num_partitions(-1)
-        .with_replication_factor(-1)
-        .with_assignments(assignments.collect())
-        .with_configs(vec![min_isr]);
-    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
-    let answer = Conn::open(client).unwrap().call(5, &request).unwrap();
-    assert_eq!(answer.topics[0].error_code, NONE, "{:?}", answer.topics[0].error_message);
-    wait_for_replicas(client);
-}
-
-fn wait_for_replicas(client: SocketAddr) {
-    wait_for("all replicas in sync", || {
-        let sizes = isr_sizes(client, TOPIC);
-        (sizes.len() == partitions() as usize && sizes.iter().all(|n| *n == 3)).then_some(())
-    });
+    let (one, other) = (first % 3 + 1, (first + 1) % 3 + 1);
+    // The two others take turns, so that each leads half of the partitions afterwards.
+    let replicas = |index| if index % 2 == 0 { [first, one, other] } else { [first, other, one] };
+    let replicas: Vec<[usize; 3]> = (0..partitions()).map(replicas).collect();
+    Conn::open(client).unwrap().create_on(TOPIC, &replicas, &[("min.insync.replicas", "2")]);
+    wait_in_sync(client, TOPIC, partitions());
 }
 
 /// Partitions by the address of their leader, as this node sees it.
@@ -219,6 +194,6 @@ fn a_node_that_is_told_to_stop_hands_its_partitions_over_before_it_ends() {
     assert!(proposals <= PROPOSALS_MAX, "{proposals} proposals for one node");
     assert!(!leaders(client).contains_key(&cluster.home(victim).client), "it leads nothing any more");
     cluster.nodes[victim - 1] = Some(cluster.home(victim).spawn());
-    wait_for_replicas(client);
+    wait_in_sync(client, TOPIC, partitions());
     println!("all replicas in sync {:.2?} after SIGTERM", began.elapsed());
 }

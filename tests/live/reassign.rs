@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use kafka_protocol::messages::alter_partition_reassignments_request::{
     ReassignablePartition, ReassignableTopic,
 };
-use kafka_protocol::messages::create_topics_request::{CreatableReplicaAssignment, CreatableTopic};
 use kafka_protocol::messages::{
-    AlterPartitionReassignmentsRequest, BrokerId, CreateTopicsRequest, ListPartitionReassignmentsRequest,
+    AlterPartitionReassignmentsRequest, BrokerId, ListPartitionReassignmentsRequest,
 };
 use rustix::process::Signal;
 
@@ -38,22 +37,6 @@ fn nodes_of(partition: i32) -> ([usize; 2], usize) {
 
 fn brokers(nodes: [usize; 2]) -> Vec<BrokerId> {
     nodes.map(|node| BrokerId(i32::try_from(node).unwrap())).into()
-}
-
-fn create(client: SocketAddr) {
-    let assignments = (0..partitions()).map(|index| {
-        CreatableReplicaAssignment::default()
-            .with_partition_index(index)
-            .with_broker_ids(brokers(nodes_of(index).0))
-    });
-    let topic = CreatableTopic::default()
-        .with_name(topic_name(TOPIC))
-        .with_num_partitions(-1)
-        .with_replication_factor(-1)
-        .with_assignments(assignments.collect());
-    let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
-    let answer = Conn::open(client).unwrap().call(5, &request).unwrap();
-    assert_eq!(answer.topics[0].error_code, NONE, "{:?}", answer.topics[0].error_message);
 }
 
 /// Asks for these replicas of each partition, or for the moves to be called off; the errors, by partition.
@@ -111,7 +94,8 @@ fn replicas_move_under_load_and_moves_can_be_called_off() {
     });
     let clients: Vec<SocketAddr> = homes.iter().map(|home| home.client).collect();
     let client = clients[leader - 1];
-    create(client);
+    let replicas_first: Vec<[usize; 2]> = (0..partitions()).map(|index| nodes_of(index).0).collect();
+    Conn::open(client).unwrap().create_on(TOPIC, &replicas_first, &[]);
     let mut writers: Vec<Writer> = (0..partitions()).map(|lane| Writer::new(lane, client)).collect();
     // Something to move.
     for writer in &mut writers {

@@ -11,10 +11,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{CreateTopicsRequest, MetadataRequest, MetadataResponse};
-use kafka_protocol::protocol::StrBytes;
 use rustix::process::Signal;
 
 use crate::cluster::{Fleet, wait_for_leader};
@@ -22,7 +21,7 @@ use crate::network::Network;
 use crate::node::{Home, Node, PATIENCE, wait_for};
 use crate::partitions;
 use crate::records::{Producer, Record, batch, read_batches};
-use crate::wire::{Conn, NONE, topic_name};
+use crate::wire::{Conn, NONE, topic_configs, topic_name};
 
 pub const TOPIC: &str = "ledger";
 const LANES: i32 = 4;
@@ -81,17 +80,20 @@ pub fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
     topic.partitions.iter().map(|partition| partition.isr_nodes.len()).collect()
 }
 
+/// Waits until all replicas of all partitions of the topic are in sync, three of each, as this node sees it.
+pub fn wait_in_sync(client: SocketAddr, topic: &str, partitions: i32) {
+    wait_for("all replicas in sync", || {
+        let sizes = isr_sizes(client, topic);
+        (sizes.len() == usize::try_from(partitions).unwrap() && sizes.iter().all(|n| *n == 3)).then_some(())
+    });
+}
+
 pub fn create(client: SocketAddr, name: &str, partitions: i32) {
-    let config = |(key, value): (&'static str, &'static str)| {
-        CreatableTopicConfig::default()
-            .with_name(StrBytes::from_static_str(key))
-            .with_value(Some(StrBytes::from_static_str(value)))
-    };
     let topic = CreatableTopic::default()
         .with_name(topic_name(name))
         .with_num_partitions(partitions)
         .with_replication_factor(3)
-        .with_configs(vec![config(("min.insync.replicas", "2"))]);
+        .with_configs(topic_configs(&[("min.insync.replicas", "2")]));
     let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
     // INVALID_REPLICATION_FACTOR: a node has not caught up with its own registration yet.
     wait_for("three nodes that take replicas", || {
@@ -100,10 +102,7 @@ pub fn create(client: SocketAddr, name: &str, partitions: i32) {
         assert!([NONE, 38].contains(&error), "create {name}: {words:?}");
         (error == NONE).then_some(())
     });
-    wait_for("all replicas in sync", || {
-        let sizes = isr_sizes(client, name);
-        (sizes.len() == usize::try_from(partitions).unwrap() && sizes.iter().all(|n| *n == 3)).then_some(())
-    });
+    wait_in_sync(client, name, partitions);
 }
 
 /// One partition's writer: an idempotent producer with one batch in flight, which it sends until it is acked.
@@ -131,6 +130,7 @@ impl Writer {
 
     /// Writes until `stop`, then returns once the last batch is acked.
     pub fn write(&mut self, clients: &[SocketAddr], stop: &AtomicBool, acked: &AtomicU64) {
+        let pace = (seconds() > LONG).then_some(PACE);
         let mut conn: Option<Conn> = None;
         while !stop.load(Ordering::Relaxed) {
             let count = 1 + mix(self.next) % 20;
@@ -163,8 +163,8 @@ impl Writer {
                 }
             }
             self.times.push(began.elapsed());
-            if seconds() > LONG {
-                std::thread::sleep(PACE);
+            if let Some(pace) = pace {
+                std::thread::sleep(pace);
             }
             self.next += count;
             acked.fetch_add(count, Ordering::Relaxed);
@@ -314,10 +314,7 @@ fn under_load(cluster: &mut Cluster, faults: impl FnOnce(&mut Cluster)) {
     });
     let slowest = writers.iter().flat_map(|writer| &writer.times).max().copied().unwrap_or_default();
     println!("{} records acked, the slowest ack after {slowest:.2?}", acked.load(Ordering::Relaxed));
-    wait_for("all replicas in sync", || {
-        let sizes = isr_sizes(clients[0], TOPIC);
-        (sizes.len() == LANES as usize && sizes.iter().all(|n| *n == 3)).then_some(())
-    });
+    wait_in_sync(clients[0], TOPIC, LANES);
     // Each node in its turn is one of the two that are left, so that each replica is read.
     for away in 0..clients.len() {
         for writer in &writers {
@@ -333,10 +330,7 @@ fn under_load(cluster: &mut Cluster, faults: impl FnOnce(&mut Cluster)) {
             check(&left, writer.lane, writer.next, seen[&writer.lane]);
         }
         cluster.spawn(away);
-        wait_for("all replicas in sync again", || {
-            let sizes = isr_sizes(left[0], TOPIC);
-            (!sizes.is_empty() && sizes.iter().all(|n| *n == 3)).then_some(())
-        });
+        wait_in_sync(left[0], TOPIC, LANES);
     }
 }
 
@@ -399,11 +393,7 @@ fn nothing_acked_is_lost_and_nothing_shown_vanishes_under_kills_pauses_restarts_
             }
             // Half the time the next fault comes before all is well again.
             if state >> 40 & 1 == 0 {
-                let client = cluster.homes[other].client;
-                wait_for("all replicas in sync", || {
-                    let sizes = isr_sizes(client, TOPIC);
-                    (!sizes.is_empty() && sizes.iter().all(|n| *n == 3)).then_some(())
-                });
+                wait_in_sync(cluster.homes[other].client, TOPIC, LANES);
             } else {
                 std::thread::sleep(pause / 2);
             }

@@ -5,7 +5,9 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::create_topics_request::{
+    CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
+};
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
@@ -125,16 +127,11 @@ impl Conn {
 
     /// Creates a topic and waits until its partitions serve. `configs` are names and values.
     pub fn create_topic(&mut self, name: &str, partitions: i32, configs: &[(&str, &str)]) {
-        let config = |(key, value): &(&str, &str)| {
-            CreatableTopicConfig::default()
-                .with_name(StrBytes::from_string((*key).into()))
-                .with_value(Some(StrBytes::from_string((*value).into())))
-        };
         let topic = CreatableTopic::default()
             .with_name(topic_name(name))
             .with_num_partitions(partitions)
             .with_replication_factor(1)
-            .with_configs(configs.iter().map(config).collect());
+            .with_configs(topic_configs(configs));
         let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
         let answer = self.call(5, &request).unwrap();
         assert_eq!(answer.topics[0].error_code, NONE, "create {name}: {:?}", answer.topics[0].error_message);
@@ -143,6 +140,29 @@ impl Conn {
                 (self.list_offset(name, partition, LATEST).unwrap().0 == NONE).then_some(())
             });
         }
+    }
+
+    /// Creates a topic with these nodes as replicas of each partition, the first of them its leader.
+    pub fn create_on<const N: usize>(
+        &mut self,
+        name: &str,
+        replicas: &[[usize; N]],
+        configs: &[(&str, &str)],
+    ) {
+        let assignments = (0..).zip(replicas).map(|(index, nodes)| {
+            CreatableReplicaAssignment::default()
+                .with_partition_index(index)
+                .with_broker_ids(nodes.map(|node| BrokerId(i32::try_from(node).unwrap())).into())
+        });
+        let topic = CreatableTopic::default()
+            .with_name(topic_name(name))
+            .with_num_partitions(-1)
+            .with_replication_factor(-1)
+            .with_assignments(assignments.collect())
+            .with_configs(topic_configs(configs));
+        let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
+        let answer = self.call(5, &request).unwrap();
+        assert_eq!(answer.topics[0].error_code, NONE, "{name}: {:?}", answer.topics[0].error_message);
     }
 
     /// The error and offset that ListOffsets gives for a timestamp, [`EARLIEST`] or [`LATEST`].
@@ -229,6 +249,16 @@ impl Conn {
             );
         }
     }
+}
+
+/// Settings of a new topic, from names and values.
+pub fn topic_configs(configs: &[(&str, &str)]) -> Vec<CreatableTopicConfig> {
+    let config = |(key, value): &(&str, &str)| {
+        CreatableTopicConfig::default()
+            .with_name(StrBytes::from_string((*key).into()))
+            .with_value(Some(StrBytes::from_string((*value).into())))
+    };
+    configs.iter().map(config).collect()
 }
 
 /// ListOffsets timestamps with a meaning of their own.

@@ -136,8 +136,8 @@ impl Db {
         }
         let (disk, round) = read_owner(&database).map_err(at)?;
         let mut journal = Journal::open(journal, disk, round).map_err(at)?;
-        if !journal.pending().is_empty() {
-            store(&database, &[journal.pending()], round + 1).map_err(at)?;
+        if !journal.changes().is_empty() {
+            store(&database, journal.changes(), round + 1).map_err(at)?;
             journal.begin_round();
         }
         let marks = read_marks(&database, disk).map_err(at)?;
@@ -166,15 +166,15 @@ impl Db {
 
     /// Makes all of it durable, in this order, or none.
     pub fn write<'a>(&self, ops: impl Iterator<Item = Op<'a>>) -> Result<In, Failure> {
-        let mut changes = Vec::new();
-        ops.for_each(|op| op.encode(&mut changes));
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let journal = journal.as_mut().ok_or_else(|| Failure::Damaged("it is closed".into()))?;
-        if journal.has_room(changes.len()) {
-            journal.append(&changes).map_err(|error| Failure::Redb(redb::Error::Io(error)))?;
+        let changes = journal.begin();
+        ops.for_each(|op| op.encode(changes));
+        if journal.has_room() {
+            journal.write().map_err(|error| Failure::Redb(redb::Error::Io(error)))?;
             return Ok(In::Journal);
         }
-        self.required(|database| store(database, &[journal.pending(), &changes], journal.round() + 1))?;
+        self.required(|database| store(database, journal.changes(), journal.round() + 1))?;
         journal.begin_round();
         Ok(In::Database)
     }
@@ -330,27 +330,25 @@ fn take_change<'a>(changes: &mut &'a [u8]) -> Option<(What, u64, &'a [u8])> {
 }
 
 /// Makes these changes in the tables, after which the journal's next round is this one.
-fn store(database: &Database, changes: &[&[u8]], round: u64) -> Result<(), Failure> {
+fn store(database: &Database, mut changes: &[u8], round: u64) -> Result<(), Failure> {
     let txn = database.begin_write()?;
     {
         let mut entries = txn.open_table(ENTRIES)?;
         let mut marks = txn.open_table(MARKS)?;
-        for mut changes in changes.iter().copied() {
-            while !changes.is_empty() {
-                let Some((what, index, bytes)) = take_change(&mut changes) else {
-                    return Err(Failure::Damaged("the journal beside it holds no changes of a log".into()));
-                };
-                match what {
-                    What::Entry => drop(entries.insert(index, bytes)?),
-                    What::TruncateFrom => entries.retain_in(index.., |_, _| false)?,
-                    What::Purge => {
-                        entries.retain_in(..=index, |_, _| false)?;
-                        marks.insert("purged", bytes)?;
-                    }
-                    What::Vote => drop(marks.insert("vote", bytes)?),
-                    What::Committed if bytes.is_empty() => drop(marks.remove("committed")?),
-                    What::Committed => drop(marks.insert("committed", bytes)?),
+        while !changes.is_empty() {
+            let Some((what, index, bytes)) = take_change(&mut changes) else {
+                return Err(Failure::Damaged("the journal beside it holds no changes of a log".into()));
+            };
+            match what {
+                What::Entry => drop(entries.insert(index, bytes)?),
+                What::TruncateFrom => entries.retain_in(index.., |_, _| false)?,
+                What::Purge => {
+                    entries.retain_in(..=index, |_, _| false)?;
+                    marks.insert("purged", bytes)?;
                 }
+                What::Vote => drop(marks.insert("vote", bytes)?),
+                What::Committed if bytes.is_empty() => drop(marks.remove("committed")?),
+                What::Committed => drop(marks.insert("committed", bytes)?),
             }
         }
         marks.insert(ROUND, &round.to_le_bytes()[..])?;

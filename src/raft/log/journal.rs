@@ -43,8 +43,10 @@ pub(super) struct Journal {
     /// Where the next record goes.
     at: usize,
     record: Block,
-    /// What the records of this round say.
-    pending: Vec<u8>,
+    /// What the records of this round say, then what is about to be written.
+    changes: Vec<u8>,
+    /// Bytes of `changes` that the records say.
+    recorded: usize,
 }
 
 struct Record<'a> {
@@ -86,7 +88,7 @@ pub(super) fn make(file: &dyn StorageBackend) -> io::Result<()> {
 }
 
 impl Journal {
-    /// Opens the journal of a log whose database waits for this round. What its records say is pending.
+    /// Opens the journal of a log whose database waits for this round. [`Self::changes`] is what its records say.
     pub fn open(file: Box<dyn StorageBackend>, disk: DiskId, round: u64) -> Result<Self, Failure> {
         let io = |error| Failure::Redb(redb::Error::Io(error));
         let len = usize::try_from(file.len().map_err(io)?).unwrap_or(0) / BLOCK * BLOCK;
@@ -95,11 +97,11 @@ impl Journal {
         }
         let mut bytes = vec![0; len];
         file.read(0, &mut bytes).map_err(io)?;
-        let (mut at, mut number, mut pending) = (0, 0, Vec::new());
+        let (mut at, mut number, mut changes) = (0, 0, Vec::new());
         while let Some(record) = bytes.get(at..).and_then(|bytes| record_at(bytes, disk))
             && (record.round, record.number) == (round, number)
         {
-            pending.extend_from_slice(record.changes);
+            changes.extend_from_slice(record.changes);
             at += taken(record.changes.len());
             number += 1;
         }
@@ -111,25 +113,33 @@ impl Journal {
                 later.number
             )));
         }
-        Ok(Self { file, len, disk, round, number, at, record: Block::new(len), pending })
+        let recorded = changes.len();
+        Ok(Self { file, len, disk, round, number, at, record: Block::new(len), changes, recorded })
     }
 
     pub fn round(&self) -> u64 {
         self.round
     }
 
-    /// What the records of this round say, in order.
-    pub fn pending(&self) -> &[u8] {
-        &self.pending
+    /// What the records of this round say and what was added since, in order.
+    pub fn changes(&self) -> &[u8] {
+        &self.changes
     }
 
-    /// Whether a record with so many bytes of changes has room in this round.
-    pub fn has_room(&self, changes: usize) -> bool {
-        taken(changes) <= self.len - self.at
+    /// Where to add changes, to be written next. What was added before and not written is gone.
+    pub fn begin(&mut self) -> &mut Vec<u8> {
+        self.changes.truncate(self.recorded);
+        &mut self.changes
     }
 
-    /// Makes changes durable. When this fails, nothing is known of them, and they can be written again.
-    pub fn append(&mut self, changes: &[u8]) -> io::Result<()> {
+    /// Whether a record of what was added has room in this round.
+    pub fn has_room(&self) -> bool {
+        taken(self.changes.len() - self.recorded) <= self.len - self.at
+    }
+
+    /// Makes durable what was added. When this fails, nothing is known of it, and it can be added and written again.
+    pub fn write(&mut self) -> io::Result<()> {
+        let changes = &self.changes[self.recorded..];
         let len = taken(changes.len());
         let record = self.record.first(len);
         record[..4].copy_from_slice(MAGIC);
@@ -138,13 +148,14 @@ impl Journal {
         record[32..40].copy_from_slice(&self.number.to_le_bytes());
         let bytes = u32::try_from(changes.len()).expect("a record is smaller than its file");
         record[40..44].copy_from_slice(&bytes.to_le_bytes());
-        record[HEAD..HEAD + changes.len()].copy_from_slice(changes);
-        record[HEAD + changes.len()..].fill(0);
-        let crc = crc(&record[8..HEAD + changes.len()]);
-        record[4..8].copy_from_slice(&crc.to_le_bytes());
+        let (covered, rest) = record.split_at_mut(HEAD + changes.len());
+        covered[HEAD..].copy_from_slice(changes);
+        rest.fill(0);
+        let crc = crc(&covered[8..]);
+        covered[4..8].copy_from_slice(&crc.to_le_bytes());
         self.file.write(self.at as u64, record)?;
         self.file.sync_data()?;
-        self.pending.extend_from_slice(changes);
+        self.recorded = self.changes.len();
         self.at += len;
         self.number += 1;
         Ok(())
@@ -153,8 +164,8 @@ impl Journal {
     /// The database has everything, and says so.
     pub fn begin_round(&mut self) {
         self.round += 1;
-        (self.number, self.at) = (0, 0);
-        self.pending.clear();
+        (self.number, self.at, self.recorded) = (0, 0, 0);
+        self.changes.clear();
     }
 }
 
@@ -176,52 +187,64 @@ mod tests {
         Journal::open(Box::new(file.clone()), DISK, round).map_err(|failure| format!("{failure:?}"))
     }
 
-    fn pending(file: &CrashDisk, round: u64) -> Vec<u8> {
-        open(file, round).unwrap().pending().to_vec()
+    fn append(journal: &mut Journal, changes: &[u8]) {
+        journal.begin().extend_from_slice(changes);
+        assert!(journal.has_room());
+        journal.write().unwrap();
+    }
+
+    fn changes(file: &CrashDisk, round: u64) -> Vec<u8> {
+        open(file, round).unwrap().changes().to_vec()
     }
 
     #[test]
     fn records_of_the_round_that_the_database_waits_for_are_given_back() {
         let file = new();
         let mut journal = open(&file, 0).unwrap();
-        for changes in [&b"one"[..], &[2; 5000], b"three"] {
-            journal.append(changes).unwrap();
+        for some in [&b"one"[..], &[2; 5000], b"three"] {
+            append(&mut journal, some);
         }
         let all = [&b"one"[..], &[2; 5000], b"three"].concat();
-        assert_eq!(journal.pending(), all);
-        assert_eq!(pending(&file, 0), all);
-        assert_eq!(pending(&file, 1), b"", "the database has them");
+        assert_eq!(journal.changes(), all);
+        assert_eq!(changes(&file, 0), all);
+        assert_eq!(changes(&file, 1), b"", "the database has them");
         journal.begin_round();
         assert_eq!(journal.round(), 1);
-        journal.append(b"next").unwrap();
-        assert_eq!(pending(&file, 1), b"next");
+        append(&mut journal, b"next");
+        assert_eq!(changes(&file, 1), b"next");
         let mut again = open(&file, 1).unwrap();
-        again.append(b" one").unwrap();
-        assert_eq!(pending(&file, 1), b"next one");
+        append(&mut again, b" one");
+        assert_eq!(changes(&file, 1), b"next one");
     }
 
     #[test]
     fn a_record_has_room_or_is_not_begun() {
         let mut journal = open(&new(), 0).unwrap();
-        assert!(journal.has_room(BLOCKS * BLOCK - HEAD) && !journal.has_room(BLOCKS * BLOCK - HEAD + 1));
-        journal.append(&[1; BLOCK]).unwrap();
-        assert!(journal.has_room((BLOCKS - 2) * BLOCK - HEAD) && !journal.has_room((BLOCKS - 2) * BLOCK));
+        let has_room = |journal: &mut Journal, len: usize| {
+            journal.begin().extend(std::iter::repeat_n(1, len));
+            journal.has_room()
+        };
+        assert!(has_room(&mut journal, BLOCKS * BLOCK - HEAD));
+        assert!(!has_room(&mut journal, BLOCKS * BLOCK - HEAD + 1));
+        append(&mut journal, &[1; BLOCK]);
+        assert!(has_room(&mut journal, (BLOCKS - 2) * BLOCK - HEAD));
+        assert!(!has_room(&mut journal, (BLOCKS - 2) * BLOCK - HEAD + 1));
     }
 
     #[test]
     fn a_record_that_is_cut_off_or_altered_anywhere_is_none_and_ends_the_round() {
         let file = new();
         let mut journal = open(&file, 0).unwrap();
-        journal.append(b"whole").unwrap();
-        journal.append(&[9; 600]).unwrap();
+        append(&mut journal, b"whole");
+        append(&mut journal, &[9; 600]);
         let bytes = file.bytes();
         for at in (BLOCK..BLOCK + HEAD + 600).filter(|at| *at % 7 == 0 || *at < BLOCK + HEAD) {
             let mut altered = bytes.clone();
             altered[at] ^= 0x10;
-            assert_eq!(pending(&CrashDisk::holding(altered), 0), b"whole", "{at}");
+            assert_eq!(changes(&CrashDisk::holding(altered), 0), b"whole", "{at}");
             let mut cut = bytes.clone();
             cut[at..2 * BLOCK].fill(0);
-            assert_eq!(pending(&CrashDisk::holding(cut), 0), b"whole", "{at}");
+            assert_eq!(changes(&CrashDisk::holding(cut), 0), b"whole", "{at}");
         }
     }
 
@@ -229,8 +252,8 @@ mod tests {
     fn damage_before_another_record_is_refused() {
         let file = new();
         let mut journal = open(&file, 0).unwrap();
-        for changes in [b"one", b"two", b"sea"] {
-            journal.append(changes).unwrap();
+        for some in [b"one", b"two", b"sea"] {
+            append(&mut journal, some);
         }
         for at in [3, 20, HEAD, BLOCK, BLOCK + HEAD + 2] {
             let mut bytes = file.bytes();
@@ -245,8 +268,8 @@ mod tests {
     #[test]
     fn the_journal_of_another_log_says_nothing() {
         let file = new();
-        open(&file, 0).unwrap().append(b"of the disk before").unwrap();
+        append(&mut open(&file, 0).unwrap(), b"of the disk before");
         let other = Journal::open(Box::new(file), DiskId(8), 0).map_err(|_| "refused").unwrap();
-        assert_eq!(other.pending(), b"");
+        assert_eq!(other.changes(), b"");
     }
 }

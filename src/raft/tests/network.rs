@@ -184,7 +184,7 @@ fn a_leader_that_hears_no_answers_gives_way() {
         let mut world = World::of_three(5).await;
         let leader = world.leader().await;
         world.commit(leader, &register()).await;
-        let others: Vec<NodeId> = world.running().into_iter().filter(|node| *node != leader).collect();
+        let others = world.others(leader);
         // Its heartbeats go on keeping the others from electing one of them, were it not to go quiet.
         for &other in &others {
             world.cut(other, leader);
@@ -204,7 +204,7 @@ fn a_minority_takes_no_changes_and_heals_by_itself() {
         let mut world = World::of_three(6).await;
         let old = world.leader().await;
         world.commit(old, &register()).await;
-        let others: Vec<NodeId> = world.running().into_iter().filter(|node| *node != old).collect();
+        let others = world.others(old);
         for &other in &others {
             world.cut_both(old, other);
         }

@@ -228,24 +228,10 @@ fn the_leader_names_a_nearer_follower_that_holds_what_is_asked_for() {
     }
     cluster.settle();
     let ask = |cluster: &mut Cluster, at: u64, among: &[NodeId]| {
-        let Op::Read { from_follower, current_epoch, offset, bytes_max, first_batch_whole, .. } = read(at, 1)
-        else {
-            unreachable!()
-        };
-        let nearer = among.to_vec();
-        let watch_below_bytes = 1;
-        let token = cluster.rig(A).op(
-            0,
-            Op::Read {
-                from_follower,
-                nearer,
-                current_epoch,
-                offset,
-                bytes_max,
-                first_batch_whole,
-                watch_below_bytes,
-            },
-        );
+        let mut op = read(at, 1);
+        let Op::Read { nearer, watch_below_bytes, .. } = &mut op else { unreachable!() };
+        (*nearer, *watch_below_bytes) = (among.to_vec(), 1);
+        let token = cluster.rig(A).op(0, op);
         match cluster.rig(A).answer(token) {
             Some(Answer::Read(Ok(out))) => Ok((out.nearer, out.records.len(), out.watching)),
             Some(Answer::Read(Err(refused))) => Err(refused.error),
