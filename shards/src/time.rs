@@ -77,6 +77,13 @@ impl<K: Copy + Ord + Hash> TimerTable<K> {
         self.by_time.insert((at, key));
     }
 
+    /// Sets the deadline of `key` unless it has an earlier one.
+    pub fn set_at_latest(&mut self, key: K, at: Instant) {
+        if self.by_key.get(&key).is_none_or(|old| *old > at) {
+            self.set(key, at);
+        }
+    }
+
     /// Forgets the deadline of `key`, if it has one.
     pub fn cancel(&mut self, key: K) {
         if let Some(old) = self.by_key.remove(&key) {

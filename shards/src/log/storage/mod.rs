@@ -457,10 +457,22 @@ impl Storage {
         let share = |bytes: u64, soft: u64, max: u64| {
             if bytes <= soft { 0.0 } else { (bytes - soft) as f64 / (max - soft).max(1) as f64 }
         };
-        let unmoved =
-            share(self.unmoved_bytes, self.config.unmoved_bytes_soft, self.config.unmoved_bytes_max);
+        let (soft, max) = (self.config.unmoved_bytes_soft, self.config.unmoved_bytes_max);
+        // From the soft bound on moves hurry, and what can wait does: only when that is not enough, producers wait too.
+        let unmoved = share(self.unmoved_bytes, soft + (max - soft) / 4, max);
         let journal = share(live, self.config.journal_bytes_max / 2, self.config.journal_bytes_max);
         THROTTLE_MAX.mul_f64(unmoved.max(journal).min(1.0))
+    }
+
+    /// Whether what can wait may be appended: nobody who cannot has to wait for it, neither for the journal nor for what
+    /// is to be moved out of it.
+    pub fn has_slack(&self) -> bool {
+        let Some(journal) = &self.journal else { return false };
+        let unflushed_max = self.config.journal.backlog_bytes_max as u64 / 8;
+        !self.is_pressed
+            && self.unmoved_bytes <= self.config.unmoved_bytes_soft
+            && journal.live_bytes() <= self.config.journal_bytes_max / 8 * 3
+            && journal.stats().unflushed_bytes <= unflushed_max
     }
 
     /// Whether answers to lazy appends should wait for [`StorageEvent::BacklogCleared`].

@@ -7,7 +7,8 @@
 //!
 //! What a leader sends belongs to a subscription by its handle, which is never used twice: what comes late, of an epoch or
 //! of a place in the log that is over, is dropped (R22). A log that cannot take more for the moment stalls the stream, and
-//! the credit that the leader has used is not given again until it does.
+//! the credit that the leader has used is not given again until it does. A log that has enough to do keeps a part of the
+//! credit back, so that leaders send less to replicas that are not in sync, which nobody waits for.
 
 mod taking;
 

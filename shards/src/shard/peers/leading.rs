@@ -1,17 +1,20 @@
 //! Being followed: subscriptions of other shards, and the records and ends that they are sent.
 //!
 //! A subscription is a place in a log. What is appended is pushed from there: in-sync followers first, each partition a
-//! turn's worth, from memory while the journal is being written; who is behind has what they leave, at most half of the
-//! credit, from segments as the reader brings them. A stream whose credit or whose unsent bytes are used up waits; its
-//! followers fall behind and lose nothing.
+//! turn's worth, from memory while the journal is being written; who is behind has what they leave, from segments as the
+//! reader brings them. Little of that is under way at a time, and the follower lets the leader wait with more while its
+//! own log is busy (see [`super::following`]), so that it does not stand in the way of records that are waited for; a
+//! turn now and then is sent all the same, so that nobody is left behind. A stream whose credit or whose unsent bytes
+//! are used up waits; its followers fall behind and lose nothing.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::super::{Shard, Stop, Timer};
 use super::fill::without_gaps;
-use super::{Peers, Side};
+use super::{CATCH_UP_SHARE, Peers, Side};
 use crate::front::Front;
 use crate::ids::{ConnId, LeaderEpoch, Map, Offset};
 use crate::log::Slot;
@@ -23,6 +26,9 @@ use crate::stream::{
     Ack, Ends as Told, FromFollower, FromLeader, Handle, Messages, Refusal, StreamError, Subscribe,
 };
 use crate::time::Instant;
+
+/// After so long, who is behind gets another turn although more than its share is under way.
+const CATCH_UP_TURN: Duration = Duration::from_millis(50);
 
 /// What one follower's shard gets over one stream.
 #[derive(Debug, Default)]
@@ -36,6 +42,8 @@ pub(super) struct Outflow {
     /// Subscriptions with something to send: of in-sync replicas, and of others. Each is in one of them, once.
     ready: VecDeque<Handle>,
     behind: VecDeque<Handle>,
+    /// When one of the others had its turn last.
+    caught_up_at: Instant,
     /// Reads of segments under way.
     reads: usize,
 }
@@ -61,18 +69,25 @@ impl Outflow {
         slots
     }
 
-    /// The next subscription that may be served. In-sync followers come first.
-    fn next(&mut self, may_catch_up: bool) -> Option<(Handle, bool)> {
+    /// The next subscription that may be served, and whether it is one that is behind. In-sync followers come first.
+    fn next(&mut self, now: Instant, may_catch_up: bool) -> Option<(Handle, bool)> {
         if self.credit <= 0 {
             return None;
         }
         if let Some(handle) = self.ready.pop_front() {
             return Some((handle, false));
         }
-        if !may_catch_up || self.credit * 2 < self.window {
+        let is_due = now >= self.caught_up_at + CATCH_UP_TURN && self.credit * 2 >= self.window;
+        if !may_catch_up || !(self.has_room_to_catch_up() || is_due) {
             return None;
         }
-        self.behind.pop_front().map(|handle| (handle, true))
+        let handle = self.behind.pop_front()?;
+        self.caught_up_at = now;
+        Some((handle, true))
+    }
+
+    fn has_room_to_catch_up(&self) -> bool {
+        self.window - self.credit < self.window / i64::from(CATCH_UP_SHARE)
     }
 }
 
@@ -306,9 +321,11 @@ impl<F: Front> Shard<F> {
             }
             let Side::Out(out) = &mut stream.side else { return };
             let has_reads = out.reads < config.reads_in_flight_max;
-            let Some((handle, catches_up)) = out.next(may_catch_up && has_reads) else {
-                if !may_catch_up && !out.behind.is_empty() {
-                    self.timers.set(Timer::CatchUp, self.peers.catch_up_from);
+            let Some((handle, catches_up)) = out.next(self.now, may_catch_up && has_reads) else {
+                if !out.behind.is_empty() && has_reads {
+                    let turn = (out.caught_up_at + CATCH_UP_TURN).max(self.peers.catch_up_from);
+                    // One timer for all streams: each that still has to wait then sets it anew.
+                    self.timers.set_at_latest(Timer::CatchUp, turn);
                 }
                 return;
             };

@@ -33,6 +33,9 @@ use following::{Following, Inbox};
 use leading::Outflow;
 pub(super) use leading::StreamRead;
 
+/// Of a stream's credit, the part in which records go to who is behind while others are waited for: one in so many.
+const CATCH_UP_SHARE: u32 = 8;
+
 #[derive(Debug)]
 pub(super) struct Peers {
     nodes: BTreeMap<NodeId, Standing>,

@@ -60,6 +60,75 @@ fn catch_up_traffic_keeps_its_rate_and_does_not_hold_up_who_is_in_sync() {
     assert_eq!(cluster.ends(C, 0).2, 201);
 }
 
+/// A leads two partitions; of the first one C is not in sync.
+fn c_is_in_sync_with_one_of_two(replication: ReplicationConfig) -> Cluster {
+    let mut cluster = Cluster::with(replication, u64::MAX);
+    // Who is fenced follows, and does not come into sync again.
+    cluster.fence(C);
+    cluster.assign(0, A, 1, &[A, B], quorum(2));
+    cluster.assign(1, A, 1, &[A, B, C], quorum(2));
+    cluster.settle();
+    cluster
+}
+
+fn append_many(cluster: &mut Cluster, index: u32, records: u32, bytes: usize) {
+    for _ in 0..records {
+        cluster.rig(A).append(index, Acks::Leader, batch(&"x".repeat(bytes)));
+        cluster.run();
+    }
+}
+
+#[test]
+fn who_is_behind_gets_little_at_a_time_and_others_do_not_wait_for_it() {
+    let config = ReplicationConfig { stream_credit_bytes: 80_000, turn_bytes: 4000, ..Default::default() };
+    let mut cluster = c_is_in_sync_with_one_of_two(config);
+    // What C is sent is under way for ever.
+    cluster.held = [(A, C)].into();
+    append_many(&mut cluster, 0, 100, 1000);
+    let sent = cluster.stats(A).bytes_out_catch_up;
+    assert!((6000..16_000).contains(&sent), "{sent} bytes, of a credit of 80,000");
+    let before = cluster.stats(A).bytes_out;
+    append_many(&mut cluster, 1, 10, 3000);
+    let others = cluster.stats(A).bytes_out - before;
+    assert!(others >= 2 * 10 * 3000, "{others} bytes for B and C, which are in sync");
+    // A turn now and then all the same, as long as half of the credit is left.
+    for _ in 0..20 {
+        let now = cluster.now() + Duration::from_millis(50);
+        cluster.at(now);
+    }
+    let more = cluster.stats(A).bytes_out_catch_up - sent;
+    assert!((0..8000).contains(&more), "{more} more: the others use half of the credit");
+    cluster.held.clear();
+    cluster.settle();
+    assert_eq!((cluster.ends(C, 0).2, cluster.ends(C, 1).2), (100, 10));
+}
+
+#[test]
+fn a_follower_whose_log_is_busy_lets_the_leader_wait_with_what_nobody_waits_for() {
+    let mut cluster = c_is_in_sync_with_one_of_two(ReplicationConfig::default());
+    cluster.slow_disks.insert(C);
+    append_many(&mut cluster, 0, 150, 400_000);
+    let got = cluster.ends(C, 0).2;
+    assert!((5..12).contains(&got), "{got} records of 400 kB, of 150 that its log would take");
+    // It goes on, slowly: who is behind is never forgotten.
+    for _ in 0..4 {
+        let now = cluster.now() + Duration::from_millis(60);
+        cluster.at(now);
+    }
+    let more = cluster.ends(C, 0).2 - got;
+    assert!((3..12).contains(&more), "{more} more in 240 ms, a turn each 50 ms");
+    // What is waited for is not held up.
+    let before = cluster.ends(C, 1).2;
+    append_many(&mut cluster, 1, 10, 400_000);
+    assert_eq!(cluster.ends(C, 1).2, before + 10);
+    cluster.slow_disks.clear();
+    for _ in 0..100 {
+        let now = cluster.now() + Duration::from_millis(20);
+        cluster.at(now);
+    }
+    assert_eq!(cluster.ends(C, 0).2, 150);
+}
+
 #[test]
 fn r24_followers_begin_their_logs_where_the_leader_does() {
     let mut cluster = Cluster::new();

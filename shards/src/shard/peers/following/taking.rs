@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::Side;
+use super::super::{CATCH_UP_SHARE, Side};
 use super::{Followed, Inbox, Link, Records};
 use crate::batch::{self, BatchError};
 use crate::front::Front;
@@ -84,19 +84,31 @@ impl<F: Front> Shard<F> {
     /// The log may take more now.
     pub(in crate::shard) fn retry_stalled(&mut self) {
         for conn in self.peers.conns() {
-            if self.inbox(conn).is_some_and(|inbox| inbox.stalled.is_some())
-                && let Err(error) = self.on_leader_frames(conn)
-            {
+            let Some(inbox) = self.inbox(conn) else { continue };
+            if inbox.stalled.is_none() {
+                self.give_credit(conn);
+            } else if let Err(error) = self.on_leader_frames(conn) {
                 self.on_bad_peer(conn, error);
             }
         }
     }
 
-    /// Tells the leader of what was taken in, when that is worth a message.
+    /// Tells the leader of what was taken in, when that is worth a message. While the log is busy it is not told of as
+    /// much as may be under way to followers that are behind: the leader then waits with these, and with no others.
     fn give_credit(&mut self, conn: ConnId) {
-        let worth = self.config.replication.stream_credit_bytes / 4;
-        let Some(inbox) = self.inbox(conn).filter(|inbox| inbox.consumed > worth) else { return };
-        let bytes = std::mem::take(&mut inbox.consumed);
+        let window = self.config.replication.stream_credit_bytes;
+        let kept = if self.storage.has_slack() { 0 } else { window.div_ceil(CATCH_UP_SHARE) };
+        let worth = window / CATCH_UP_SHARE / 4;
+        let Some(inbox) = self.inbox(conn) else { return };
+        if kept > 0 && inbox.consumed > worth {
+            self.timers.set(Timer::Stalled, self.now + STALL_WAIT);
+        }
+        let Some(inbox) = self.inbox(conn) else { return };
+        let bytes = inbox.consumed.saturating_sub(kept);
+        if bytes <= worth {
+            return;
+        }
+        inbox.consumed -= bytes;
         if let Some(encoder) = self.peers.say(conn) {
             encoder.from_follower(FromFollower::Credit { bytes });
         }
