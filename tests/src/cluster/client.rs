@@ -49,7 +49,8 @@ pub struct Open {
     /// The batch of an append.
     pub uid: Option<Uid>,
     pub sent_at: Instant,
-    /// What had been heard of the partition's high watermark when it was sent.
+    /// What had been heard of the partition's high watermark when it was sent, as far as the node that is asked knows
+    /// if it leads.
     pub floor: u64,
     /// The node that is asked.
     pub node: usize,
@@ -178,8 +179,8 @@ impl Client {
                 .tell(|| format!("client {id} sends call {correlation} to node {name}, batch {uid:?}"));
             acts.push(Act::Frame(node, SimWire.encode(&call, correlation)));
             let floor = match &call {
-                Call::Read(r) => scene.judge.floor(r.partition),
-                Call::Locate { partition, .. } => scene.judge.floor(*partition),
+                Call::Read(r) => scene.judge.floor(r.partition, node),
+                Call::Locate { partition, .. } => scene.judge.floor(*partition, node),
                 Call::Append { .. } | Call::NewProducer => 0,
             };
             link.open.push_back(Open { correlation, call, uid, sent_at: scene.now, floor, node });
