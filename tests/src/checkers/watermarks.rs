@@ -57,9 +57,14 @@ impl Watermarks {
         *heard = end.max(*heard);
     }
 
+    /// The latest epoch in which the node was seen to lead.
+    pub fn led(&self, partition: PartitionId, node: NodeId) -> Option<LeaderEpoch> {
+        self.led.get(&(partition, node)).copied()
+    }
+
     /// What the node knows to be committed, should it lead and be asked now.
     pub fn floor(&self, partition: PartitionId, node: NodeId) -> u64 {
-        let Some(&led) = self.led.get(&(partition, node)) else { return 0 };
+        let Some(led) = self.led(partition, node) else { return 0 };
         let up_to = (partition, LeaderEpoch(0))..=(partition, led);
         self.heard.range(up_to).map(|(_, &end)| end).max().unwrap_or_default()
     }

@@ -21,7 +21,7 @@ use crate::checkers::watermarks::Watermarks;
 use crate::checkers::{ReadSeen, Verdict, Violation, broken, content, order, visible};
 use crate::records::{self, Batch, Uid};
 use crate::shadow::Shadow;
-use crate::wire::{Call, ReadCall, ReadSaid};
+use crate::wire::{ReadCall, ReadSaid};
 
 #[derive(Debug, Default)]
 pub struct Judge {
@@ -151,10 +151,14 @@ impl Judge {
         }
     }
 
-    /// Whether the node that was asked leads what it was asked for.
-    pub fn leads(&self, open: &Open) -> bool {
-        let Call::Append { partition, .. } = &open.call else { return false };
-        self.truth.get(partition).is_some_and(|a| a.leader == Some(node_id(open.node)))
+    /// The latest epoch, if the node was seen to lead in it.
+    pub fn leads(&self, partition: PartitionId, node: usize) -> Option<LeaderEpoch> {
+        self.watermarks.led(partition, node_id(node)).filter(|&epoch| epoch == self.latest_epoch(partition))
+    }
+
+    /// Whether who was asked for something of the partition led it when it was asked, and nobody else did since.
+    pub fn has_led(&self, open: &Open, partition: PartitionId) -> bool {
+        open.led == Some(self.latest_epoch(partition))
     }
 
     /// What the node knows to be committed, should it lead and be asked now.
