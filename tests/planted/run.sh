@@ -5,7 +5,7 @@
 # apply or build any more, is a failure. The copy is that of the last commit; it and what is built stay in one place, so
 # that only what a patch touches is compiled again.
 #
-# Usage: tests/planted/run.sh [NAME...]   (names of patches without .patch; default: all)
+# Usage: tests/planted/run.sh [--world WORLD | NAME...]   (names of patches without .patch; default: all)
 set -eu
 
 root=$(git -C "$(dirname "$0")" rev-parse --show-toplevel)
@@ -39,11 +39,20 @@ world_of() {
     echo "${world:-log}"
 }
 
+only=
+if [ "${1:-}" = --world ]; then
+    only=$2
+    shift 2
+fi
 if [ $# -eq 0 ]; then
     for patch in "$root"/tests/planted/*.patch; do
-        set -- "$@" "$(basename "$patch" .patch)"
+        name=$(basename "$patch" .patch)
+        if [ -z "$only" ] || [ "$(world_of "$name")" = "$only" ]; then
+            set -- "$@" "$name"
+        fi
     done
 fi
+[ $# -gt 0 ] || { echo "no bug of the world $only is planted" >&2; exit 1; }
 for world in $(for name in "$@"; do world_of "$name"; done | sort -u); do
     if ! simulate "$world"; then
         echo "FAILED without any planted bug: $(echo "${said:-it does not build}" | grep -m1 -E '^FAILED|panicked|build')"
@@ -52,6 +61,7 @@ for world in $(for name in "$@"; do world_of "$name"; done | sort -u); do
 done
 failed=0
 for name in "$@"; do
+    began=$(date +%s)
     git -C "$source" checkout --quiet --force HEAD
     # `git apply` passes over the sentence that each patch begins with.
     if ! git -C "$source" apply -C1 --recount "$root/tests/planted/$name.patch"; then
@@ -70,7 +80,16 @@ for name in "$@"; do
             echo "STALE  $name: it does not build any more"
             failed=1
             ;;
-        *) echo "found  $name: $(echo "$said" | grep -m1 -E '^FAILED|panicked' | cut -c1-160)" ;;
+        *)
+            # Without such words it was not the simulator's judgement that ended it.
+            what=$(echo "$said" | grep -m1 -E '^FAILED|panicked' | cut -c1-160)
+            if [ -n "$what" ]; then
+                echo "found  $name in $(($(date +%s) - began)) s: $what"
+            else
+                echo "BROKEN $name: the simulator ended with status $status: $(echo "$said" | tail -n 1)"
+                failed=1
+            fi
+            ;;
     esac
 done
 exit $failed

@@ -210,6 +210,8 @@ impl Partition {
     /// knows of it.
     pub fn replay(&mut self, now: Instant, header: &BatchHeader, base: Offset, is_noted: bool) {
         if !is_noted {
+            // A checkpoint that was made while this replica led knows that epoch, though no record may have come of it.
+            self.epochs.cut(base);
             if let Some(epoch) = LeaderEpoch::from_wire(header.leader_epoch) {
                 self.epochs.begin(epoch, base);
             }

@@ -227,14 +227,16 @@ fn r21_an_answer_other_than_acceptance_is_no_progress() {
     assert_eq!(told(&partition), Ends { log: Offset(25), flushed: Offset(0) });
 }
 
+/// Of a batch of two records.
+fn header(base: u64, epoch: u32) -> BatchHeader {
+    let mut out = bytes::BytesMut::new();
+    let batch = BatchBuilder::new().record(1, None, None).record(2, None, None).build();
+    put_patched(&mut out, &batch, Offset(base), LeaderEpoch(epoch));
+    parse_header(&out).unwrap()
+}
+
 #[test]
 fn r22_only_what_comes_next_fits() {
-    let header = |base: u64, epoch: u32| {
-        let mut out = bytes::BytesMut::new();
-        let batch = BatchBuilder::new().record(1, None, None).record(2, None, None).build();
-        put_patched(&mut out, &batch, Offset(base), LeaderEpoch(epoch));
-        parse_header(&out).unwrap()
-    };
     let own = follower(0, EPOCHS, 30, 6);
     let fits = |epoch, base, batch_epoch| own.fits(LeaderEpoch(epoch), &header(base, batch_epoch));
     assert_eq!(fits(6, 30, 5), Ok((Offset(30), LeaderEpoch(5))));
@@ -284,4 +286,16 @@ fn an_epoch_without_records_is_forgotten_with_its_leadership() {
     assign(&mut partition, THEM, 7);
     assert_eq!(partition.position(), (Offset(30), Some(LeaderEpoch(5))));
     assert_eq!(partition.epochs.latest(), Some(LeaderEpoch(5)), "a batch of epoch 5 still fits");
+}
+
+#[test]
+fn an_epoch_without_records_is_forgotten_by_a_life_after_it() {
+    let led = leader(0, EPOCHS, 30, 6);
+    let noted: Vec<_> = led.epochs.to_list().iter().map(|&(epoch, at)| (epoch.0, at.0)).collect();
+    assert_eq!(noted.last(), Some(&(6, 30)), "the checkpoint was made while it led");
+    let mut next = replica(0, &noted, 30);
+    // What it took behind the checkpoint, as a follower, was of an epoch before.
+    next.replay(Instant::ZERO, &header(30, 5), Offset(30), false);
+    next.recovered();
+    assert_eq!(next.position(), (Offset(32), Some(LeaderEpoch(5))));
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use highwater_shards::ids::{ConnId, PartitionId};
+use highwater_shards::ids::{ConnId, LeaderEpoch, PartitionId};
 use highwater_shards::time::Instant;
 
 use super::auditor::Auditor;
@@ -49,10 +49,13 @@ pub struct Open {
     /// The batch of an append.
     pub uid: Option<Uid>,
     pub sent_at: Instant,
-    /// What had been heard of the partition's high watermark when it was sent.
+    /// What had been heard of the partition's high watermark when it was sent, as far as the node that is asked knows
+    /// if it leads.
     pub floor: u64,
     /// The node that is asked.
     pub node: usize,
+    /// The latest leader epoch when it was sent, if the node had been seen to lead in it.
+    pub led: Option<LeaderEpoch>,
 }
 
 #[derive(Debug)]
@@ -177,12 +180,14 @@ impl Client {
                 .judge
                 .tell(|| format!("client {id} sends call {correlation} to node {name}, batch {uid:?}"));
             acts.push(Act::Frame(node, SimWire.encode(&call, correlation)));
-            let floor = match &call {
-                Call::Read(r) => scene.judge.floor(r.partition),
-                Call::Locate { partition, .. } => scene.judge.floor(*partition),
-                Call::Append { .. } | Call::NewProducer => 0,
+            let partition = match &call {
+                Call::Read(r) => Some(r.partition),
+                Call::Locate { partition, .. } | Call::Append { partition, .. } => Some(*partition),
+                Call::NewProducer => None,
             };
-            link.open.push_back(Open { correlation, call, uid, sent_at: scene.now, floor, node });
+            let floor = partition.map_or(0, |id| scene.judge.floor(id, node));
+            let led = partition.and_then(|id| scene.judge.leads(id, node));
+            link.open.push_back(Open { correlation, call, uid, sent_at: scene.now, floor, node, led });
         }
         Ok(Duration::from_micros(50))
     }

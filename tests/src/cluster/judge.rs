@@ -21,7 +21,7 @@ use crate::checkers::watermarks::Watermarks;
 use crate::checkers::{ReadSeen, Verdict, Violation, broken, content, order, visible};
 use crate::records::{self, Batch, Uid};
 use crate::shadow::Shadow;
-use crate::wire::{Call, ReadCall, ReadSaid};
+use crate::wire::{ReadCall, ReadSaid};
 
 #[derive(Debug, Default)]
 pub struct Judge {
@@ -151,14 +151,23 @@ impl Judge {
         }
     }
 
-    /// Whether the node that was asked leads what it was asked for.
-    pub fn leads(&self, open: &Open) -> bool {
-        let Call::Append { partition, .. } = &open.call else { return false };
-        self.truth.get(partition).is_some_and(|a| a.leader == Some(node_id(open.node)))
+    /// The latest epoch, if the node was seen to lead in it.
+    pub fn leads(&self, partition: PartitionId, node: usize) -> Option<LeaderEpoch> {
+        self.watermarks.led(partition, node_id(node)).filter(|&epoch| epoch == self.latest_epoch(partition))
     }
 
-    pub fn floor(&self, partition: PartitionId) -> u64 {
-        self.watermarks.floor(partition)
+    /// Whether who was asked for something of the partition led it when it was asked, and nobody else did since.
+    pub fn has_led(&self, open: &Open, partition: PartitionId) -> bool {
+        open.led == Some(self.latest_epoch(partition))
+    }
+
+    /// What the node knows to be committed, should it lead and be asked now.
+    pub fn floor(&self, partition: PartitionId, node: usize) -> u64 {
+        self.watermarks.floor(partition, node_id(node))
+    }
+
+    fn latest_epoch(&self, partition: PartitionId) -> LeaderEpoch {
+        self.truth.get(&partition).map(|a| a.leader_epoch).unwrap_or_default()
     }
 
     /// A producer was told that its batch stands at `base`; by `acks=1` that is no promise.
@@ -170,7 +179,7 @@ impl Judge {
         let sent = self.shadow.of(uid);
         let (partition, records) = (sent.partition, u64::from(sent.records));
         self.committed.learn(&committed::Told { partition, base, uid, records, shown: None })?;
-        self.watermarks.heard(partition, base + records);
+        self.watermarks.heard(partition, self.latest_epoch(partition), base + records);
         Ok(())
     }
 
@@ -184,7 +193,7 @@ impl Judge {
     }
 
     pub fn on_latest(&mut self, partition: PartitionId, offset: u64, floor: u64) -> Verdict {
-        self.watermarks.on_latest(partition, offset, floor)
+        self.watermarks.on_latest(partition, self.latest_epoch(partition), offset, floor)
     }
 
     /// A consumer got records; returns the batches and the offset to read next.
@@ -219,7 +228,8 @@ impl Judge {
         }
         self.follower_reads += u64::from(open.is_of_follower(&self.truth));
         let next = batches.last().map_or(offset, |b| b.base_offset + u64::from(b.records));
-        self.watermarks.heard(partition, said.high_watermark.0.max(next));
+        let latest = self.latest_epoch(partition);
+        self.watermarks.heard(partition, latest, said.high_watermark.0.max(next));
         Ok((batches, next))
     }
 

@@ -187,8 +187,8 @@ impl Producer {
                 track.acked(at);
                 scene.judge.on_acked(uid, base.0, *acks == Acks::All)
             }
-            // One that led before and has not heard of its successor knows no better.
-            Err(PartitionError::OutOfOrderSequence) if at == 0 && scene.judge.leads(open) => {
+            // One that has a successor and has not heard of it knows no better.
+            Err(PartitionError::OutOfOrderSequence) if at == 0 && scene.judge.has_led(open, *partition) => {
                 // Everything before it was acknowledged, so the log has lost something. May it?
                 if *acks == Acks::All {
                     let what =

@@ -38,15 +38,17 @@ impl Image {
         };
         let (adding, removing) = (minus(&target, &had), minus(&had, &target));
         let replicas: Vec<NodeId> = target.iter().chain(&removing).copied().collect();
-        // Nodes that an earlier reassignment was adding go at once: nothing counts on them.
-        let aim = Target { isr: minus(&old.isr, &minus(&old.replicas, &replicas)), ..Target::of(old) };
-        if aim.isr.is_empty() && !old.isr.is_empty() {
+        // Nodes that an earlier reassignment was adding go at once, unless they came in sync and all counts on them.
+        let complete = who_is_complete(old);
+        if !complete.is_empty() && !complete.iter().any(|node| replicas.contains(node)) {
             let words = format!(
-                "all replicas of partition {id} that are in sync would leave: wait until one that stays is in sync"
+                "all replicas of partition {id} that have its acknowledged records would leave: wait until one that \
+                 stays is in sync"
             );
             return Err(Refusal::new(Why::InvalidAssignment, words));
         }
-        let aim = Target { replicas, adding, removing, ..aim };
+        let isr = minus(&old.isr, &minus(&old.replicas, &replicas));
+        let aim = Target { replicas, adding, removing, isr, ..Target::of(old) };
         if let Some(state) = settle(old, aim, &rules) {
             self.put_state(id, state, delta);
         }
@@ -71,6 +73,15 @@ impl Image {
             return Err(Refusal::new(Why::LimitReached, words));
         }
         Ok(())
+    }
+}
+
+/// Those who have every acknowledged record, as far as it is known: whoever is in sync, or else may lead without (R25).
+fn who_is_complete(state: &PartitionState) -> &[NodeId] {
+    match (&state.isr[..], &state.elr[..]) {
+        ([], []) => state.last_leader.as_slice(),
+        ([], eligible) => eligible,
+        (in_sync, _) => in_sync,
     }
 }
 

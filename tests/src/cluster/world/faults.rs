@@ -348,6 +348,10 @@ impl World {
         self.phase = Phase::Healing;
         self.healed_at = self.now;
         self.net.mend_all();
+        // A network that lets a few KiB through at a time, each after a long way, is a fault too: whole logs may have to be
+        // sent again now.
+        self.config.socket_bytes = self.config.socket_bytes.max(64 * 1024);
+        self.config.streams.end = self.config.streams.end.min(Duration::from_millis(1));
         for node in 0..self.config.nodes {
             self.nodes[node].doom = None;
             for host in &mut self.nodes[node].hosts {

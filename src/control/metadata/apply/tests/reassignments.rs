@@ -84,6 +84,32 @@ fn a_reassignment_that_would_leave_nobody_in_sync_is_refused_or_waits() {
 }
 
 #[test]
+fn whoever_is_being_added_stays_while_only_it_may_lead() {
+    for (durability, elr, last) in [("fsync", &[3][..], None), ("replicated", &[], Some(NodeId(3)))] {
+        let mut world = World::of(4);
+        world.hold(&[1], &[("highwater.durability", durability)]);
+        world.reassign(Some(&[3, 4])).unwrap();
+        world.wish(&[1, 3]).unwrap();
+        world.fence(1);
+        world.fence(3);
+        // It comes back from a crash, and does not serve yet.
+        world.restart(3, false);
+        assert_eq!(world.seen(), seen(0, &[], elr), "{durability}");
+        assert_eq!(world.held().last_leader.filter(|_| elr.is_empty()), last, "{durability}");
+        let before = world.held().clone();
+        assert_eq!(world.reassign(None), Err(Why::InvalidAssignment), "only 3 has what was acknowledged");
+        assert_eq!(world.reassign(Some(&[1, 2])), Err(Why::InvalidAssignment), "so it has to stay");
+        assert_eq!(*world.held(), before, "{durability}");
+        world.unfence(3);
+        assert_eq!(world.held().leader, Some(NodeId(3)), "{durability}");
+        world.unfence(1);
+        world.wish(&[1, 3]).unwrap();
+        world.reassign(None).unwrap();
+        assert_eq!((sets(&world), world.held().leader), ((vec![1], vec![], vec![]), Some(NodeId(1))));
+    }
+}
+
+#[test]
 fn a_new_order_of_the_same_replicas_is_another_preference_and_nothing_else() {
     let mut world = World::of(3);
     world.hold(&[1, 2, 3], &[]);
