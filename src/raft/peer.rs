@@ -3,6 +3,7 @@
 //! Control core. An answer that no honest node gives is an error here: openraft takes answers for true.
 
 use std::future::Future;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -14,9 +15,10 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
+use super::host::{Workers, blocking};
 use super::metrics::Counters;
 use super::snapshot::SnapshotFile;
-use super::state::{WholeSnapshot, blocking};
+use super::state::WholeSnapshot;
 use super::types::{Member, TypeConfig, Vote, node_id};
 use super::wire::{self, Body, Chunk, ChunkAnswer};
 use crate::net::{CallError, Class, Network};
@@ -40,6 +42,7 @@ type BoxStream<'a, T> = std::pin::Pin<Box<dyn Stream<Item = T> + 'a>>;
 pub(super) struct Peers<N> {
     pub net: N,
     pub counters: Counters,
+    pub workers: Rc<dyn Workers>,
 }
 
 /// The way to one node.
@@ -47,6 +50,7 @@ pub(super) struct Peers<N> {
 pub(super) struct Peer<N> {
     net: N,
     counters: Counters,
+    workers: Rc<dyn Workers>,
     /// `None` for a number that no node can have.
     to: Option<NodeId>,
     class: Class,
@@ -54,7 +58,8 @@ pub(super) struct Peer<N> {
 
 impl<N: Network> Peers<N> {
     fn peer(&self, to: u64, class: Class) -> Peer<N> {
-        Peer { net: self.net.clone(), counters: self.counters.clone(), to: node_id(to), class }
+        let (net, counters, workers) = (self.net.clone(), self.counters.clone(), Rc::clone(&self.workers));
+        Peer { net, counters, workers, to: node_id(to), class }
     }
 }
 
@@ -111,7 +116,7 @@ impl<N: Network> Peer<N> {
         let (mut offset, mut tries) = (0, 0);
         loop {
             let read = file.clone();
-            let bytes = blocking(move || read.chunk(offset)).await;
+            let bytes = blocking(&self.workers, move || read.chunk(offset)).await;
             let bytes = bytes.map_err(|error| NetworkError::new(&error))?;
             let end = offset + bytes.len() as u64;
             let chunk = Chunk { vote, transfer, len: file.len, crc: file.crc, offset, bytes };

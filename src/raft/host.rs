@@ -1,0 +1,169 @@
+//! What the group needs of the machine it runs on: a folder for its files, and somebody who waits for the disk.
+//!
+//! Driver. The simulator puts a disk and workers of its own in their place.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use redb::{Builder, Database, DatabaseError};
+use tokio::sync::oneshot;
+
+pub use super::log::LogWriter;
+
+/// The folder of the group. New, renamed and removed names are there after a crash once the folder was synced.
+pub trait Folder: Debug + Send + Sync + 'static {
+    /// For messages.
+    fn path(&self) -> &Path;
+    /// Opens a database, or makes an empty one.
+    fn database(&self, name: &str, builder: &Builder) -> Result<Database, DatabaseError>;
+    /// Opens a file to read; `None` when there is none of that name.
+    fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>>;
+    /// A new file; one of that name goes, and stays readable for who has it open.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>>;
+    /// Removes a file if there is one.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Puts a file in the place of another, which stays readable for who has it open.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A file in the folder.
+pub trait File: Debug + Send + Sync + 'static {
+    /// In bytes.
+    fn size(&self) -> io::Result<u64>;
+    /// Fills `bytes` with what stands at `offset`.
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `bytes`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// Something that waits for the disk.
+pub type Work = Box<dyn FnOnce() + Send>;
+
+/// Those who wait for the disk, so that the control core does not.
+pub trait Workers: 'static {
+    /// Runs the writer of the log. What is returned waits for its end when it is dropped, which is after the
+    /// writer's queue is closed.
+    fn start_log(&self, writer: LogWriter) -> io::Result<Box<dyn Any>>;
+    /// Runs something. Several may run at once.
+    fn run(&self, work: Work);
+}
+
+/// Runs what waits for the disk elsewhere, and waits for what comes of it.
+pub(super) async fn blocking<T: Send + 'static>(
+    workers: &Rc<dyn Workers>,
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (done, result) = oneshot::channel();
+    // Who asked may have been dropped.
+    workers.run(Box::new(move || drop(done.send(f()))));
+    result.await.map_err(|_| io::Error::other("what waited for the disk has panicked"))?
+}
+
+/// A folder of the file system.
+#[derive(Debug)]
+pub(super) struct Directory(PathBuf);
+
+impl Directory {
+    /// The folder, which is made if it is not there.
+    pub fn make(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// Makes the folder's own name durable.
+    pub fn sync_parent(&self) -> io::Result<()> {
+        self.0.parent().map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all())
+    }
+}
+
+impl Folder for Directory {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn database(&self, name: &str, builder: &Builder) -> Result<Database, DatabaseError> {
+        builder.create(self.0.join(name))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>> {
+        match fs::File::open(self.0.join(name)) {
+            Ok(file) => Ok(Some(Arc::new(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.remove(name)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(self.0.join(name))?;
+        Ok(Arc::new(file))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.0.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.0.join(from), self.0.join(to))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::File::open(&self.0)?.sync_all()
+    }
+}
+
+impl File for fs::File {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(bytes, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// A thread for the log, and those of the runtime for the rest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Threads;
+
+impl Workers for Threads {
+    fn start_log(&self, writer: LogWriter) -> io::Result<Box<dyn Any>> {
+        let thread = std::thread::Builder::new().name("hw-raft-log".into()).spawn(move || writer.run())?;
+        Ok(Box::new(LogThread(Some(thread))))
+    }
+
+    fn run(&self, work: Work) {
+        drop(tokio::task::spawn_blocking(work));
+    }
+}
+
+/// Waits for the thread when it is dropped.
+struct LogThread(Option<std::thread::JoinHandle<()>>);
+
+impl Drop for LogThread {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // A thread that panicked has ended too, and said why.
+            let _ = thread.join();
+        }
+    }
+}
