@@ -10,11 +10,15 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redb::{Builder, Database, DatabaseError};
 use tokio::sync::oneshot;
 
 pub use super::log::LogWriter;
+
+/// Between attempts on a full disk.
+const SPACE_EVERY: Duration = Duration::from_millis(500);
 
 /// The folder of the group. New, renamed and removed names are there after a crash once the folder was synced.
 pub trait Folder: Debug + Send + Sync + 'static {
@@ -65,6 +69,28 @@ pub(super) async fn blocking<T: Send + 'static>(
     // Who asked may have been dropped.
     workers.run(Box::new(move || drop(done.send(f()))));
     result.await.map_err(|_| io::Error::other("what waited for the disk has panicked"))?
+}
+
+/// As [`blocking`], again and again for as long as there is no space for it.
+pub(super) async fn patiently<T: Send + 'static>(
+    workers: &Rc<dyn Workers>,
+    f: impl Fn() -> io::Result<T> + Clone + Send + 'static,
+) -> io::Result<T> {
+    let mut waits = false;
+    loop {
+        let result = blocking(workers, f.clone()).await;
+        let full = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
+        if !result.as_ref().is_err_and(full) {
+            return result;
+        }
+        if !waits {
+            tracing::warn!("no space left for a snapshot of the metadata: it waits until there is");
+            waits = true;
+        }
+        tokio::time::sleep(SPACE_EVERY).await;
+    }
 }
 
 /// A folder of the file system.

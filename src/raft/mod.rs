@@ -19,6 +19,7 @@ mod serve;
 mod snapshot;
 mod state;
 pub mod types;
+mod watch;
 pub mod wire;
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use rand_core::TryRng;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore as _, SeedableRng as _};
 
+use super::watch::FairWatch;
+
 thread_local! {
     static LOTS: RefCell<Option<Xoshiro256PlusPlus>> = const { RefCell::new(None) };
 }
@@ -104,7 +106,7 @@ impl AsyncRuntime for Runtime {
     }
 
     type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
-    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
+    type Watch = FairWatch;
     type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
     type Mutex<T: OptionalSend + 'static> = TokioMutex<T>;
 

@@ -14,7 +14,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, S
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use super::Event;
-use super::host::{Folder, Workers, blocking};
+use super::host::{Folder, Workers, patiently};
 use super::machine::{Applied, Machine};
 use super::metrics::{Counters, record};
 use super::snapshot::{self, Content, SnapshotFile};
@@ -91,7 +91,7 @@ impl Shared {
             return Ok(());
         }
         let folder = Arc::clone(&self.folder);
-        blocking(&self.workers, move || snapshot::put_in_place(&*folder, false)).await?;
+        patiently(&self.workers, move || snapshot::put_in_place(&*folder, false)).await?;
         *current = Some(built.clone());
         Ok(())
     }
@@ -166,7 +166,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let (folder, received) = (Arc::clone(&self.shared.folder), file.clone());
         let mut file = match &file.content {
             Some(_) => file,
-            None => blocking(&self.shared.workers, move || received.receive_in(&*folder)).await?,
+            None => patiently(&self.shared.workers, move || received.receive_in(&*folder)).await?,
         };
         let content = file.content.take().expect("what was received was read");
         let Content { machine, image } = Arc::unwrap_or_clone(content);
@@ -176,7 +176,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         {
             let mut current = self.shared.current.lock().await;
             let folder = Arc::clone(&self.shared.folder);
-            blocking(&self.shared.workers, move || snapshot::put_in_place(&*folder, true)).await?;
+            patiently(&self.shared.workers, move || snapshot::put_in_place(&*folder, true)).await?;
             *current = Some(Snapshot { meta: meta.clone(), snapshot: file });
         }
         self.bytes = 0;
@@ -217,7 +217,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         }
         let (folder, machine) = (Arc::clone(&self.shared.folder), self.machine.clone());
         let build = move || snapshot::build(&*folder, &machine, &image);
-        let file = blocking(&self.shared.workers, build).await?;
+        let file = patiently(&self.shared.workers, build).await?;
         let built = Snapshot { meta: self.machine.meta(), snapshot: file };
         self.shared.put_built_in_place(&built).await?;
         self.shared.counters.count(|stats| stats.snapshots_built += 1);

@@ -64,7 +64,7 @@ impl Alone {
     fn run(self, seed: u64, print: bool) -> Ran {
         match self {
             Self::Log => {
-                let logs::world::Outcome { hash, time, violation, counts, .. } = logs::run(seed, None, print);
+                let logs::Outcome { hash, time, violation, counts } = logs::run(seed, None, print);
                 Ran { hash, time, violation, counts: counts.named().collect() }
             }
             Self::Control => {

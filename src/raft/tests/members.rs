@@ -149,6 +149,28 @@ fn a_node_whose_disk_fails_stops_and_the_others_go_on() {
 }
 
 #[test]
+fn a_snapshot_waits_for_space_and_the_node_goes_on() {
+    run(async || {
+        let mut world = World::new(14);
+        world.config.snapshot_every = 50;
+        world.config.keep_entries = 10;
+        world.start(A).await;
+        world.found(&[A]).await;
+        world.commit(A, &register()).await;
+        world.nodes[&A].full.store(true, Ordering::Relaxed);
+        for _ in 0..120 {
+            world.count(A).await;
+        }
+        sleep(Duration::from_secs(3)).await;
+        world.count(A).await;
+        assert_eq!(world.raft(A).status().snapshot, None);
+        world.nodes[&A].full.store(false, Ordering::Relaxed);
+        world.until("a snapshot", |world| world.raft(A).status().snapshot > Some(50)).await;
+        world.end().await;
+    });
+}
+
+#[test]
 fn a_node_that_speaks_for_another_is_refused() {
     run(async || {
         let mut world = World::of_three(12).await;

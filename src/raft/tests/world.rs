@@ -168,6 +168,8 @@ pub(super) struct Seen {
 pub(super) struct Node {
     pub disk: MemoryDisk,
     pub folder: PathBuf,
+    /// There is no space for snapshots.
+    pub full: Arc<AtomicBool>,
     pub incarnation: u64,
     pub raft: Option<Raft>,
     pub seen: Rc<RefCell<Seen>>,
@@ -176,13 +178,19 @@ pub(super) struct Node {
 
 impl Node {
     pub fn folder(&self) -> Arc<dyn Folder> {
-        Arc::new(Mixed { files: Directory::make(&self.folder).unwrap(), disk: self.disk.clone() })
+        Arc::new(Mixed {
+            files: Directory::make(&self.folder).unwrap(),
+            disk: self.disk.clone(),
+            full: Arc::clone(&self.full),
+        })
     }
 }
 
 /// Snapshots in the file system, and the log in memory.
 #[derive(Debug)]
 struct Mixed {
+    /// There is no space for snapshots.
+    full: Arc<AtomicBool>,
     pub files: Directory,
     pub disk: MemoryDisk,
 }
@@ -201,6 +209,9 @@ impl Folder for Mixed {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.files.create(name)
     }
 
@@ -312,6 +323,7 @@ impl World {
         let fresh = Node {
             disk: MemoryDisk::default(),
             folder,
+            full: Arc::default(),
             incarnation: 0,
             raft: None,
             seen: Rc::default(),

@@ -14,6 +14,7 @@ use highwater::control::{Input, ProposalId};
 use highwater::net::{CallError, Incoming};
 use highwater::raft::types::LogEntry;
 use highwater::raft::{self, APPEND, DiskId, Event, Member, Opened, Raft, RaftConfig, VOTE};
+use highwater::store::StoreError;
 use highwater_shards::ids::{NodeId, Revision};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -62,6 +63,8 @@ pub enum Seen {
     },
     /// A change of the members or the leader was carried out.
     Administered,
+    /// It cannot start for want of space.
+    NoSpace,
     /// It cannot start, or not go on.
     Ended(String),
 }
@@ -77,6 +80,7 @@ impl Seen {
             Self::ProposalFailed { proposal, reason } => format!("{proposal:?} failed: {reason}"),
             Self::Leadership { term, leader } => format!("in term {term} leads {leader:?}"),
             Self::Administered => "a change was carried out".to_owned(),
+            Self::NoSpace => "finds no space to start".to_owned(),
             Self::Ended(why) => format!("ends: {why}"),
         }
     }
@@ -192,7 +196,7 @@ impl Body {
         let begun = self.begin().await;
         let (raft, mut events) = match begun {
             Ok(begun) => begun,
-            Err(why) => return self.tell(Seen::Ended(why)),
+            Err(why) => return self.tell(why),
         };
         assert!(self.raft.set(raft.clone()).is_ok(), "a life begins once");
         loop {
@@ -208,10 +212,13 @@ impl Body {
         }
     }
 
-    async fn begin(&mut self) -> Result<(Raft, mpsc::Receiver<Event>), String> {
+    async fn begin(&mut self) -> Result<(Raft, mpsc::Receiver<Event>), Seen> {
         let opened = raft::open_in(Arc::new(self.disk.clone()), member(self.id).disk);
-        let Opened { storage, image } = opened.map_err(|error| error.to_string())?;
-        let entries = storage.entries().map_err(|error| error.to_string())?;
+        let Opened { storage, image } = opened.map_err(|error| match error {
+            StoreError::Full { .. } => Seen::NoSpace,
+            error => Seen::Ended(error.to_string()),
+        })?;
+        let entries = storage.entries().map_err(|error| Seen::Ended(error.to_string()))?;
         self.image = image.clone();
         self.tell(Seen::Opened { image, entries });
         let line = Line { me: self.id, disk: self.disk.clone(), hub: Rc::clone(&self.hub) };
@@ -222,7 +229,7 @@ impl Body {
             sabotage: self.setup.sabotage,
         };
         let started = Raft::start_with(self.setup.raft.clone(), storage, line, Rc::new(workers)).await;
-        started.map_err(|error| error.to_string())
+        started.map_err(|error| Seen::Ended(error.to_string()))
     }
 
     fn on_call(&self, raft: &Raft, call: Call) {

@@ -312,6 +312,10 @@ impl World {
                 self.counts.administered += 1;
                 Ok(())
             }
+            Seen::NoSpace => {
+                self.nodes[at].disk.crash();
+                Ok(())
+            }
             Seen::Ended(why) => Err(broken("lives", format!("node {id} cannot go on: {why}"))),
         }
     }
