@@ -94,7 +94,7 @@ impl World {
         let learners = u32::from(rng.chance(300));
         let ids = (1..=founders + learners).map(NodeId);
         let nodes: Vec<Node> = ids.clone().map(|id| Node::new(id, seed)).collect();
-        let (snapshot_every, keep_entries) = (rng.range(8..80), rng.range(0..30));
+        let (snapshot_every, keep_entries) = (rng.range(4..50), rng.range(0..15));
         let disk_max = *rng.pick(&[2, 5, 20, 60]);
         let crashes = rng.chance(500);
         let ends_after_vote = if crashes { *rng.pick(&[0, 100, 300]) } else { 0 };
@@ -243,6 +243,9 @@ impl World {
     fn on_crashed(&mut self, at: usize) {
         self.nodes[at].life = None;
         self.counts.crashes += 1;
+        if let Some(healing) = &mut self.healing {
+            healing.given.remove(&self.nodes[at].id);
+        }
         self.hub.borrow_mut().note(&format!("** node {} has lost its power", self.nodes[at].id), &[]);
         let pause = match self.healing.is_some() || self.rng.flip() {
             true => Duration::from_millis(self.rng.range(1..100)),
@@ -313,7 +316,10 @@ impl World {
                 Ok(())
             }
             Seen::NoSpace => {
-                self.nodes[at].disk.crash();
+                // It is started again, as by who looks after it.
+                if let Some(life) = &self.nodes[at].life {
+                    life.disk.crash();
+                }
                 Ok(())
             }
             Seen::Ended(why) => Err(broken("lives", format!("node {id} cannot go on: {why}"))),
@@ -522,11 +528,14 @@ impl World {
                 hub.cut.insert((two, one));
             }
             5 => {
-                let others: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
+                // Two sides that do not hear each other.
+                let side = self.rng.draw();
+                let nodes: Vec<(u64, NodeId)> =
+                    (0..).zip(&self.nodes).map(|(n, node)| (side >> n & 1, node.id)).collect();
                 let mut hub = self.hub.borrow_mut();
-                for other in others {
-                    hub.cut.insert((one, other));
-                    hub.cut.insert((other, one));
+                for (a, one) in &nodes {
+                    let others = nodes.iter().filter(|(b, _)| a != b);
+                    hub.cut.extend(others.map(|(_, other)| (*one, *other)));
                 }
             }
             6 => {
@@ -572,6 +581,8 @@ impl World {
             let (first, last) = (self.nodes[0].id, self.nodes[self.nodes.len() - 1].id);
             self.hub.borrow_mut().cut.extend([(first, last), (last, first)]);
         }
+        let since = Duration::from_nanos(self.hub.borrow().now().as_nanos());
+        self.healing = Some(Healing { since, ..Healing::default() });
         for at in 0..self.nodes.len() {
             self.nodes[at].disk.set_full(false);
             self.nodes[at].disk.crash_never();
@@ -585,8 +596,6 @@ impl World {
                 None => self.start(at),
             }
         }
-        let since = Duration::from_nanos(self.hub.borrow().now().as_nanos());
-        self.healing = Some(Healing { since, ..Healing::default() });
         self.after(LOOK, Event::Look);
     }
 
