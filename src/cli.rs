@@ -51,6 +51,9 @@ pub enum Command {
     /// See who is in the cluster, and change it
     #[command(subcommand, after_help = CLUSTER_HELP)]
     Cluster(ClusterCommand),
+    /// See which nodes are alive, as one node sees it, or change its keys of gossip
+    #[command(args_conflicts_with_subcommands = true, after_help = MEMBERS_HELP)]
+    Members(MembersArgs),
     /// Look into the files of the log
     #[command(subcommand)]
     Log(LogCommand),
@@ -119,6 +122,51 @@ pub struct TransferArgs {
     /// The node that shall lead [default: the voter that is least behind]
     #[arg(long, value_name = "NODE")]
     pub to: Option<u32>,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct MembersArgs {
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    #[command(subcommand)]
+    pub command: Option<MembersCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MembersCommand {
+    /// See or change the keys under which this one node gossips
+    #[command(subcommand)]
+    Keys(KeysCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Show the keys, which one is in use, and how much arrived under each
+    List(AdminArgs),
+    /// Accept datagrams under a further key too
+    Install(InstallArgs),
+    /// Send under a key that is installed
+    Use(KeyArgs),
+    /// Refuse datagrams under a key that is not in use
+    Remove(KeyArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// A file that holds the secret and nothing else, 16 bytes or more
+    #[arg(value_name = "SECRET_FILE")]
+    pub secret_file: PathBuf,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// The number of the key, as `list` shows it
+    #[arg(value_name = "KEY")]
+    pub key: u8,
     #[command(flatten)]
     pub admin: AdminArgs,
 }
@@ -359,6 +407,18 @@ Examples:
   highwater cluster transfer-leader --to 2
 
 A new node needs no command: with the `cluster.seeds` of the others it joins by itself.
+";
+
+const MEMBERS_HELP: &str = "\
+Examples:
+  highwater members
+  highwater members --admin 10.0.0.2:9094 --json
+  highwater members keys list
+  highwater members keys install ./new-secret
+
+A key is changed on one node at a time, from its own host. To change it for a cluster without a gap, run each step on every
+node before the next one: `install` the new secret, `use` its key, and `remove` the old key once `list` shows that nothing
+arrives under it. What is installed lasts until the node stops; it starts with the key of the cluster's secret.
 ";
 
 const DEV_HELP: &str = "\

@@ -25,6 +25,7 @@ use highwater_shards::log::journal::OnDamage;
 use highwater_shards::mail::Durability;
 
 pub use cores::{CoreError, CoreId, CorePlan, Host};
+pub(crate) use forming::can_be_told;
 pub use host::CoreClaims;
 pub use layers::{
     ENV_CONFIG, ENV_PREFIX, Loaded, Origin, Problem, Problems, Setting, Sources, cores_settings, load,
@@ -76,6 +77,8 @@ pub struct Cluster {
     pub seeds: Vec<HostPort>,
     pub roles: Roles,
     pub raft: Raft,
+    pub replication: Replication,
+    pub swim: Swim,
     pub topic_defaults: TopicDefaults,
     /// Where replicas of new partitions go.
     pub placement: Placement,
@@ -115,6 +118,30 @@ pub struct Raft {
     pub heartbeat_interval: Duration,
     /// The shortest time without a heartbeat after which a node stands for election; the longest is twice that.
     pub election_timeout: Duration,
+}
+
+/// How records get from leaders to followers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replication {
+    /// For a replica to lack records before it is out of sync.
+    pub lag_max: Duration,
+    /// Record bytes on their way on one stream between shards.
+    pub stream_credit_bytes: u64,
+    /// Of the node, to replicas that are not in sync; `None`: what the others leave over.
+    pub catch_up_bytes_per_second: Option<u64>,
+}
+
+/// How the nodes find out who of them is alive.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Swim {
+    /// The UDP port; `None`: the number of the TCP port of `cluster_addr`.
+    pub port: Option<u32>,
+    /// Where other nodes are told to send to; `None`: where they are told to connect to.
+    pub addr_advertised: Option<SocketAddr>,
+    pub ping_interval: Duration,
+    pub ping_timeout: Duration,
+    pub indirect_probes: u32,
+    pub suspicion_multiplier: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -269,6 +296,19 @@ impl Default for Config {
                     heartbeat_interval: Duration::from_millis(75),
                     election_timeout: Duration::from_millis(300),
                 },
+                replication: Replication {
+                    lag_max: Duration::from_secs(10),
+                    stream_credit_bytes: 16 << 20,
+                    catch_up_bytes_per_second: None,
+                },
+                swim: Swim {
+                    port: None,
+                    addr_advertised: None,
+                    ping_interval: Duration::from_millis(100),
+                    ping_timeout: Duration::from_millis(50),
+                    indirect_probes: 3,
+                    suspicion_multiplier: 3,
+                },
                 topic_defaults: TopicDefaults {
                     partitions: 4,
                     durability: Durability::Fsync,
@@ -322,6 +362,28 @@ impl Cluster {
     /// What other nodes are told: the advertised address, or the one that is bound.
     pub fn cluster_advertised(&self) -> HostPort {
         self.cluster_addr_advertised.clone().unwrap_or_else(|| host_port(self.cluster_addr))
+    }
+
+    /// Where this node binds its socket for gossip.
+    pub fn swim_addr(&self) -> SocketAddr {
+        SocketAddr::new(self.cluster_addr.ip(), self.swim_port().unwrap_or(self.cluster_addr.port()))
+    }
+
+    /// What other nodes are told of it; a host name is still to be resolved.
+    pub fn swim_advertised(&self) -> HostPort {
+        match self.swim.addr_advertised {
+            Some(addr) => host_port(addr),
+            None => self.swim_of(&self.cluster_advertised()),
+        }
+    }
+
+    /// Where the node gossips that other nodes connect to here.
+    pub fn swim_of(&self, node: &HostPort) -> HostPort {
+        HostPort { host: node.host.clone(), port: self.swim_port().unwrap_or(node.port) }
+    }
+
+    fn swim_port(&self) -> Option<u16> {
+        self.swim.port.map(|port| u16::try_from(port).expect("the key takes ports only"))
     }
 }
 

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Config(command) => command.run().and_then(|text| print(&text)),
         Command::Topic(command) => command.run(&mut std::io::stdout().lock()),
         Command::Cluster(command) => command.run(&mut std::io::stdout().lock()),
+        Command::Members(args) => args.run(&mut std::io::stdout().lock()),
         Command::Dev(DevCommand::Cluster(args)) => args.run(),
         Command::Log(command) => command.run(&mut std::io::stdout().lock()),
     };

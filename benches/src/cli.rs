@@ -28,6 +28,8 @@ pub enum Command {
     E2e(ProduceArgs),
     /// Consume what a topic holds; latency of each fetch that brought records
     Consume(ConsumeArgs),
+    /// Change settings of topics, as fast as the cluster agrees on them; or put values into an etcd
+    Metadata(MetadataArgs),
     /// What the machine itself can do: disk, TCP, a bare echo server
     #[command(subcommand)]
     Floor(Floor),
@@ -198,6 +200,29 @@ pub struct ConsumeArgs {
     /// Or after this time
     #[arg(long, default_value = "500ms", value_parser = parse_duration)]
     pub max_wait: Duration,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct MetadataArgs {
+    /// Brokers, HOST:PORT, comma-separated; connections go to each in turn
+    #[arg(long, short = 'b', default_value = "127.0.0.1:9092", value_delimiter = ',')]
+    pub brokers: Vec<String>,
+    /// Servers of an etcd, HOST:PORT, comma-separated: puts of 200 B over gRPC instead
+    #[arg(long, value_delimiter = ',', conflicts_with = "brokers")]
+    pub etcd: Vec<String>,
+    /// Connections, each with a topic of its own
+    #[arg(long, short = 'c', default_value_t = 1)]
+    pub connections: usize,
+    /// Requests in flight per connection
+    #[arg(long, short = 'w', default_value_t = 1)]
+    pub in_flight: usize,
+    #[arg(long, short = 'd', default_value = "10s", value_parser = parse_duration)]
+    pub duration: Duration,
+    /// Load before the measured window
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    pub warmup: Duration,
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

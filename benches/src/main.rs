@@ -24,6 +24,11 @@
 //! # A topic with other settings; they go into CreateTopics.
 //! highwater-bench produce --topic mem --topic-config highwater.durability=replicated --acks 1
 //!
+//! # Changes of metadata, about 200 B each in the replicated log: one client, then 64 at once; and an etcd beside it.
+//! highwater-bench metadata --brokers 127.0.0.1:9092,127.0.0.1:9102,127.0.0.1:9112
+//! highwater-bench metadata --connections 64
+//! highwater-bench metadata --etcd 127.0.0.1:2379 --connections 64
+//!
 //! # What the machine can do without a broker.
 //! highwater-bench floor disk --dir ./data      # 4 KiB write + fdatasync
 //! highwater-bench floor tcp --size 1KiB        # bare ping-pong of two processes
@@ -57,6 +62,7 @@ mod cpu;
 mod floor;
 mod kafka;
 mod load;
+mod metadata;
 mod report;
 mod run;
 mod units;
@@ -86,6 +92,9 @@ fn execute(command: Command) -> Result<bool> {
         Command::Produce(args) => conclude(&run::produce(&args, Mode::Produce)?, &args.output),
         Command::E2e(args) => conclude(&run::produce(&args, Mode::EndToEnd)?, &args.output),
         Command::Consume(args) => conclude(&run::consume(&args)?, &args.output),
+        Command::Metadata(args) => {
+            floor::print(&[metadata::measure(&args)?], "change", args.json).map(|()| true)
+        }
         Command::Floor(floor) => measure_floor(floor).map(|()| true),
         Command::Compare(args) => compare(&args).map(|()| true),
         Command::Peer(peer) => serve_peer(&peer).map(|()| true),

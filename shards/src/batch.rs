@@ -26,6 +26,7 @@
 
 mod builder;
 pub mod codec;
+mod filler;
 mod found;
 mod rebuild;
 mod record;
@@ -36,6 +37,7 @@ use bytes::{BufMut, BytesMut};
 
 pub use builder::BatchBuilder;
 use codec::CodecError;
+pub use filler::{FILLER_OFFSETS_MAX, filler};
 pub use found::{Found, first_at_or_after, largest_timestamp};
 pub use rebuild::{Rebuilt, put_rebuilt};
 pub use record::{Record, Records};

@@ -51,6 +51,13 @@ pub trait Front: Sized + 'static {
     /// connection at its bound.
     fn in_flight(&self, session: &Self::Session) -> usize;
 
+    /// The shard of this node that owns its replica of a partition, for peers that came to another one. The default is
+    /// for a node with one shard: it knows of none.
+    #[expect(unused_variables, reason = "named for those who implement it")]
+    fn local_shard(view: &Self::View, partition: PartitionId) -> Option<ShardId> {
+        None
+    }
+
     /// What the protocol counted on this shard since its start.
     fn stats(&self) -> FrontStats {
         FrontStats::default()
@@ -141,4 +148,8 @@ pub enum CloseReason {
     TooMany,
     /// The shard is stopping.
     Stopping,
+    /// Of a peer: a newer connection took its place, or nothing is followed over it any more.
+    Superseded,
+    /// Of a peer: it belongs to a life of that node which is over.
+    StalePeer,
 }

@@ -52,6 +52,11 @@ number! {
     Revision(u64)
 }
 number! {
+    /// One registration of a node: the revision that made it, so that it grows over the whole cluster and what was
+    /// meant for an earlier life of the node is refused.
+    RegistrationEpoch(u64)
+}
+number! {
     /// An idempotent producer.
     ProducerId(u64)
 }

@@ -3,11 +3,14 @@
 //! Floor 0. An operation goes to the shard that owns the partition, as a call when that is the shard the client
 //! came to, as mail otherwise; it is the same value either way. Record bytes travel as shared [`Bytes`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{ConnId, LeaderEpoch, NodeId, Offset, PartitionEpoch, PartitionId, Revision, ShardId};
+use crate::ids::{
+    ConnId, LeaderEpoch, NodeId, Offset, PartitionEpoch, PartitionId, RegistrationEpoch, Revision, ShardId,
+};
 use crate::time::Instant;
 
 /// Chosen by a session for each thing that it waits for; comes back with the answer.
@@ -47,6 +50,9 @@ pub enum Op {
     },
     /// Reads whole batches from the one that holds `offset` on, below the high watermark.
     Read {
+        /// A replica that follows may answer too, up to the high watermark that it knows (KIP-392). Otherwise only the
+        /// leader does.
+        from_follower: bool,
         /// What the client believes the leader epoch to be (R4).
         current_epoch: Option<LeaderEpoch>,
         offset: Offset,
@@ -274,6 +280,36 @@ impl Default for LogConfig {
     }
 }
 
+/// A node of the cluster, as shards need to know it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerNode {
+    pub node: NodeId,
+    pub epoch: RegistrationEpoch,
+    /// Whether its replicas may join an ISR: it is neither fenced nor stopping (R7).
+    pub eligible: bool,
+}
+
+/// A leader's wish for another ISR, as an intent: what is true comes back as an [`Assignment`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IsrChange {
+    pub partition: PartitionId,
+    pub leader_epoch: LeaderEpoch,
+    /// What the wish was decided upon; refused when the partition is past it.
+    pub partition_epoch: PartitionEpoch,
+    /// With the registration under which each was heard of.
+    pub isr: Vec<(NodeId, RegistrationEpoch)>,
+}
+
+/// Why an [`IsrChange`] was definitely not taken (R9, R10). Anything less definite is never told: the leader goes on
+/// counting the wished ISR until an [`Assignment`] comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IsrRefusal {
+    /// A member of it is fenced, stopping or registered anew.
+    Ineligible,
+    /// It was never proposed.
+    NotAttempted,
+}
+
 /// Control core to shard, in the order of revisions. `V` is the immutable image that sessions answer from,
 /// `R` what answers a session's request.
 #[derive(Clone, Debug)]
@@ -290,6 +326,17 @@ pub enum FromControl<V, R> {
         conn: ConnId,
         token: Token,
         reply: R,
+    },
+    /// All nodes of the cluster, whenever one of them changed; before the delta whose assignments name them.
+    Nodes(Arc<[PeerNode]>),
+    IsrRefused {
+        partition: PartitionId,
+        partition_epoch: PartitionEpoch,
+        refusal: IsrRefusal,
+    },
+    /// Until when this node may lead without hearing more: past it, the shard refuses as one that does not lead.
+    Lease {
+        until: Instant,
     },
     /// Asks for [`ToControl::Stats`].
     Stats {
@@ -315,6 +362,16 @@ pub enum ToControl<Q> {
         conn: ConnId,
         token: Token,
         request: Q,
+    },
+    AlterIsr {
+        changes: Vec<IsrChange>,
+    },
+    /// Asks for a connection to that shard of that node. It is made, authenticated and handed to this shard's driver,
+    /// which tells of it with [`crate::shard::PeerInput::Opened`], or of its failure with
+    /// [`crate::shard::PeerInput::DialFailed`]: one of them, once. The shard asks again by itself, later each time.
+    Dial {
+        node: NodeId,
+        shard: ShardId,
     },
     Stats {
         id: u64,

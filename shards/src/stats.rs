@@ -27,6 +27,7 @@ pub struct ShardStats {
     pub bytes_read: u64,
     pub reads_from_disk: u64,
     pub mail_sent: u64,
+    pub replication: ReplicationStats,
     pub journal: JournalStats,
     pub storage: StorageStats,
     pub front: FrontStats,
@@ -43,6 +44,48 @@ pub struct ShardStats {
 
 /// Partitions that a snapshot lists one by one.
 pub const PARTITIONS_MAX: usize = 1000;
+
+/// Following and being followed. The first group says how it is now, the others count since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReplicationStats {
+    pub leading: u64,
+    pub following: u64,
+    /// Of this shard's, those without a leader.
+    pub offline: u64,
+    /// Led here, with fewer replicas in sync than there are.
+    pub under_replicated: u64,
+    /// Led here, with fewer in sync than producers ask for.
+    pub under_min_isr: u64,
+    /// What the slowest in-sync follower of the slowest partition lacks, and for how long.
+    pub lag_records_max: u64,
+    pub lag_max: Duration,
+    /// Open streams to followers, and to leaders.
+    pub streams_out: u64,
+    pub streams_in: u64,
+
+    pub dials: u64,
+    pub dials_failed: u64,
+    /// Streams to leaders that ended without having been asked to.
+    pub streams_broken: u64,
+    /// Record bytes sent to followers, and those of them to followers that were not in sync.
+    pub bytes_out: u64,
+    pub bytes_out_catch_up: u64,
+    /// Record bytes taken over from leaders.
+    pub bytes_in: u64,
+    pub subscriptions: u64,
+    pub subscriptions_refused: u64,
+
+    /// Wishes for smaller and for larger sets of in-sync replicas, and refused ones.
+    pub isr_shrinks: u64,
+    pub isr_expands: u64,
+    pub isr_refused: u64,
+    /// Logs of followers that were cut to meet their leader's, and those that were cut below the high watermark that they
+    /// knew: after an unclean election, or a loss beyond what the durability promises.
+    pub truncations: u64,
+    pub truncations_below_high_watermark: u64,
+    /// Batches of a leader that did not fit and were not taken.
+    pub misfits: u64,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct JournalStats {

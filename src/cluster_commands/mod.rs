@@ -1,10 +1,11 @@
-//! `highwater cluster status|join|remove|transfer-leader`, over the admin HTTP of a running node, and
-//! `highwater dev cluster`.
+//! `highwater cluster status|join|remove|transfer-leader` and `highwater members`, over the admin HTTP of a running node,
+//! and `highwater dev cluster`.
 //!
 //! A driver on the main thread of a process without shards.
 
 mod client;
 mod dev;
+mod members;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,23 @@ impl Config {
                 ),
             ));
         }
+        if cluster.swim.ping_timeout >= cluster.swim.ping_interval {
+            out.push((
+                &["cluster.swim.ping_timeout_ms", "cluster.swim.ping_interval_ms"],
+                "`cluster.swim.ping_timeout_ms` must be less than `cluster.swim.ping_interval_ms`: the rest of the \
+                 interval is for asking others"
+                    .into(),
+            ));
+        }
+        if let Some(addr) = cluster.swim.addr_advertised.filter(|addr| !can_be_told(addr.ip())) {
+            out.push((
+                &["cluster.swim.addr_advertised"],
+                format!(
+                    "`cluster.swim.addr_advertised: {addr}` means nothing on other hosts: give the address at which they \
+                     reach this node"
+                ),
+            ));
+        }
         if self.security.cluster_secret.is_some() && self.security.cluster_secret_file.is_some() {
             out.push((
                 &["security.cluster_secret", "security.cluster_secret_file"],
@@ -82,6 +99,22 @@ impl Config {
                 ),
             ));
         }
+        let told = cluster.swim_advertised();
+        // The wildcard without an advertised address was told already.
+        let is_told = peers.ip().is_unspecified() && cluster.cluster_addr_advertised.is_none();
+        if !is_told
+            && cluster.swim.addr_advertised.is_none()
+            && told.host.parse::<IpAddr>().is_ok_and(|ip| !can_be_told(ip))
+        {
+            out.push((
+                &["cluster.cluster_addr_advertised", "cluster.cluster_addr"],
+                format!(
+                    "{} means nothing on other hosts: set `cluster.cluster_addr_advertised: HOST:PORT` to where they reach \
+                     this node",
+                    cluster.cluster_advertised()
+                ),
+            ));
+        }
         let elsewhere = cluster.seeds.iter().find(|seed| !is_loopback(&seed.host));
         if let Some(seed) =
             elsewhere.filter(|_| peers.ip().is_loopback() && cluster.cluster_addr_advertised.is_none())
@@ -122,6 +155,12 @@ impl Config {
             ));
         }
     }
+}
+
+/// Whether an address means the same on another host: a wildcard does not, and a link-local IPv6 address needs the name
+/// of an interface beside it, which each host gives itself.
+pub(crate) fn can_be_told(ip: IpAddr) -> bool {
+    !ip.is_unspecified() && !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -190,6 +229,15 @@ mod tests {
             ),
             ("", "  cluster_secret_file: /x\n", "keep one of them"),
             (
+                "  swim: {ping_timeout_ms: 100}\n",
+                "",
+                "line 4: `cluster.swim.ping_timeout_ms` must be less than",
+            ),
+            ("  swim: {addr_advertised: '0.0.0.0:1'}\n", "", "means nothing on other hosts"),
+            ("  swim: {addr_advertised: '[fe80::1]:1'}\n", "", "means nothing on other hosts"),
+            ("  cluster_addr_advertised: 0.0.0.0:9093\n", "", "0.0.0.0:9093 means nothing on other hosts"),
+            ("  cluster_addr: '[fe80::1]:9093'\n", "", "[fe80::1]:9093 means nothing on other hosts"),
+            (
                 "  roles: [replica-eligible]\n  cluster_addr_advertised: localhost:9093\n",
                 "",
                 "the seeds found the cluster",
@@ -203,6 +251,23 @@ mod tests {
         let why = try_load("cluster:\n  seeds: [a:1]\n").unwrap_err();
         assert!(why.contains("line 2: a standalone node asks no seeds"), "{why}");
         try_load(&node("  raft: {heartbeat_interval_ms: 100, voters: 3}\n", "")).unwrap();
+    }
+
+    #[test]
+    fn gossip_takes_the_place_of_the_tcp_port_unless_it_is_given_one() {
+        let swim = |cluster: &str| {
+            let cluster = try_load(&node(cluster, "")).unwrap().config.cluster;
+            let of_seed = cluster.swim_of(&cluster.seeds[0]).to_string();
+            (cluster.swim_addr().to_string(), cluster.swim_advertised().to_string(), of_seed)
+        };
+        let of = |bound: &str, told: &str, seed: &str| (bound.to_owned(), told.to_owned(), seed.to_owned());
+        assert_eq!(swim(""), of("127.0.0.1:9093", "127.0.0.1:9093", "localhost:9093"));
+        let behind = "  cluster_addr: 0.0.0.0:9093\n  cluster_addr_advertised: n1.example:7000\n";
+        assert_eq!(swim(behind), of("0.0.0.0:9093", "n1.example:7000", "localhost:9093"));
+        let apart = format!("{behind}  swim: {{port: 7001}}\n");
+        assert_eq!(swim(&apart), of("0.0.0.0:7001", "n1.example:7001", "localhost:7001"));
+        let told = "  swim: {addr_advertised: 10.0.0.9:7002}\n";
+        assert_eq!(swim(told), of("127.0.0.1:9093", "10.0.0.9:7002", "localhost:9093"));
     }
 
     #[test]

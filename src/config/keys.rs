@@ -82,6 +82,11 @@ const CENTURY_MS: u64 = 36_525 * 86_400_000;
 pub const SECTIONS: &[(&str, &str)] = &[
     ("cluster", "Who this node is and what it serves."),
     ("cluster.raft", "How the nodes agree on who they are, on topics and on settings."),
+    ("cluster.replication", "How records get from the leader of a partition to its other replicas."),
+    (
+        "cluster.swim",
+        "How the nodes find out who of them is alive, by gossip over UDP; times should be the same on all nodes.",
+    ),
     ("cluster.topic_defaults", "What a topic gets when its creator says nothing else."),
     ("cluster.placement", "Where the replicas of new partitions go."),
     ("security", "How nodes prove to each other that they belong together."),
@@ -191,6 +196,83 @@ pub static KEYS: &[Key] = &[
         [
             "How long a leader must be silent, at least, before another stands; each wait is drawn from once to twice that.",
             "A new leader stands within four times that. The same on all nodes.",
+        ]
+    ),
+    key!(
+        "cluster.replication.lag_max_ms",
+        ms(500, 600_000),
+        |c| c.cluster.replication.lag_max,
+        [
+            "How long a replica may lack records of its leader's log before the leader has it taken out of the in-sync",
+            "replicas; a produce with `acks=all` waits for a silent one as long.",
+        ]
+    ),
+    key!(
+        "cluster.replication.stream_credit_bytes",
+        size(MIB, GIB, 1),
+        |c| c.cluster.replication.stream_credit_bytes,
+        [
+            "Record bytes that may be on their way from one shard to one that follows it. More fills longer distances and",
+            "takes more memory: so much for each shard that a shard follows.",
+        ]
+    ),
+    key!(
+        "cluster.replication.catch_up_bytes_per_second",
+        Or("none", size(MIB, 1024 * GIB, 1)),
+        |c| c.cluster.replication.catch_up_bytes_per_second,
+        [
+            "How fast replicas that are not in sync may read from this node, shared by the shards.",
+            "`none`: as fast as those in sync leave room for.",
+        ]
+    ),
+    key!(
+        "cluster.swim.port",
+        Or("auto", count("a port", 1, 65_535)),
+        |c| c.cluster.swim.port,
+        [
+            "The UDP port, at the address of cluster_addr; the same on all nodes, unless it is `auto`: then each node takes",
+            "the number of its TCP port for the other nodes.",
+        ]
+    ),
+    key!(
+        "cluster.swim.addr_advertised",
+        Or("auto", Addr),
+        |c| c.cluster.swim.addr_advertised,
+        [
+            "IP address and UDP port that other nodes are told to send to. `auto`: that of cluster_addr_advertised, whose",
+            "host name is resolved at each start. Needed when that name means something else here than elsewhere.",
+        ]
+    ),
+    key!(
+        "cluster.swim.ping_interval_ms",
+        ms(20, 60_000),
+        |c| c.cluster.swim.ping_interval,
+        [
+            "Each node asks one other in each interval whether it is there. A crash is known to all after about five of",
+            "them in a small cluster.",
+        ]
+    ),
+    key!(
+        "cluster.swim.ping_timeout_ms",
+        ms(5, 30_000),
+        |c| c.cluster.swim.ping_timeout,
+        [
+            "How long it waits for the answer before it asks others to try. Above the usual round trip, below the interval.",
+        ]
+    ),
+    key!(
+        "cluster.swim.indirect_probes",
+        count("a number", 0, 16),
+        |c| c.cluster.swim.indirect_probes,
+        ["How many others it asks.",]
+    ),
+    key!(
+        "cluster.swim.suspicion_multiplier",
+        count("a number", 1, 100),
+        |c| c.cluster.swim.suspicion_multiplier,
+        [
+            "How long a silent node is suspected, and can object, before it counts as dead: this many intervals when others",
+            "confirm it, times the logarithm to base 10 of the number of nodes; longer when nobody does.",
         ]
     ),
     key!(

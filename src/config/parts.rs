@@ -9,6 +9,7 @@ use highwater_shards::ids::ShardId;
 use highwater_shards::log::journal::JournalConfig;
 use highwater_shards::log::storage::StorageConfig;
 use highwater_shards::mail::Durability;
+use highwater_shards::shard::ReplicationConfig;
 
 use super::shape::Words as _;
 use super::{Config, JOURNAL_FILES_MIN, Storage};
@@ -97,6 +98,20 @@ fn share(of_node: u64, shards: usize) -> u64 {
 }
 
 impl Config {
+    /// The replication of one of so many shards. `seed` is any number.
+    pub fn replication_of_shard(&self, shards: usize, seed: u64) -> ReplicationConfig {
+        let own = &self.cluster.replication;
+        ReplicationConfig {
+            lag_max: own.lag_max,
+            stream_credit_bytes: u32::try_from(own.stream_credit_bytes).unwrap_or(u32::MAX),
+            catch_up_bytes_per_second: own
+                .catch_up_bytes_per_second
+                .map(|all| share(all, shards).max(64 << 10)),
+            seed,
+            ..ReplicationConfig::default()
+        }
+    }
+
     /// What a topic gets when its creator says nothing else, in Kafka's names.
     pub fn topic_defaults(&self) -> TopicDefaults {
         let own = &self.cluster.topic_defaults;
@@ -145,6 +160,21 @@ mod tests {
         load(&Sources { flags: settings.iter().map(flag).collect(), ..Sources::default() })
             .ok()
             .map(|l| l.config)
+    }
+
+    #[test]
+    fn a_shard_replicates_as_its_own_defaults_say_unless_a_key_says_otherwise() {
+        let replication = |settings: &[_]| with(settings).unwrap().replication_of_shard(4, 7);
+        assert_eq!(replication(&[]), ReplicationConfig { seed: 7, ..ReplicationConfig::default() });
+        let slow = replication(&[
+            ("cluster.replication.lag_max_ms", "1500"),
+            ("cluster.replication.stream_credit_bytes", "1MiB"),
+            ("cluster.replication.catch_up_bytes_per_second", "40MiB"),
+        ]);
+        assert_eq!(slow.lag_max, Duration::from_millis(1500));
+        assert_eq!(slow.stream_credit_bytes, 1 << 20);
+        assert_eq!(slow.catch_up_bytes_per_second, Some(10 << 20));
+        assert!(with(&[("cluster.replication.stream_credit_bytes", "2GiB")]).is_none());
     }
 
     #[test]

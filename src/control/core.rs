@@ -1,14 +1,16 @@
 //! The control core's state machine: requests become proposals, committed entries become an image and what it means
-//! for each shard, and a request is answered once every shard has applied it.
+//! for each shard, and a request is answered once every shard has applied it, the asking one in passing.
 //!
 //! Control core, pure. One proposal is under way at a time; what is asked meanwhile goes into the next one, so the
 //! log's flush is shared. Whichever node leads the log, each plans its own proposals on its own image, and what they
 //! come to is decided where they are applied. A shard hears of its partitions only after where they belong is durable.
 
+mod isr;
 mod propose;
 mod publish;
+mod stop;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use highwater_shards::ids::{ConnId, NodeId, PartitionId, ProducerEpoch, Revision, ShardId};
@@ -17,12 +19,15 @@ use highwater_shards::time::{Instant, TimerTable};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
+use self::isr::IsrWishes;
 use self::propose::{Proposed, Retry};
 use self::publish::Publications;
 use super::io::{ControlFatal, Input, LocalId, Output, ProposalId};
+use super::lease;
 use super::limits::{
-    KEEP_RETRY, LEADER_WAIT, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, REQUESTS_MAX, STOP_GRACE,
+    BALANCE_EVERY, KEEP_RETRY, LEADER_WAIT, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, REQUESTS_MAX,
 };
+use super::liveness::Liveness;
 use super::metadata::command::{Entry, RegisterNode};
 use super::metadata::image::{Image, NodeInfo};
 use super::metadata::topic_config::TopicDefaults;
@@ -54,6 +59,8 @@ pub struct ControlStats {
     pub proposals: u64,
     pub proposals_failed: u64,
     pub commits: u64,
+    /// Times that this node, as the controller, proposed to fence another.
+    pub fences: u64,
     /// Who leads the metadata log, as far as this node knows, and in which term.
     pub leader: Option<NodeId>,
     pub term: u64,
@@ -75,8 +82,18 @@ pub struct Control {
     is_leaderless: bool,
     /// As the controller: which partitions are still to be looked at.
     review: Review,
+    /// [`Timer::Balance`] is set.
+    balances: bool,
+    isr_wishes: IsrWishes,
+    /// Of the last input.
+    now: Instant,
+    liveness: Liveness,
+    /// Nodes whose fencing is on its way into the log.
+    fencing: BTreeSet<NodeId>,
     load: ShardLoad,
     shards: Vec<Shard>,
+    /// How long shards get to stop, once the node is to.
+    stop: Option<Duration>,
     requests: BTreeMap<RequestNo, Asked>,
     request_next: RequestNo,
     /// Waiting for the proposal under way to end.
@@ -87,7 +104,7 @@ pub struct Control {
     proposal: Option<Proposed>,
     proposal_next: ProposalId,
     retry: Retry,
-    /// Replies that wait until every shard has applied a revision.
+    /// Replies that wait until every shard has applied a revision, or will have when the reply comes to it.
     replies: BTreeMap<Revision, Vec<(RequestNo, Reply)>>,
     publications: Publications,
     timers: TimerTable<Timer>,
@@ -109,7 +126,14 @@ enum Phase {
         unfenced: Option<Revision>,
     },
     Serving,
+    /// Until others lead what this node led, and every shard has heard of that, which it does with this revision.
+    Leaving {
+        left: Option<Revision>,
+    },
+    /// Until every shard has stopped.
     Stopping,
+    /// Until the log has it that this node is gone.
+    Departing,
     /// Stopped, or failed: nothing more comes out.
     Over,
 }
@@ -146,8 +170,12 @@ enum Timer {
     Retry,
     /// Nobody has led the log for too long.
     Leader,
+    /// To look for partitions that another replica should lead.
+    Balance,
     Keep,
+    Leave,
     Stop,
+    Depart,
 }
 
 impl Control {
@@ -161,8 +189,14 @@ impl Control {
             term: 0,
             is_leaderless: false,
             review: Review::default(),
+            balances: false,
+            isr_wishes: IsrWishes::default(),
+            now: Instant::ZERO,
+            liveness: Liveness::default(),
+            fencing: BTreeSet::new(),
             load: ShardLoad::of(&image, config.shards),
             shards: (0..config.shards).map(|_| Shard::default()).collect(),
+            stop: None,
             requests: BTreeMap::new(),
             request_next: RequestNo(0),
             queue: VecDeque::new(),
@@ -186,6 +220,7 @@ impl Control {
         if self.phase == Phase::Over {
             return;
         }
+        self.now = now;
         match input {
             Input::Timeout => self.on_timeout(now),
             Input::FromShard { shard, message } => self.on_shard(now, shard, message),
@@ -193,14 +228,20 @@ impl Control {
             Input::ProposalFailed { proposal, reason } => self.on_proposal_failed(now, proposal, reason),
             Input::Image(image) => self.on_image(*image),
             Input::Leadership { term, leader } => self.on_leadership(now, term, leader),
+            Input::Lease { until } => self.on_lease(until),
             Input::ClusterId(id) => self.image.cluster_id = id,
+            Input::Hint(hint) => self.liveness.on_hint(hint),
+            Input::Heard(heard) if self.leads() => {
+                self.liveness.on_heard(now, &heard, &self.image, self.node());
+            }
+            Input::Heard(_) => {}
             Input::Kept { id } => self.on_kept(id),
             Input::KeepFailed { id, reason } => {
                 self.on_keep_failed(id, &reason);
                 self.timers.set(Timer::Keep, now + KEEP_RETRY);
             }
             Input::Local { id, request } => self.on_request(now, Asker::Local(id), request),
-            Input::Stop { deadline } => self.on_stop(now, deadline),
+            Input::Stop { deadline } => self.on_stop(deadline),
         }
         self.propose_next();
     }
@@ -268,14 +309,17 @@ impl Control {
                     self.on_all_stopped();
                 }
             }
+            ToControl::AlterIsr { changes } => self.on_isr_wishes(changes),
             // Counters are the driver's to gather; nothing is decided by them.
             ToControl::Stats { .. } => {}
+            // The driver connects.
+            ToControl::Dial { .. } => {}
         }
     }
 
     fn on_request(&mut self, now: Instant, asker: Asker, request: Request) {
         self.stats.requests += 1;
-        let refusal = if self.phase == Phase::Stopping {
+        let refusal = if self.stop.is_some() {
             Some(Refusal::new(Why::TimedOut, "the node is stopping"))
         } else if self.requests.len() >= REQUESTS_MAX {
             let words = format!("{REQUESTS_MAX} requests wait for the control core already: try again");
@@ -297,6 +341,8 @@ impl Control {
             | Request::DeleteTopics { timeout, .. }
             | Request::CreatePartitions { timeout, .. }
             | Request::ChangeNode { timeout, .. }
+            | Request::Reassign { timeout, .. }
+            | Request::ElectLeaders { timeout, .. }
             | Request::SetFeatureLevel { timeout, .. } => (*timeout, &mut self.queue),
             Request::AlterConfigs { .. } => (REQUEST_TIMEOUT, &mut self.queue),
             Request::NewProducerId => (REQUEST_TIMEOUT, &mut self.id_queue),
@@ -320,21 +366,23 @@ impl Control {
         self.stats.commits += 1;
         let old = self.image.clone();
         let (delta, outcomes) = self.image.apply(revision, entry);
-        if !delta.nodes.is_empty() {
-            self.review.restart();
-        }
         if proposal.is_some() {
             let proposed = self.proposal.take().expect("only what was proposed comes back");
             assert_eq!(Some(proposed.id), proposal, "one proposal is under way at a time");
             self.on_own_entry(proposed, outcomes);
         }
         self.look_at_this_node();
+        self.plan_balance();
         match self.phase {
             Phase::Starting => self.assign_when_all_recovered(),
-            Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Stopping => {
+            Phase::Assigning { .. }
+            | Phase::Joining { .. }
+            | Phase::Serving
+            | Phase::Leaving { .. }
+            | Phase::Stopping => {
                 self.publish(&old, &delta);
             }
-            Phase::Over => {}
+            Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
     }
@@ -346,7 +394,6 @@ impl Control {
         if self.image.cluster_id.is_empty() {
             self.image.cluster_id = old.cluster_id.clone();
         }
-        self.review.restart();
         if let Some(proposed) = &mut self.proposal {
             proposed.in_doubt = true;
         }
@@ -354,10 +401,14 @@ impl Control {
         self.look_at_this_node();
         match self.phase {
             Phase::Starting => self.assign_when_all_recovered(),
-            Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Stopping => {
+            Phase::Assigning { .. }
+            | Phase::Joining { .. }
+            | Phase::Serving
+            | Phase::Leaving { .. }
+            | Phase::Stopping => {
                 self.publish_all(&old);
             }
-            Phase::Over => {}
+            Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
     }
@@ -380,6 +431,11 @@ impl Control {
 
     fn on_leadership(&mut self, now: Instant, term: u64, leader: Option<NodeId>) {
         (self.term, self.leader) = (term, leader);
+        self.liveness.stop_deciding();
+        if !self.leads() {
+            self.review.stop();
+        }
+        self.plan_balance();
         if leader.is_none() {
             self.timers.set(Timer::Leader, now + LEADER_WAIT);
             return;
@@ -389,8 +445,40 @@ impl Control {
         // Another leader may take what the last one could not.
         self.timers.cancel(Timer::Retry);
         self.retry = Retry::default();
-        if self.leads() {
-            self.review.restart();
+    }
+
+    /// Only the controller looks, and only where there are other nodes is there anything to be evened out.
+    fn plan_balance(&mut self) {
+        let is_wanted = self.leads() && self.image.nodes.len() > 1;
+        if is_wanted && !self.balances {
+            self.timers.set(Timer::Balance, self.now + BALANCE_EVERY);
+        } else if !is_wanted {
+            self.timers.cancel(Timer::Balance);
+        }
+        self.balances = is_wanted;
+    }
+
+    fn on_balance(&mut self) {
+        self.review.restart();
+        self.balances = false;
+        self.plan_balance();
+    }
+
+    /// Whether this node, as the controller, may say that it counts on a node.
+    pub fn counts_on(&self, times: lease::Times, standing: lease::Standing, asking: lease::Asking) -> bool {
+        let is_being_fenced = self.fencing.contains(&asking.node) || self.liveness.is_decided(asking.node);
+        self.leads() && lease::may_grant(&self.image, times, standing, asking, is_being_fenced)
+    }
+
+    fn on_lease(&mut self, until: Instant) {
+        if !matches!(
+            self.phase,
+            Phase::Serving | Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Leaving { .. }
+        ) {
+            return;
+        }
+        for shard in self.shard_ids() {
+            self.outputs.push_back(Output::ToShard { shard, message: FromControl::Lease { until } });
         }
     }
 
@@ -426,7 +514,7 @@ impl Control {
         if !self.requests.contains_key(&no) {
             return;
         }
-        if self.phase == Phase::Serving && self.applied_everywhere() >= revision {
+        if self.phase == Phase::Serving && self.is_known(revision, no) {
             self.answer(no, reply);
         } else {
             self.replies.entry(revision).or_default().push((no, reply));
@@ -466,7 +554,6 @@ impl Control {
         if let Phase::Joining { unfenced: None } = self.phase
             && self.is_registered
             && self.this().is_some_and(|info| !info.fenced)
-            && !(self.leads() && self.review.is_due())
         {
             self.phase = Phase::Joining { unfenced: Some(self.image.revision) };
         }
@@ -476,16 +563,38 @@ impl Control {
             self.phase = Phase::Serving;
             self.outputs.push_back(Output::Ready);
         }
+        self.go_on_leaving();
         if matches!(self.phase, Phase::Starting | Phase::Assigning { .. }) {
             return;
         }
-        while let Some(first) = self.replies.first_entry()
-            && *first.key() <= applied
-        {
-            for (no, reply) in first.remove() {
+        let told: Vec<Revision> =
+            self.replies.range(..=self.publications.told_last()).map(|(told, _)| *told).collect();
+        for revision in told {
+            let waiting = self.replies.remove(&revision).expect("it was just seen");
+            let (ready, waiting): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|(no, _)| self.is_known(revision, *no));
+            for (no, reply) in ready {
                 self.answer(no, reply);
             }
+            if !waiting.is_empty() {
+                self.replies.insert(revision, waiting);
+            }
         }
+    }
+
+    /// Whether all shards act on the revision by the time that the answer comes to who asked: his own shard takes what
+    /// it is told in order, so that there it is enough that the revision goes first.
+    fn is_known(&self, revision: Revision, no: RequestNo) -> bool {
+        let own = match self.requests.get(&no).map(|asked| asked.asker) {
+            Some(Asker::Session { shard, .. }) => Some(shard),
+            Some(Asker::Local(_)) => None,
+            // Nobody waits for the answer any more.
+            None => return true,
+        };
+        self.publications.told_last() >= revision
+            && self
+                .shard_ids()
+                .all(|id| Some(id) == own || self.shards[usize::from(id.0)].applied >= revision)
     }
 
     fn on_timeout(&mut self, now: Instant) {
@@ -500,30 +609,13 @@ impl Control {
                 }
                 Timer::Retry => self.retry.is_due(),
                 Timer::Leader => self.on_leaderless(),
+                Timer::Balance => self.on_balance(),
                 Timer::Keep => self.keep_again(),
+                Timer::Leave => self.stop_shards(),
                 Timer::Stop => self.on_all_stopped(),
+                Timer::Depart => self.end(),
             }
         }
-    }
-
-    fn on_stop(&mut self, now: Instant, deadline: Duration) {
-        if self.phase == Phase::Stopping {
-            return;
-        }
-        self.phase = Phase::Stopping;
-        for shard in self.shard_ids() {
-            self.outputs.push_back(Output::ToShard { shard, message: FromControl::Stop { deadline } });
-        }
-        self.timers.set(Timer::Stop, now + deadline + STOP_GRACE);
-        if self.shards.iter().all(|s| s.stopped) {
-            self.on_all_stopped();
-        }
-    }
-
-    fn on_all_stopped(&mut self) {
-        let late = self.shard_ids().filter(|id| !self.shards[usize::from(id.0)].stopped).collect();
-        self.outputs.push_back(Output::Stopped { late });
-        self.phase = Phase::Over;
     }
 
     fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_shards::ids::{NodeId, PartitionId, Revision, ShardId};
+use highwater_shards::ids::{NodeId, PartitionId, RegistrationEpoch, Revision, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
+use highwater_shards::time::Instant;
 
+use super::liveness::{Heard, Hint};
 use super::metadata::command::Entry;
 use super::metadata::image::{Image, Incarnation};
 use super::request::{Reply, Request};
@@ -55,8 +57,16 @@ pub enum Input {
         term: u64,
         leader: Option<NodeId>,
     },
+    /// Until when this node may lead partitions without hearing more (see [`super::lease`]).
+    Lease {
+        until: Instant,
+    },
     /// The node has come into a cluster; told once, before anything is committed.
     ClusterId(Arc<str>),
+    /// The membership protocol says something of a node. It decides nothing by itself.
+    Hint(Hint),
+    /// Told regularly on the node that leads the metadata log, and soon after a hint of a death.
+    Heard(Heard),
     /// A placement is durable.
     Kept {
         id: KeepId,
@@ -70,7 +80,7 @@ pub enum Input {
         id: LocalId,
         request: Request,
     },
-    /// Stop all shards; ends with [`Output::Stopped`].
+    /// Give leaderships away, then stop all shards; ends with [`Output::Stopped`].
     Stop {
         deadline: Duration,
     },
@@ -98,9 +108,11 @@ pub enum Output {
     },
     /// Every shard has its partitions: clients can be served. Once.
     Ready,
-    /// Every shard stopped, but for those that are late. Once.
+    /// Every shard stopped, but for those that are late. Once. With `clean`, everything of this life is flushed: make
+    /// that durable, and let the next life register with it.
     Stopped {
         late: Vec<ShardId>,
+        clean: Option<RegistrationEpoch>,
     },
     /// The node cannot go on.
     Fatal(ControlFatal),

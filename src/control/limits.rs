@@ -16,8 +16,6 @@ pub const ENTRY_PARTITIONS_MAX: usize = 1000;
 /// Bytes, and new partitions, of one command of a request; what is larger comes in several.
 pub const STEP_BYTES_MAX: usize = 30 * 1024;
 pub const STEP_PARTITIONS_MAX: usize = 1000;
-/// Replicas that a new partition can be asked to have: records are not replicated yet.
-pub const REPLICATION_FACTOR_MAX: usize = 1;
 /// The longest that a request waits, whatever it asks for.
 pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 /// How long a request waits that does not say.
@@ -36,3 +34,9 @@ pub const RETRY_MAX: Duration = Duration::from_secs(5);
 pub const DELTAS_MAX: usize = 16;
 /// Partitions of this node whose changes wait to be told; with so many, no further request is proposed.
 pub const CHANGES_WAITING_MAX: usize = 10_000;
+/// How long a node that stops waits for others to lead what it led.
+pub const LEAVE_MAX: Duration = Duration::from_secs(5);
+/// How long one that has stopped waits until the log has it that it is gone.
+pub const DEPART_MAX: Duration = Duration::from_secs(2);
+/// How often the controller lets preferred replicas lead again.
+pub const BALANCE_EVERY: Duration = Duration::from_secs(60);

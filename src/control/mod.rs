@@ -5,7 +5,9 @@
 mod core;
 pub mod forming;
 mod io;
+pub mod lease;
 mod limits;
+pub mod liveness;
 pub mod membership;
 pub mod metadata;
 pub mod placement;

@@ -4,6 +4,7 @@
 //! found here and never reach the log. What is too large for one entry becomes several steps.
 
 mod create;
+mod partitions;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,8 +18,8 @@ use super::metadata::image::{FeatureLevel, Image};
 use super::metadata::topic_config::{InvalidSetting, TopicDefaults};
 use super::placement::Placement;
 use super::request::{
-    AlterConfig, ConfigChange, ConfigOp, ConfigResource, CreatedTopic, DeletedTopic, NodeChange, Refusal,
-    Reply, Request, TopicRef, Why,
+    AlterConfig, ConfigChange, ConfigOp, ConfigResource, CreatedTopic, DeletedTopic, NodeChange,
+    PartitionRef, Refusal, Reply, Request, TopicRef, Why,
 };
 
 /// What a plan is made from.
@@ -38,6 +39,8 @@ pub struct Plan {
     kind: Kind,
     /// One per item of the request: what became of it, once that is known.
     slots: Vec<Option<Result<Done, Refusal>>>,
+    /// Which partitions they are, where the request need not say so.
+    partitions: Vec<PartitionRef>,
     /// What is still to be proposed, in this order.
     steps: VecDeque<Step>,
 }
@@ -60,6 +63,8 @@ enum Kind {
     CreatePartitions,
     AlterConfigs,
     ChangeNode,
+    Reassign,
+    ElectLeaders,
     SetFeatureLevel,
 }
 
@@ -79,6 +84,10 @@ impl Plan {
             Request::CreatePartitions { topics, .. } => Some(create::partitions(topics, basis)),
             Request::AlterConfigs { resources, .. } => Some(alter_configs(resources, basis)),
             Request::ChangeNode { node, change, .. } => Some(change_node(*node, *change, basis)),
+            Request::Reassign { partitions, .. } => Some(partitions::reassign(partitions, basis)),
+            Request::ElectLeaders { kind, partitions, .. } => {
+                Some(partitions::elect(*kind, partitions.as_deref(), basis))
+            }
             Request::SetFeatureLevel { level, .. } => {
                 let mut plan = Self::empty(Kind::SetFeatureLevel, 1);
                 plan.push(Command::SetFeatureLevel(FeatureLevel(*level)), vec![0], 0);
@@ -89,7 +98,8 @@ impl Plan {
     }
 
     fn empty(kind: Kind, items: usize) -> Self {
-        Self { kind, slots: (0..items).map(|_| None).collect(), steps: VecDeque::new() }
+        let slots = (0..items).map(|_| None).collect();
+        Self { kind, slots, partitions: Vec::new(), steps: VecDeque::new() }
     }
 
     fn push(&mut self, command: Command, slots: Vec<usize>, partitions: usize) {
@@ -129,7 +139,10 @@ impl Plan {
         let results = match outcome {
             Outcome::Created(results) => all(results, Done::Created),
             Outcome::Deleted(results) => all(results, Done::Deleted),
-            Outcome::Grown(results) | Outcome::TopicConfigSet(results) => all(results, |()| Done::Changed),
+            Outcome::Grown(results)
+            | Outcome::TopicConfigSet(results)
+            | Outcome::Elected(results)
+            | Outcome::Reassigned(results) => all(results, |()| Done::Changed),
             Outcome::ClusterConfigSet(result)
             | Outcome::NodeConfigSet(result)
             | Outcome::Fenced(result)
@@ -174,6 +187,11 @@ impl Plan {
             Kind::CreatePartitions => Reply::CreatePartitions(collect(results, |_| ())),
             Kind::AlterConfigs => Reply::AlterConfigs(collect(results, |_| ())),
             Kind::ChangeNode => Reply::ChangeNode(only(results)),
+            Kind::Reassign => Reply::Reassign(collect(results, |_| ())),
+            Kind::ElectLeaders => {
+                let results = collect(results, |_| ());
+                Reply::ElectLeaders(Ok(self.partitions.into_iter().zip(results).collect()))
+            }
             Kind::SetFeatureLevel => Reply::SetFeatureLevel(only(results)),
         }
     }
@@ -258,6 +276,13 @@ pub fn refuse(request: &Request, refusal: &Refusal) -> Reply {
         Request::CreatePartitions { topics, .. } => Reply::CreatePartitions(all(topics.len(), refusal)),
         Request::AlterConfigs { resources, .. } => Reply::AlterConfigs(all(resources.len(), refusal)),
         Request::ChangeNode { .. } => Reply::ChangeNode(Err(refusal.clone())),
+        Request::Reassign { partitions, .. } => Reply::Reassign(all(partitions.len(), refusal)),
+        Request::ElectLeaders { partitions, .. } => {
+            let all = partitions.as_ref().ok_or_else(|| refusal.clone());
+            Reply::ElectLeaders(
+                all.map(|all| all.iter().map(|p| (p.clone(), Err(refusal.clone()))).collect()),
+            )
+        }
         Request::SetFeatureLevel { .. } => Reply::SetFeatureLevel(Err(refusal.clone())),
         Request::NewProducerId => Reply::NewProducerId(Err(refusal.clone())),
     }
@@ -271,6 +296,8 @@ pub fn validate_only(request: &Request) -> bool {
         | Request::AlterConfigs { validate_only, .. } => *validate_only,
         Request::DeleteTopics { .. }
         | Request::ChangeNode { .. }
+        | Request::Reassign { .. }
+        | Request::ElectLeaders { .. }
         | Request::SetFeatureLevel { .. }
         | Request::NewProducerId => false,
     }
@@ -404,7 +431,10 @@ fn change_node(node: NodeId, change: NodeChange, basis: &Basis<'_>) -> Plan {
         (Some(info), NodeChange::Fence) => {
             plan.push(Command::FenceNode { node, epoch: info.epoch }, vec![0], 0);
         }
-        (Some(_), NodeChange::Remove) => plan.push(Command::RemoveNode { node }, vec![0], 0),
+        (Some(_), NodeChange::Remove | NodeChange::RemoveByForce) => {
+            let force = change == NodeChange::RemoveByForce;
+            plan.push(Command::RemoveNode { node, force }, vec![0], 0);
+        }
     }
     plan
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use highwater_shards::ids::{NodeId, PartitionIndex, ProducerEpoch, ProducerId, TopicId};
 
+pub use super::metadata::command::ElectionKind;
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Request {
     CreateTopics {
@@ -33,6 +35,17 @@ pub enum Request {
         change: NodeChange,
         timeout: Duration,
     },
+    /// Begins, changes or cancels reassignments; partition by partition.
+    Reassign {
+        partitions: Vec<Reassignment>,
+        timeout: Duration,
+    },
+    ElectLeaders {
+        kind: ElectionKind,
+        /// `None`: all partitions for which there is something to elect.
+        partitions: Option<Vec<PartitionRef>>,
+        timeout: Duration,
+    },
     /// Formats of this level may be written from here on; never back.
     SetFeatureLevel {
         level: u16,
@@ -46,6 +59,21 @@ pub enum NodeChange {
     Fence,
     /// It leaves the cluster; refused while it holds replicas.
     Remove,
+    /// It leaves the cluster, and its replicas are dropped; refused where it holds the only one.
+    RemoveByForce,
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PartitionRef {
+    pub topic: String,
+    pub index: PartitionIndex,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reassignment {
+    pub partition: PartitionRef,
+    /// In the order of preference; `None` cancels.
+    pub replicas: Option<Vec<NodeId>>,
 }
 
 /// Answers the request of the same name. Topics and resources stand in the order of the request. An answer to a
@@ -58,6 +86,10 @@ pub enum Reply {
     AlterConfigs(Vec<Result<(), Refusal>>),
     NewProducerId(Result<(ProducerId, ProducerEpoch), Refusal>),
     ChangeNode(Result<(), Refusal>),
+    Reassign(Vec<Result<(), Refusal>>),
+    /// Of each partition that was asked for, or of each that there was something to elect for. Refused as a whole only
+    /// when none was named.
+    ElectLeaders(Result<Vec<(PartitionRef, Result<(), Refusal>)>, Refusal>),
     SetFeatureLevel(Result<(), Refusal>),
 }
 
@@ -170,6 +202,13 @@ pub enum Why {
     DuplicateNode,
     /// The node still holds replicas.
     NodeInUse,
+    /// The partition has a newer leader.
+    FencedLeaderEpoch,
+    /// There is no reassignment to cancel.
+    NoReassignment,
+    ElectionNotNeeded,
+    PreferredLeaderNotAvailable,
+    EligibleLeadersNotAvailable,
 }
 
 impl Refusal {

@@ -57,7 +57,7 @@ impl ShardLoad {
 mod tests {
     use std::sync::Arc;
 
-    use highwater_shards::ids::{LeaderEpoch, PartitionEpoch, TopicId};
+    use highwater_shards::ids::TopicId;
 
     use super::*;
     use crate::control::metadata::image::PartitionState;
@@ -65,11 +65,9 @@ mod tests {
     fn topic(id: u128, replicas: &[NodeId], partitions: usize) -> Topic {
         let state = PartitionState {
             leader: replicas.first().copied(),
-            leader_epoch: LeaderEpoch(0),
-            partition_epoch: PartitionEpoch(0),
             replicas: replicas.to_vec(),
             isr: replicas.to_vec(),
-            elr: Vec::new(),
+            ..PartitionState::default()
         };
         Topic {
             id: TopicId(id),

@@ -33,7 +33,7 @@ pub(super) enum Waiting {
     Partitions(Asking<CreatePartitionsTopicResult>),
 }
 
-fn timeout(ms: i32) -> Duration {
+pub(super) fn timeout(ms: i32) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
 
@@ -129,7 +129,7 @@ fn new_topic(brokers: Brokers<'_>, topic: &CreatableTopic) -> Result<NewTopic, R
     })
 }
 
-fn replicas(brokers: Brokers<'_>, ids: &[i32]) -> Result<Vec<NodeId>, Refusal> {
+pub(super) fn replicas(brokers: Brokers<'_>, ids: &[i32]) -> Result<Vec<NodeId>, Refusal> {
     ids.iter()
         .map(|&id| {
             brokers

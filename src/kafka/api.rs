@@ -63,7 +63,10 @@ apis! {
     OffsetForLeaderEpoch = 23, versions 2..=4, flexible from 4;
     DescribeConfigs = 32, versions 1..=4, flexible from 4;
     CreatePartitions = 37, versions 0..=3, flexible from 2;
+    ElectLeaders = 43, versions 0..=2, flexible from 2;
     IncrementalAlterConfigs = 44, versions 0..=1, flexible from 1;
+    AlterPartitionReassignments = 45, versions 0..=1, flexible from 0;
+    ListPartitionReassignments = 46, versions 0..=0, flexible from 0;
     DescribeCluster = 60, versions 0..=2, flexible from 0;
 }
 

@@ -66,6 +66,10 @@ codes! {
     FencedLeaderEpoch = 74,
     UnknownLeaderEpoch = 75,
     OffsetNotAvailable = 78,
+    PreferredLeaderNotAvailable = 80,
+    EligibleLeadersNotAvailable = 83,
+    ElectionNotNeeded = 84,
+    NoReassignmentInProgress = 85,
     InvalidRecord = 87,
     InvalidUpdateVersion = 95,
     UnknownTopicId = 100,
@@ -120,6 +124,11 @@ impl From<Why> for ErrorCode {
             Why::UnknownNode => Self::BrokerIdNotRegistered,
             Why::DuplicateNode => Self::DuplicateBrokerRegistration,
             Why::NodeInUse => Self::InvalidRequest,
+            Why::FencedLeaderEpoch => Self::FencedLeaderEpoch,
+            Why::NoReassignment => Self::NoReassignmentInProgress,
+            Why::ElectionNotNeeded => Self::ElectionNotNeeded,
+            Why::PreferredLeaderNotAvailable => Self::PreferredLeaderNotAvailable,
+            Why::EligibleLeadersNotAvailable => Self::EligibleLeadersNotAvailable,
         }
     }
 }

@@ -281,6 +281,7 @@ impl Fetch {
         let watch_below =
             if self.deadline.is_some() { self.bytes_min.min(partition.granted.max(1)) } else { 0 };
         let op = Op::Read {
+            from_follower: false,
             current_epoch: partition.current_epoch,
             offset: Offset::from_wire(partition.offset).expect("negative offsets have no target"),
             bytes_max: u32::try_from(partition.granted).unwrap_or(u32::MAX),

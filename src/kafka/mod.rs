@@ -18,6 +18,7 @@ mod metadata;
 mod offsets;
 mod produce;
 mod producer_ids;
+mod replicas;
 mod route;
 mod session;
 mod stats;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_shards::front::{CloseReason, Cx, Front};
-use highwater_shards::ids::NodeId;
+use highwater_shards::ids::{NodeId, PartitionId, ShardId};
 use highwater_shards::mail::{Answer, Token};
 use highwater_shards::stats::FrontStats;
 use highwater_shards::time::Instant;
@@ -27,7 +27,7 @@ use super::messages::offsets::{DeleteRecordsRequest, ListOffsetsRequest, OffsetF
 use super::produce::Produce;
 use super::stats::Stats;
 use super::wire::{DecodeError, Reader, Version, Wire};
-use super::{admin, configs, coordinator, metadata, producer_ids};
+use super::{admin, configs, coordinator, metadata, producer_ids, replicas};
 use crate::control::metadata::topic_config::TopicDefaults;
 use crate::control::request::{Reply, Request};
 
@@ -103,6 +103,7 @@ pub(super) enum Other {
     Deletions(Box<Gathering<DeleteRecordsRequest>>),
     Metadata(Box<metadata::Waiting>),
     Topics(Box<admin::Waiting>),
+    Replicas(Box<replicas::Waiting>),
     Configs(Box<Asking<AlterConfigsResourceResponse>>),
     ProducerId,
 }
@@ -180,6 +181,10 @@ impl Front for Kafka {
     type Request = Request;
     type Reply = Reply;
 
+    fn local_shard(view: &Self::View, partition: PartitionId) -> Option<ShardId> {
+        view.local_shard(partition)
+    }
+
     fn open(&mut self, _: &mut Cx<'_, Self>, peer: SocketAddr) -> Session {
         Session {
             peer,
@@ -222,7 +227,11 @@ impl Front for Kafka {
                 Other::Offsets(offsets) => offsets.on_answer(self, &header, part, answer),
                 Other::EpochEnds(ends) => ends.on_answer(self, &header, part, answer),
                 Other::Deletions(deletions) => deletions.on_answer(self, &header, part, answer),
-                Other::Metadata(_) | Other::Topics(_) | Other::Configs(_) | Other::ProducerId => None,
+                Other::Metadata(_)
+                | Other::Topics(_)
+                | Other::Configs(_)
+                | Other::Replicas(_)
+                | Other::ProducerId => None,
             };
             self.answer_other(cx, session, answer);
         }
@@ -239,6 +248,7 @@ impl Front for Kafka {
             Other::Metadata(waiting) => metadata::on_reply(self, cx.view, &header, *waiting, reply),
             Other::Topics(waiting) => admin::on_reply(self, cx.view, &header, *waiting, reply),
             Other::Configs(waiting) => configs::on_reply(self, &header, *waiting, reply),
+            Other::Replicas(waiting) => replicas::on_reply(self, &header, *waiting, reply),
             Other::ProducerId => producer_ids::on_reply(self, &header, reply),
             waits_for_shards @ (Other::Fetch(_)
             | Other::Offsets(_)
@@ -383,6 +393,9 @@ impl Kafka {
             ApiKey::CreateTopics => admin::create_topics(self, cx, &header, r)?,
             ApiKey::DeleteTopics => admin::delete_topics(self, cx, &header, r)?,
             ApiKey::CreatePartitions => admin::create_partitions(self, cx, &header, r)?,
+            ApiKey::ElectLeaders => replicas::elect(self, cx, &header, r)?,
+            ApiKey::AlterPartitionReassignments => replicas::reassign(self, cx, &header, r)?,
+            ApiKey::ListPartitionReassignments => replicas::list(self, cx.view, &header, r)?,
             ApiKey::DescribeConfigs => configs::describe(self, cx.view, &header, r)?,
             ApiKey::IncrementalAlterConfigs => configs::alter(self, cx, &header, r)?,
             ApiKey::InitProducerId => producer_ids::start(self, cx, &header, r)?,

@@ -32,9 +32,14 @@ struct Quiet {
 }
 
 impl Refusals {
+    /// Counts a refusal that is not to be logged.
+    pub fn count(&mut self, reason: &'static str) {
+        *self.by_reason.entry(reason).or_default() += 1;
+    }
+
     /// Counts a refusal. When it is to be logged, returns how many before it were not. `now` counts from any fixed point.
     pub fn note(&mut self, now: Duration, who: Who, reason: &'static str) -> Option<u64> {
-        *self.by_reason.entry(reason).or_default() += 1;
+        self.count(reason);
         let mut who = who;
         if !self.quiet.contains_key(&who) && self.quiet.len() >= ADDRESSES_MAX {
             self.quiet.retain(|_, quiet| quiet.until > now);

@@ -42,6 +42,12 @@ pub struct PeerStats {
     pub reconnects: u64,
     /// Attempts to connect that failed.
     pub dial_failures: u64,
+    /// Streams between shards that this node opened,
+    pub streams_dialed: u64,
+    /// that the peer opened,
+    pub streams_accepted: u64,
+    /// and that this node could not open. Their bytes are the shards' to count.
+    pub streams_failed: u64,
     /// By [`Class`].
     pub classes: [ClassStats; 3],
 }
@@ -67,6 +73,9 @@ pub(super) struct PeerCounters {
     pub dialed: Cell<u64>,
     pub reconnects: Cell<u64>,
     pub dial_failures: Cell<u64>,
+    pub streams_dialed: Cell<u64>,
+    pub streams_accepted: Cell<u64>,
+    pub streams_failed: Cell<u64>,
     classes: RefCell<[ClassStats; 3]>,
 }
 
@@ -102,6 +111,9 @@ impl PeerCounters {
             dialed: self.dialed.get(),
             reconnects: self.reconnects.get(),
             dial_failures: self.dial_failures.get(),
+            streams_dialed: self.streams_dialed.get(),
+            streams_accepted: self.streams_accepted.get(),
+            streams_failed: self.streams_failed.get(),
             classes: self.classes.borrow().clone(),
         }
     }

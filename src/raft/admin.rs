@@ -65,8 +65,10 @@ pub struct Status {
     pub is_joint: bool,
     /// On the leader only.
     pub progress: BTreeMap<NodeId, Progress>,
-    /// On the leader only: how long ago a member answered last; absent for one that has not yet.
+    /// On the leader only: how long ago that was sent which a member answered last; absent for one that has not yet.
     pub silent: BTreeMap<NodeId, Duration>,
+    /// On the leader only: how long ago that was sent which a majority of voters answered last.
+    pub quorum_age: Option<Duration>,
     pub last_log: Option<u64>,
     pub committed: Option<u64>,
     pub applied: Option<u64>,
@@ -240,6 +242,7 @@ impl Raft {
             is_joint: membership.get_joint_config().len() > 1,
             progress: progress.collect(),
             silent: silent.collect(),
+            quorum_age: metrics.last_quorum_acked.as_ref().map(|sent| std::ops::Deref::deref(sent).elapsed()),
             last_log: metrics.last_log_index,
             committed: index(&metrics.local_committed),
             applied: index(&metrics.last_applied),

@@ -6,16 +6,19 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redb::{Builder, Database, DatabaseError};
+use redb::backends::FileBackend;
+use redb::{BackendError, Builder, Database, DatabaseError, StorageBackend};
 use tokio::sync::oneshot;
 
 pub use super::log::LogWriter;
+use crate::store::ahead::{self, Ahead};
 
 /// Between attempts on a full disk.
 const SPACE_EVERY: Duration = Duration::from_millis(500);
@@ -24,8 +27,12 @@ const SPACE_EVERY: Duration = Duration::from_millis(500);
 pub trait Folder: Debug + Send + Sync + 'static {
     /// For messages.
     fn path(&self) -> &Path;
-    /// Opens a database, or makes an empty one.
-    fn database(&self, name: &str, builder: &Builder) -> Result<Database, DatabaseError>;
+    /// Opens a file for a database, or makes an empty one.
+    fn backend(&self, name: &str) -> io::Result<Backend>;
+    /// Bytes of flushes that go one behind the other before the database's own file is flushed.
+    fn round_bytes(&self) -> u64 {
+        ahead::ROUND_BYTES
+    }
     /// Opens a file to read; `None` when there is none of that name.
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>>;
     /// A new file; one of that name goes, and stays readable for who has it open.
@@ -35,6 +42,59 @@ pub trait Folder: Debug + Send + Sync + 'static {
     /// Puts a file in the place of another, which stays readable for who has it open.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     fn sync(&self) -> io::Result<()>;
+}
+
+/// A file of a database.
+#[derive(Debug)]
+pub struct Backend(pub Box<dyn StorageBackend>);
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.try_lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.unlock_range(start, end)
+    }
+}
+
+/// Opens a database of the folder, or makes an empty one.
+pub(super) fn database(
+    folder: &dyn Folder,
+    name: &str,
+    builder: &Builder,
+) -> Result<Database, DatabaseError> {
+    let main = folder.backend(name)?;
+    let records = folder.backend(&format!("{name}-ahead"))?;
+    builder.create_with_backend(Ahead::open(main, records, folder.round_bytes())?)
 }
 
 /// A file in the folder.
@@ -115,8 +175,10 @@ impl Folder for Directory {
         &self.0
     }
 
-    fn database(&self, name: &str, builder: &Builder) -> Result<Database, DatabaseError> {
-        builder.create(self.0.join(name))
+    fn backend(&self, name: &str) -> io::Result<Backend> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(self.0.join(name))?;
+        Ok(Backend(Box::new(FileBackend::new(file)?)))
     }
 
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>> {

@@ -34,7 +34,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use highwater_shards::ids::{NodeId, Revision};
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::{Config, SnapshotPolicy};
+use openraft::{Config, Instant as _, SnapshotPolicy};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -215,7 +215,8 @@ pub fn open(folder: &Path, disk: DiskId) -> Result<Opened, StoreError> {
 pub fn open_in(folder: Arc<dyn Folder>, disk: DiskId) -> Result<Opened, StoreError> {
     let file = folder.path().join(log::FILE_NAME);
     let databases = Arc::clone(&folder);
-    let opener = Box::new(move |builder: &redb::Builder| databases.database(log::FILE_NAME, builder));
+    let opener =
+        Box::new(move |builder: &redb::Builder| host::database(&*databases, log::FILE_NAME, builder));
     let log = OpenLog::open(&file, opener, disk)?;
     let snapshot = snapshot::open(&*folder)?;
     // New names are only there after a crash once they are durable.
@@ -434,24 +435,34 @@ impl Network for Alone {
 /// stopped, so that it is quiet while nothing happens.
 ///
 /// Where pre-votes fail, openraft names a leader that is gone for as long as no other is elected. So one that did not
-/// speak to this node for `silence` is none here.
+/// speak to this node for `silence` is none here; nor is this node one when no majority spoke to it for that long.
 async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Instant>>, silence: Duration) {
     let mut metrics = group.server_metrics();
     let mut told = None;
     loop {
-        let (term, named, me, alone) = {
+        let (term, named, me, alone, needs_others) = {
             let now = metrics.borrow_and_update();
-            let alone = now.current_leader == Some(now.id) && now.membership_config.nodes().count() == 1;
-            (now.vote.leader_id.term, now.current_leader, now.id, alone)
+            let leads = now.current_leader == Some(now.id);
+            let alone = leads && now.membership_config.nodes().count() == 1;
+            let needs_others = leads && now.membership_config.membership().voter_ids().count() > 1;
+            (now.vote.leader_id.term, now.current_leader, now.id, alone, needs_others)
         };
         group.runtime_config().tick(!alone);
         let follows = named.is_some_and(|named| named != me);
-        let is_silent = follows && heard.get().elapsed() >= silence;
+        let unheard = if needs_others {
+            // One that was just elected has heard of a majority.
+            let acked = group.metrics().borrow_watched().last_quorum_acked;
+            acked.map_or(Duration::ZERO, |at| at.into_inner().elapsed())
+        } else {
+            heard.get().elapsed()
+        };
+        let is_silent = (follows || needs_others) && unheard >= silence;
         let leader = named.filter(|_| !is_silent).and_then(node_id);
         if told != Some((term, leader)) {
             told = Some((term, leader));
             match leader {
                 Some(leader) => tracing::info!(term, %leader, "the metadata has a leader"),
+                None if needs_others => tracing::warn!(term, "this node leads, and hears of no majority"),
                 None if is_silent => tracing::warn!(term, "the leader of the metadata is silent"),
                 None => tracing::debug!(term, "no leader of the metadata is known"),
             }
@@ -461,9 +472,9 @@ async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Instant
         }
         let look_again = async {
             match is_silent {
-                _ if !follows => std::future::pending().await,
+                _ if !follows && !needs_others => std::future::pending().await,
                 true => tokio::time::sleep(silence / 4).await,
-                false => tokio::time::sleep_until(heard.get() + silence).await,
+                false => tokio::time::sleep(silence - unheard).await,
             }
         };
         tokio::select! {

@@ -115,6 +115,21 @@ impl<N: Network> Proposer<N> {
         let _ = self.shared.events.send(Event::Input(failed)).await;
     }
 
+    /// Waits until somebody else than `leader` is known to lead: an answer of the one that did may never come.
+    async fn another_leads(&self, leader: NodeId) {
+        let mut metrics = self.group.server_metrics();
+        loop {
+            let leads = metrics.borrow_and_update().current_leader.and_then(node_id);
+            if leads.is_some_and(|leads| leads != leader) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                // The group has ended, which is told by an event.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     async fn attempt(&self, payload: &Payload) -> Attempt {
         let leader = self.group.metrics().borrow_watched().current_leader.and_then(node_id);
         let answer = match leader {
@@ -125,7 +140,12 @@ impl<N: Network> Proposer<N> {
             },
             Some(leader) => {
                 let body = wire::encode(wire::PROPOSE, &Propose(payload.clone()));
-                match self.net.call(leader, Class::Append, wire::PROPOSE, body, FORWARD_DEADLINE).await {
+                let answer = tokio::select! {
+                    biased;
+                    answer = self.net.call(leader, Class::Append, wire::PROPOSE, body, FORWARD_DEADLINE) => answer,
+                    () = self.another_leads(leader) => return Attempt::Unknown,
+                };
+                match answer {
                     Ok(bytes) => match wire::decode_answer::<Propose>(wire::PROPOSE, &bytes) {
                         Ok(answer) => answer,
                         Err(_) => ProposeAnswer::Unknown,

@@ -15,7 +15,7 @@ use highwater_shards::reactor::uring::{KernelUse, LinkConfig, Spin};
 use highwater_shards::shard::{Shard, ShardConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::cluster::{PeersSetup, Setup};
+use super::cluster::{GossipSetup, PeersSetup, Setup};
 use super::control_core::{self, ControlCore};
 use super::data_dir::DataDir;
 use super::reshard::reshard;
@@ -93,7 +93,7 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
         peers: peers.as_ref().and_then(|peers| peers.listener.local_addr().ok()),
         ..addresses_of(&shards, config, admin.as_ref())
     };
-    let cluster = cluster_setup(config, &opened.identity, storage, peers)?;
+    let cluster = cluster_setup(config, &opened.identity, storage, peers, shard_count)?;
     let roles = config.cluster.roles;
     let register = RegisterNode {
         node: config.cluster.node_id,
@@ -108,6 +108,7 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
         disk: image::DiskId(opened.identity.disk.0),
         capabilities: Capabilities { voter: roles.voter, leader: roles.leader, replica: roles.replica },
         cluster: cluster.member.at.clone(),
+        clean_stop: opened.clean_stop,
         ..RegisterNode::default()
     };
     let control = Control::new(
@@ -167,6 +168,7 @@ fn cluster_setup(
     identity: &Identity,
     storage: raft::Storage,
     peers: Option<PeersSetup>,
+    shards: u16,
 ) -> Result<Setup, NodeError> {
     let cluster = &config.cluster;
     let endpoint = |at: &HostPort| Endpoint { host: at.host.clone(), port: at.port };
@@ -197,6 +199,7 @@ fn cluster_setup(
         storage,
         peers,
         formed,
+        shards,
         seed: u64::from_ne_bytes(entropy()?),
     })
 }
@@ -210,7 +213,12 @@ fn listen_peers(config: &Config) -> Result<PeersSetup, NodeError> {
     let secret = Secret::new(secret.bytes()).map_err(|error| NodeError::Secret(error.to_string()))?;
     let listener = std::net::TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    Ok(PeersSetup { secret, listener })
+    let address = config.cluster.swim_addr();
+    let socket = super::swim::bind(address)
+        .map_err(|error| NodeError::Gossip { address, reason: error.to_string() })?;
+    let advertised = config.cluster.swim_advertised();
+    let gossip = GossipSetup { socket, advertised, config: config.cluster.swim.clone() };
+    Ok(PeersSetup { secret, listener, gossip })
 }
 
 pub(super) fn entropy<const N: usize>() -> Result<[u8; N], NodeError> {
@@ -277,6 +285,7 @@ pub(super) fn shard_setups(
             unsent_bytes_max: usize::try_from(kafka.unsent_bytes_max).unwrap_or(usize::MAX),
             in_flight_max: IN_FLIGHT_MAX,
             remote_ops_max: REMOTE_OPS_MAX,
+            replication: config.replication_of_shard(count, u64::from_ne_bytes(entropy()?)),
         };
         let front = front.clone();
         setups.push(ShardSetup {

@@ -6,11 +6,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
-use highwater_shards::ids::ShardId;
+use bytes::Bytes;
+use highwater_shards::ids::{RegistrationEpoch, Revision, ShardId};
 use highwater_shards::mail::{FromControl, ToControl};
-use highwater_shards::reactor::boot::{ShardExit, Shards, ToShard};
+use highwater_shards::reactor::boot::{ShardExit, Shards};
+use highwater_shards::reactor::clock;
+use highwater_shards::reactor::handover::ToDriver;
 use highwater_shards::reactor::mailbox::Full;
 use highwater_shards::stats::ShardStats;
 use highwater_shards::time::Instant;
@@ -19,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::bell::Bell;
 use super::cluster::{Cluster, ClusterView, Effect, Pin, Setup};
 use super::data_dir::DataDir;
+use super::loop_stats::Watch;
 use super::{Command, NodeError, Snapshot};
 use crate::control::request::{Reply, Request};
 use crate::control::{Control, Input, LocalId, Output};
@@ -31,6 +35,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 const STATS_DEADLINE: Duration = Duration::from_secs(2);
 /// Messages that are taken from one shard before the others get their turn.
 const BATCH_MAX: usize = 256;
+/// Messages that wait for a shard's ring, beyond which it gets no further connections to other nodes' shards.
+const STREAMS_BACKLOG_MAX: usize = 1024;
 /// When to try again to hand a message to a shard whose ring was full.
 const RING_RETRY: Duration = Duration::from_millis(1);
 
@@ -76,8 +82,8 @@ pub(super) fn run(
     })
 }
 
-fn since(started: Clock) -> Instant {
-    Instant::from_nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A snapshot that waits for the shards' counters.
@@ -92,15 +98,17 @@ struct Loop {
     core: ControlCore,
     cluster: Cluster,
     bell: Bell,
-    started: Clock,
+    /// Of the image that the peers know of.
+    learned: Option<Revision>,
     /// By shard: messages that its ring had no room for, in order. Control bounds what it has to say at a time.
-    backlog: Vec<VecDeque<ToShard<Kafka>>>,
+    backlog: Vec<VecDeque<ToDriver<Kafka>>>,
     waiting: VecDeque<(LocalId, oneshot::Sender<Reply>)>,
     local_next: u64,
     asked: Vec<Asked>,
     asked_next: u64,
-    /// Set when the node has stopped.
-    stopped: Option<Vec<ShardId>>,
+    /// Set when the node has stopped: the shards that did not in time, or under which registration all did.
+    stopped: Option<(Vec<ShardId>, Option<RegistrationEpoch>)>,
+    watch: Watch,
 }
 
 impl Loop {
@@ -108,22 +116,24 @@ impl Loop {
         let bell =
             Bell::new(Arc::clone(&core.shards.doorbell)).map_err(|e| NodeError::Resources(e.to_string()))?;
         let backlog = core.shards.links.iter().map(|_| VecDeque::new()).collect();
+        let watch = Watch::start(core.shards.links.len());
         Ok(Self {
             core,
             cluster,
             bell,
-            started: Clock::now(),
+            learned: None,
             backlog,
             waiting: VecDeque::new(),
             local_next: 0,
             asked: Vec::new(),
             asked_next: 0,
             stopped: None,
+            watch,
         })
     }
 
     fn now(&self) -> Instant {
-        since(self.started)
+        clock::now()
     }
 
     async fn run(mut self) -> Result<(), NodeError> {
@@ -131,14 +141,15 @@ impl Loop {
         let effects = self.cluster.begin().await?;
         self.carry_out(effects)?;
         loop {
+            self.watch.on_turn();
             self.take_from_shards()?;
             self.retry_backlog();
             self.answer_snapshots();
             if self.core.control.poll_timeout().is_some_and(|at| at <= self.now()) {
                 self.handle(Input::Timeout)?;
             }
-            if let Some(late) = self.stopped.take() {
-                return self.end(late).await;
+            if let Some((late, clean)) = self.stopped.take() {
+                return self.end(late, clean).await;
             }
             let may_sleep = self.core.shards.may_sleep();
             self.wait(may_sleep).await?;
@@ -149,8 +160,7 @@ impl Loop {
     /// get their turn, however busy the shards are.
     async fn wait(&mut self, may_sleep: bool) -> Result<(), NodeError> {
         let wake_at = self.wake_at();
-        let until = wake_at
-            .map(|at| tokio::time::Instant::from_std(self.started + Duration::from_nanos(at.as_nanos())));
+        let until = wake_at.map(|at| tokio::time::Instant::now() + at.since(self.now()));
         let timeout = async {
             match until {
                 _ if !may_sleep => tokio::task::yield_now().await,
@@ -158,7 +168,6 @@ impl Loop {
                 None => std::future::pending().await,
             }
         };
-        let started = self.started;
         tokio::select! {
             () = self.bell.rung() => self.core.shards.doorbell.up(),
             event = self.core.store_events.recv() => {
@@ -167,9 +176,9 @@ impl Loop {
                     self.on_store(event).await?;
                 }
             }
-            happened = self.cluster.next(|| since(started)) => {
+            happened = self.cluster.next(clock::now) => {
                 self.core.shards.doorbell.up();
-                let now = since(started);
+                let now = clock::now();
                 let effects = self.cluster.handle(now, happened, self.core.control.image())?;
                 self.carry_out(effects)?;
             }
@@ -195,6 +204,10 @@ impl Loop {
                 let shard = self.core.shards.links[shard].shard;
                 match message {
                     ToControl::Stats { id, stats } => self.on_stats(shard, id, *stats),
+                    ToControl::Dial { node, shard: remote } => {
+                        let effect = self.cluster.dial(shard, node, remote, self.core.control.image());
+                        self.carry_out(effect.into_iter().collect())?;
+                    }
                     message => self.handle(Input::FromShard { shard, message })?,
                 }
             }
@@ -211,7 +224,20 @@ impl Loop {
 
     fn handle(&mut self, input: Input) -> Result<(), NodeError> {
         let now = self.now();
+        match &input {
+            Input::Committed { revision, .. } => self.watch.on_committed(*revision, now),
+            Input::FromShard { shard, message: ToControl::Applied { revision } } => {
+                self.watch.on_applied(usize::from(shard.0), *revision, now);
+            }
+            _ => {}
+        }
         self.core.control.handle(now, input);
+        // Before the shards are told of the same image, and may ask for connections to its nodes.
+        let image = self.core.control.image();
+        if self.learned != Some(image.revision) {
+            self.learned = Some(image.revision);
+            self.cluster.learn(image);
+        }
         self.drain_outputs()
     }
 
@@ -220,7 +246,7 @@ impl Loop {
             match output {
                 Output::Propose { proposal, entry } => self.cluster.propose(proposal, &entry),
                 Output::Keep { id, changes } => self.core.store.keep(id, changes),
-                Output::ToShard { shard, message } => self.tell(shard, message),
+                Output::ToShard { shard, message } => self.tell(shard, ToDriver::Control(message)),
                 Output::LocalReply { id, reply } => {
                     if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == id)
                         && let Some((_, asker)) = self.waiting.remove(at)
@@ -232,17 +258,17 @@ impl Loop {
                 Output::Ready => {
                     self.core.ready.send_replace(true);
                 }
-                Output::Stopped { late } => self.stopped = Some(late),
+                Output::Stopped { late, clean } => self.stopped = Some((late, clean)),
                 Output::Fatal(reason) => return Err(NodeError::Control(reason)),
             }
         }
         Ok(())
     }
 
-    fn tell(&mut self, shard: ShardId, message: ToShard<Kafka>) {
+    fn tell(&mut self, shard: ShardId, message: ToDriver<Kafka>) {
         let at = usize::from(shard.0);
         if self.backlog[at].is_empty() {
-            match self.core.shards.links[at].send(message) {
+            match self.core.shards.links[at].hand_over(message) {
                 Ok(()) => {}
                 Err(Full(message)) => self.backlog[at].push_back(message),
             }
@@ -251,10 +277,25 @@ impl Loop {
         }
     }
 
+    /// Hands over what became of a connection. A shard that takes nothing for long gets no more of them: one that it asked
+    /// for has failed, others are closed and come again.
+    fn hand_over(&mut self, shard: ShardId, message: ToDriver<Kafka>) {
+        let is_far_behind = self.backlog[usize::from(shard.0)].len() >= STREAMS_BACKLOG_MAX;
+        match message {
+            ToDriver::Adopt(adopted) if is_far_behind => {
+                if adopted.dialed {
+                    let (node, remote) = (adopted.node, adopted.remote_shard);
+                    self.tell(shard, ToDriver::DialFailed { node, shard: remote });
+                }
+            }
+            message => self.tell(shard, message),
+        }
+    }
+
     fn retry_backlog(&mut self) {
         for (link, backlog) in self.core.shards.links.iter().zip(&mut self.backlog) {
             while let Some(message) = backlog.pop_front() {
-                if let Err(Full(message)) = link.send(message) {
+                if let Err(Full(message)) = link.hand_over(message) {
                     backlog.push_front(message);
                     break;
                 }
@@ -288,6 +329,17 @@ impl Loop {
                     self.core.store.keep_cluster(identity.clone());
                 }
                 Effect::Request { request, reply } => self.on_request(request, reply)?,
+                Effect::ToDriver { shard, message } => self.hand_over(shard, message),
+                Effect::Lease { call, asking, standing, times } => {
+                    let counts = self.core.control.counts_on(times, standing, asking);
+                    call.answer(Bytes::from_static(if counts { &[1] } else { &[0] }));
+                }
+                Effect::LeaseOfLeader { asking, standing, times, now } => {
+                    if self.core.control.counts_on(times, standing, asking) {
+                        let sent = now.as_nanos().saturating_sub(nanos(standing.quorum_age));
+                        self.handle(Input::Lease { until: times.lease_of(Instant::from_nanos(sent)) })?;
+                    }
+                }
             }
         }
         Ok(())
@@ -315,6 +367,11 @@ impl Loop {
                 let effects = self.cluster.change(self.now(), change, self.core.control.image(), reply)?;
                 self.carry_out(effects)
             }
+            Command::Keys { change, reply } => {
+                // Who asked may have gone.
+                let _ = reply.send(self.cluster.change_keys(change));
+                Ok(())
+            }
             Command::Stop => {
                 self.cluster.on_stop();
                 self.handle(Input::Stop { deadline: STOP_DEADLINE })
@@ -327,7 +384,7 @@ impl Loop {
         let id = self.asked_next;
         let shards: Vec<ShardId> = self.core.shards.links.iter().map(|link| link.shard).collect();
         for &shard in &shards {
-            self.tell(shard, FromControl::Stats { id });
+            self.tell(shard, ToDriver::Control(FromControl::Stats { id }));
         }
         let shards = shards.into_iter().map(|shard| (shard, None)).collect();
         self.asked.push(Asked { id, deadline: self.now() + STATS_DEADLINE, shards, reply });
@@ -351,14 +408,16 @@ impl Loop {
                 continue;
             }
             let asked = self.asked.swap_remove(at);
-            let ClusterView { forming, raft, net } = self.cluster.view();
+            let ClusterView { forming, raft, net, gossip } = self.cluster.view();
             let snapshot = Snapshot {
                 ready: self.core.control.is_ready(),
                 image: Arc::new(self.core.control.image().clone()),
                 control: self.core.control.stats(),
+                control_loop: self.watch.stats(),
                 raft,
                 forming,
                 net,
+                gossip,
                 shards: asked.shards,
             };
             // Who asked may have gone.
@@ -367,10 +426,10 @@ impl Loop {
     }
 
     /// The shards have stopped: lets metadata log and store finish and gives the data directory back.
-    async fn end(self, late: Vec<ShardId>) -> Result<(), NodeError> {
+    async fn end(mut self, late: Vec<ShardId>, clean: Option<RegistrationEpoch>) -> Result<(), NodeError> {
+        self.cluster.leave();
         self.cluster.shutdown().await;
-        let ControlCore { store, shards, data_dir, .. } = self.core;
-        drop(store);
+        let ControlCore { mut store, identity, shards, data_dir, .. } = self.core;
         if !late.is_empty() {
             return Err(NodeError::Late(late));
         }
@@ -381,6 +440,11 @@ impl Loop {
                 ShardExit::Panicked => return Err(NodeError::ShardPanicked { shard }),
             }
         }
+        // The last word: everything that was acknowledged is on the disk.
+        if clean.is_some() {
+            store.keep_cluster(Identity { clean_stop: clean, ..identity });
+        }
+        drop(store);
         drop(data_dir);
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! The admin HTTP: metrics, health, readiness and a summary of the cluster; `cluster` changes who is in it.
 //!
 //! Driver; runs on the control core's thread, so that an answer also says that the control core is alive. Connections,
-//! headers and times are bounded; a body that a client sends is read only by `cluster`.
+//! headers and times are bounded; a body that a client sends is read only by `cluster` and `members`.
 
 mod cluster;
+pub(super) mod members;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -42,7 +43,8 @@ const INDEX: &str = "Highwater\n\n\
     /metrics  counters and latencies for Prometheus\n\
     /healthz  200 while the control core and every shard answer\n\
     /readyz   200 while clients can be served\n\
-    /cluster  the cluster in short, as JSON; `highwater cluster` changes it\n";
+    /cluster  the cluster in short, as JSON; `highwater cluster` changes it\n\
+    /members  who is alive as this node sees it, as JSON; `highwater members keys` changes the keys of gossip\n";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -85,6 +87,12 @@ async fn answer(request: Request<Incoming>, client: SocketAddr, commands: &mpsc:
         }
         return not_allowed("POST", "only POST is answered here\n");
     }
+    if members::is_change(request.uri().path()) {
+        if request.method() == Method::POST {
+            return members::change(request, client, commands).await;
+        }
+        return not_allowed("POST", "only POST is answered here\n");
+    }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return not_allowed("GET, HEAD", "only GET is answered here\n");
     }
@@ -92,7 +100,7 @@ async fn answer(request: Request<Incoming>, client: SocketAddr, commands: &mpsc:
     if path == "/" {
         return text(StatusCode::OK, INDEX);
     }
-    if !matches!(path, "/metrics" | "/healthz" | "/readyz" | "/cluster") {
+    if !matches!(path, "/metrics" | "/healthz" | "/readyz" | "/cluster" | "/members") {
         return text(StatusCode::NOT_FOUND, format!("there is nothing here. {INDEX}"));
     }
     let Some(snapshot) = ask(commands, |reply| Command::Snapshot { reply }).await else {
@@ -107,6 +115,7 @@ async fn answer(request: Request<Incoming>, client: SocketAddr, commands: &mpsc:
         "/healthz" => health(&snapshot),
         "/readyz" if snapshot.ready => text(StatusCode::OK, "ready\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the node is starting or stopping\n"),
+        "/members" => typed(StatusCode::OK, "application/json", members::render(&snapshot)),
         _ => typed(StatusCode::OK, "application/json", cluster(&snapshot)),
     }
 }

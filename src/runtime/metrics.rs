@@ -3,16 +3,20 @@
 //! Driver, for the process's own numbers; rendering is a function of a [`Snapshot`]. Families are tables here: a
 //! counter is one line. At most [`PARTITIONS_MAX`] partitions are listed one by one, whatever the node holds.
 
+mod peers;
+
 use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
+use hdrhistogram::{Counter, Histogram};
 use highwater_shards::ids::ShardId;
 use highwater_shards::stats::{PARTITIONS_MAX, PartitionStats, RequestStats, ShardStats};
 
-use super::Snapshot;
+use super::http::members;
+use super::{GossipView, LoopStats, Snapshot};
 use crate::control::ControlStats;
 use crate::control::metadata::image::Image;
+use crate::control::swim::{self, Reject};
 use crate::raft::{RaftStats, Status};
 
 /// Upper bounds of the buckets of latencies, in nanoseconds, with their names in seconds.
@@ -60,7 +64,7 @@ const fn gauge<S>(name: &'static str, help: &'static str, value: fn(&S) -> u64) 
     Family { name, kind: Kind::Gauge, help, value }
 }
 
-const CONTROL: [Family<ControlStats>; 8] = [
+const CONTROL: [Family<ControlStats>; 9] = [
     counter("control_requests_total", "Requests to the control core.", |s| s.requests),
     gauge("control_requests_waiting", "Requests that the control core has not answered yet.", |s| {
         s.requests_waiting
@@ -73,6 +77,11 @@ const CONTROL: [Family<ControlStats>; 8] = [
         s.proposals_failed
     }),
     counter("metadata_commits_total", "Entries of the metadata log applied since the start.", |s| s.commits),
+    counter(
+        "nodes_fenced_by_controller_total",
+        "Times that this node, as the controller, took another for dead.",
+        |s| s.fences,
+    ),
     gauge("metadata_term", "The term of the metadata log.", |s| s.term),
     gauge("metadata_has_leader", "1 while this node knows who leads the metadata log.", |s| {
         u64::from(s.leader.is_some())
@@ -133,10 +142,54 @@ const RAFT: [Family<RaftStats>; 12] = [
     }),
 ];
 
-/// A family of latencies.
-type Latency = (&'static str, &'static str, fn(&RaftStats) -> &Histogram<u64>);
+const GOSSIP: [Family<GossipView>; 20] = [
+    gauge("gossip_local_health", "How far this node doubts itself: 0 is healthy, 8 is the worst.", |g| {
+        u64::from(g.local_health)
+    }),
+    counter("gossip_probes_total", "Members asked whether they are there.", |g| g.stats.probes),
+    counter("gossip_probes_failed_total", "Probes that nobody answered.", |g| g.stats.probes_failed),
+    counter("gossip_probes_void_total", "Probes that do not count, as this node was stalled.", |g| {
+        g.stats.probes_void
+    }),
+    counter("gossip_acks_total", "Probes that were answered.", |g| g.stats.acks),
+    counter("gossip_nacks_total", "Words of other members that they had no answer either.", |g| {
+        g.stats.nacks
+    }),
+    counter("gossip_indirect_probes_total", "Times that others were asked to probe a member.", |g| {
+        g.stats.indirect_probes
+    }),
+    counter("gossip_relays_total", "Probes that this node did for others.", |g| g.stats.relays),
+    counter("gossip_suspicions_total", "Times that a member came under suspicion.", |g| g.stats.suspicions),
+    counter("gossip_confirmations_total", "Suspicions that another member confirmed.", |g| {
+        g.stats.confirmations
+    }),
+    counter("gossip_refutations_total", "Times that this node objected to being suspected.", |g| {
+        g.stats.refutations
+    }),
+    counter("gossip_deaths_total", "Members that became dead, as this node sees it.", |g| g.stats.deaths),
+    counter("gossip_syncs_total", "Comparisons of the whole table with another member's.", |g| g.stats.syncs),
+    counter("gossip_members_refused_total", "New members not taken in because of a bound.", |g| {
+        g.stats.members_refused
+    }),
+    counter("gossip_received_datagrams_total", "Datagrams received.", |g| g.stats.datagrams_received),
+    counter("gossip_received_bytes_total", "Bytes of datagrams received.", |g| g.stats.bytes_received),
+    counter("gossip_sent_datagrams_total", "Datagrams sent.", |g| g.stats.datagrams_sent),
+    counter("gossip_sent_bytes_total", "Bytes of datagrams sent.", |g| g.stats.bytes_sent),
+    counter("gossip_dropped_datagrams_total", "Datagrams dropped because too many waited.", |g| {
+        g.stats.datagrams_dropped
+    }),
+    counter("gossip_send_failures_total", "Datagrams that the operating system did not take.", |g| {
+        g.send_failures
+    }),
+];
 
-const RAFT_LATENCIES: [Latency; 4] = [
+const MEMBER_STATUSES: [swim::Status; 4] =
+    [swim::Status::Alive, swim::Status::Suspect, swim::Status::Dead, swim::Status::Left];
+
+/// A family of latencies.
+type Latency<S> = (&'static str, &'static str, fn(&S) -> &Histogram<u64>);
+
+const RAFT_LATENCIES: [Latency<RaftStats>; 4] = [
     ("highwater_raft_proposal_seconds", "From a proposal to its being applied here.", |s| &s.proposal_nanos),
     ("highwater_raft_append_seconds", "From an append to the Raft log to its being durable.", |s| {
         &s.append_nanos
@@ -145,6 +198,19 @@ const RAFT_LATENCIES: [Latency; 4] = [
     ("highwater_raft_flush_seconds", "Transactions of the Raft log, each with its flush.", |s| {
         &s.flush_nanos
     }),
+];
+
+const LOOP_LATENCIES: [Latency<LoopStats>; 2] = [
+    (
+        "highwater_control_lag_seconds",
+        "How much later than it was due a timer of the control core ran.",
+        |s| &s.lag_nanos,
+    ),
+    (
+        "highwater_control_delta_seconds",
+        "From a committed entry at the control core to a shard's word that it acts on it.",
+        |s| &s.delta_nanos,
+    ),
 ];
 
 const SHARD: [Family<ShardStats>; 34] = [
@@ -229,11 +295,21 @@ pub(super) fn render(snapshot: &Snapshot, process: &ProcessStats) -> String {
     for family in &CONTROL {
         out.whole(family, &snapshot.control);
     }
+    for (name, help, recorded) in LOOP_LATENCIES {
+        out.family(name, Kind::Histogram, help);
+        out.histogram(name, None, Some(recorded(&snapshot.control_loop)));
+    }
     for family in &IMAGE {
         out.whole(family, &snapshot.image);
     }
     if let Some((status, stats)) = &snapshot.raft {
         raft(&mut out, status, stats);
+    }
+    if let Some(net) = &snapshot.net {
+        peers::render(&mut out, net);
+    }
+    if let Some(view) = &snapshot.gossip {
+        gossip(&mut out, view);
     }
     shards(&mut out, snapshot);
     partitions(&mut out, snapshot);
@@ -257,6 +333,28 @@ fn raft(out: &mut Exposition, status: &Status, stats: &RaftStats) {
     for (name, help, recorded) in RAFT_LATENCIES {
         out.family(name, Kind::Histogram, help);
         out.histogram(name, None, Some(recorded(stats)));
+    }
+}
+
+fn gossip(out: &mut Exposition, view: &GossipView) {
+    let name = "highwater_members";
+    out.family(name, Kind::Gauge, "Members as this node sees them, itself included, by status.");
+    for status in MEMBER_STATUSES {
+        let count = view.members.iter().filter(|member| member.status == status).count();
+        out.sample(name, &[("status", &members::word(status))], count);
+    }
+    for family in &GOSSIP {
+        out.whole(family, view);
+    }
+    let name = "highwater_gossip_rejected_datagrams_total";
+    out.family(name, Kind::Counter, "Datagrams that were not taken in, by reason.");
+    for (reject, count) in Reject::ALL.iter().zip(view.stats.rejected) {
+        out.sample(name, &[("reason", &members::reason(*reject))], count);
+    }
+    let name = "highwater_gossip_key_datagrams_total";
+    out.family(name, Kind::Counter, "Authentic datagrams received, by the key that they came under.");
+    for (key, received) in &view.keys {
+        out.sample(name, &[("key", key)], received);
     }
 }
 
@@ -428,20 +526,31 @@ impl Exposition {
     fn histogram(&mut self, name: &str, shard: Option<ShardId>, recorded: Option<&Histogram<u64>>) {
         let Some(recorded) = recorded else { return };
         let source = shard.as_ref().map(|shard| ("shard", shard as &dyn Display));
-        let labels: Vec<_> = source.into_iter().collect();
+        self.latencies(name, &source.into_iter().collect::<Vec<_>>(), recorded, 1);
+    }
+
+    /// The buckets, sum and count of latencies, recorded in units of so many nanoseconds.
+    fn latencies<N: Counter>(
+        &mut self,
+        name: &str,
+        labels: &[Label<'_>],
+        recorded: &Histogram<N>,
+        unit_nanos: u64,
+    ) {
         let bucket = format!("{name}_bucket");
         let mut values = recorded.iter_recorded().peekable();
         let mut below = 0;
         for (bound, shown) in BUCKETS {
-            while let Some(value) = values.next_if(|value| value.value_iterated_to() <= bound) {
-                below += value.count_at_value();
+            let is_below = |value: u64| value.saturating_mul(unit_nanos) <= bound;
+            while let Some(value) = values.next_if(|value| is_below(value.value_iterated_to())) {
+                below += value.count_at_value().as_u64();
             }
-            self.sample(&bucket, &with_bound(&labels, &shown), below);
+            self.sample(&bucket, &with_bound(labels, &shown), below);
         }
-        self.sample(&bucket, &with_bound(&labels, &"+Inf"), recorded.len());
-        let sum = recorded.mean() * recorded.len() as f64 / 1e9;
-        self.sample(&format!("{name}_sum"), &labels, sum);
-        self.sample(&format!("{name}_count"), &labels, recorded.len());
+        self.sample(&bucket, &with_bound(labels, &"+Inf"), recorded.len());
+        let sum = recorded.mean() * recorded.len() as f64 * unit_nanos as f64 / 1e9;
+        self.sample(&format!("{name}_sum"), labels, sum);
+        self.sample(&format!("{name}_count"), labels, recorded.len());
     }
 
     /// The buckets, sum and count of one kind of request.

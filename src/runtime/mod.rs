@@ -7,8 +7,10 @@ mod cluster;
 mod control_core;
 mod data_dir;
 mod http;
+mod loop_stats;
 mod metrics;
 mod reshard;
+pub mod swim;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -29,7 +31,9 @@ use crate::net::stats::NetStats;
 use crate::raft::{RaftError, RaftStats, Status};
 use crate::store::StoreError;
 
+pub use cluster::{GossipView, KeyChange, KeySecret, MemberInfo};
 pub use data_dir::DataDirError;
+pub use loop_stats::LoopStats;
 
 /// Commands that wait for the control core at most; further ones wait in their senders.
 pub const COMMANDS_MAX: usize = 64;
@@ -49,6 +53,11 @@ pub enum Command {
         change: Change,
         reply: oneshot::Sender<Changed>,
     },
+    /// Changes the keys of gossip on this node; the words are for whoever asked.
+    Keys {
+        change: KeyChange,
+        reply: oneshot::Sender<Result<String, String>>,
+    },
     /// A clean end: nothing new is taken, everything is flushed, connections close.
     Stop,
 }
@@ -59,12 +68,16 @@ pub struct Snapshot {
     pub ready: bool,
     pub image: Arc<Image>,
     pub control: ControlStats,
+    /// How prompt the control core is.
+    pub control_loop: LoopStats,
     /// Absent in tests only.
     pub raft: Option<(Status, RaftStats)>,
     /// While the node is in no cluster: what it waits for.
     pub forming: Option<String>,
     /// What the connections to other nodes count; `None` for a node that stands alone.
     pub net: Option<NetStats>,
+    /// The members as gossip shows them; `None` for a node that stands alone, or is in no cluster yet.
+    pub gossip: Option<GossipView>,
     /// By shard; `None` for one that did not answer in time.
     pub shards: Vec<(ShardId, Option<ShardStats>)>,
 }
@@ -85,6 +98,11 @@ pub enum NodeError {
     Admin { address: SocketAddr, reason: String },
     #[error("cannot listen for other nodes on {address}: {reason}; choose another `cluster.cluster_addr`")]
     Peers { address: SocketAddr, reason: String },
+    #[error(
+        "cannot take gossip of other nodes on UDP {address}: {reason}; choose another `cluster.swim.port`, the same on \
+         all nodes, or another `cluster.cluster_addr`"
+    )]
+    Gossip { address: SocketAddr, reason: String },
     #[error("the secret of the cluster: {0}")]
     Secret(String),
     #[error(transparent)]
@@ -125,6 +143,7 @@ impl NodeError {
             | Self::Shards(_)
             | Self::Admin { .. }
             | Self::Peers { .. }
+            | Self::Gossip { .. }
             | Self::Resources(_) => ExitStatus::Environment,
             Self::Store(
                 StoreError::OtherNode { .. } | StoreError::OtherCluster { .. } | StoreError::OtherLog { .. },

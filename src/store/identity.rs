@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::forming::{ClusterId, Founders};
 use crate::control::metadata::envelope::Schema;
-use crate::control::metadata::image::Incarnation;
+use crate::control::metadata::image::{Incarnation, RegistrationEpoch};
 use crate::raft::DiskId;
 
-pub(super) const IDENTITY: Schema = Schema { name: "node identity", kind: 3, schema: 2 };
+pub(super) const IDENTITY: Schema = Schema { name: "node identity", kind: 3, schema: 3 };
 
 /// A file format: a new field is a new schema.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct Identity {
     pub disk: DiskId,
     /// Who founded the cluster; empty when this node did so alone.
     pub founders: Founders,
+    /// Written last by a life that flushed everything and stopped: its registration (R27). The next life takes it away
+    /// before it does anything else.
+    pub clean_stop: Option<RegistrationEpoch>,
 }
 
 /// The id of a cluster that a node founds alone.

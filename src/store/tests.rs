@@ -44,7 +44,7 @@ fn start_with(disk: &CrashDisk, config: &StoreConfig) -> Result<World, StoreErro
     let found = find(disk, config)?;
     let log_is_new = found.identity.is_none();
     let opened = found.begin(DISK, log_is_new, move |event| drop(tell.send(event)))?;
-    let Opened { identity, placements, store } = opened;
+    let Opened { identity, placements, store, .. } = opened;
     Ok(World { identity, placements, store, events, kept: 0 })
 }
 

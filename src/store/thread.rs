@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::ahead;
 use super::db::{Db, FORMAT, Opener};
 use super::error::StoreError;
 use super::identity::{Identity, cluster_id};
@@ -69,7 +70,7 @@ pub fn open(config: &StoreConfig) -> Result<Found, StoreError> {
     let file = config.file();
     let opener = {
         let file = file.clone();
-        Box::new(move |builder: &redb::Builder| builder.create(&file))
+        Box::new(move |builder: &redb::Builder| ahead::create(builder, &file))
     };
     let found = open_with(config, opener)?;
     // A new file is only there after a crash once its name is durable.
@@ -136,9 +137,12 @@ impl Found {
                 incarnation: Incarnation(1),
                 disk,
                 founders: Founders::default(),
+                clean_stop: None,
             },
             _ => return Err(StoreError::OtherLog { file }),
         };
+        let clean_stop = identity.clean_stop;
+        let identity = Identity { clean_stop: None, ..identity };
         let identity = match identity.cluster_id.is_empty() && !self.config.forms {
             true => Identity { cluster_id: cluster_id(self.config.entropy), ..identity },
             false => identity,
@@ -151,7 +155,7 @@ impl Found {
         let thread = std::thread::Builder::new().name("hw-store".into()).spawn(move || writer.run(&inbox));
         let thread = thread.map_err(|error| io_error(&file, &error))?;
         let store = Store { work: Some(work), thread: Some(thread) };
-        Ok(Opened { identity, placements, store })
+        Ok(Opened { identity, clean_stop, placements, store })
     }
 }
 
@@ -161,7 +165,8 @@ impl Store {
         self.send(Work::Placements { id, changes });
     }
 
-    /// Makes durable which cluster the node is in, once in its life; [`StoreEvent::ClusterKept`] tells when.
+    /// Makes durable which cluster the node is in, once in its life, and at the end of it that it stopped cleanly;
+    /// [`StoreEvent::ClusterKept`] tells when, and so does dropping the store.
     pub fn keep_cluster(&mut self, identity: Identity) {
         self.send(Work::Cluster(Box::new(identity)));
     }
@@ -280,7 +285,8 @@ impl Writer {
             };
             match inbox.recv_timeout(REOPEN_EVERY) {
                 Ok(Work::Placements { id, .. }) => self.tell_failed(id, &error.to_string()),
-                Ok(Work::Cluster(_)) => unreachable!("the cluster is kept once, before any placement"),
+                // Only the word that the node stopped cleanly can come now: without space it did not.
+                Ok(Work::Cluster(_)) => {}
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(End::Dropped),
             }

@@ -2,7 +2,7 @@
 
 use highwater_sim::rng::Rng;
 
-use crate::{checkpoint, journal, segment};
+use crate::{checkpoint, journal, segment, swim};
 
 /// A decoder with its oracle. To fuzz another one, write one of these and name it in [`targets`].
 pub trait Target {
@@ -28,6 +28,7 @@ pub fn targets() -> Vec<Box<dyn Target>> {
         Box::new(segment::Scanned),
         Box::new(segment::Indexed),
         Box::new(checkpoint::Parsed),
+        Box::new(swim::Received),
     ]
 }
 

@@ -12,16 +12,16 @@ use crate::node::{Home, Node, free_port, http_get, wait_for};
 const REFUSED: i32 = 1;
 
 /// The homes of nodes 1 to N, with the same seeds and secret.
-struct Fleet {
-    homes: Vec<Home>,
-    peers: Vec<u16>,
+pub struct Fleet {
+    pub homes: Vec<Home>,
+    pub peers: Vec<u16>,
     seeds: usize,
     name: String,
 }
 
 impl Fleet {
     /// `seeds` nodes that found a cluster.
-    fn new(name: &str, seeds: usize) -> Self {
+    pub fn new(name: &str, seeds: usize) -> Self {
         let peers: Vec<u16> = (0..seeds).map(|_| free_port()).collect();
         let mut fleet = Self { homes: Vec::new(), peers, seeds, name: name.to_owned() };
         for id in 1..=seeds {
@@ -40,7 +40,7 @@ impl Fleet {
         self.homes.len() - 1
     }
 
-    fn home(&self, id: usize, peer: u16) -> Home {
+    pub fn home(&self, id: usize, peer: u16) -> Home {
         let seeds: Vec<String> =
             self.peers[..self.seeds].iter().map(|port| format!("127.0.0.1:{port}")).collect();
         Home::new(&self.name)
@@ -52,25 +52,25 @@ impl Fleet {
             .set("security.cluster_secret", "a secret of the live tests")
     }
 
-    fn start(&self) -> Vec<Option<Node>> {
+    pub fn start(&self) -> Vec<Option<Node>> {
         self.homes.iter().map(|home| Some(home.spawn())).collect()
     }
 }
 
 /// What a node says of the cluster; `None` while it says nothing.
-fn cluster(home: &Home) -> Option<Value> {
+pub fn cluster(home: &Home) -> Option<Value> {
     let (status, body) = http_get(home.admin, "/cluster").ok()?;
     (status == 200).then(|| serde_json::from_str(&body).unwrap())
 }
 
 /// The leader that this node knows of, and its term.
-fn leader(home: &Home) -> Option<(u64, u64)> {
+pub fn leader(home: &Home) -> Option<(u64, u64)> {
     let view = cluster(home)?;
     Some((view["leader"].as_u64()?, view["term"].as_u64()?))
 }
 
 /// Waits until all of these nodes are ready and name the same leader; its id.
-fn wait_for_leader(homes: &[&Home]) -> u64 {
+pub fn wait_for_leader(homes: &[&Home]) -> u64 {
     wait_for("one leader that all nodes name", || {
         let named: BTreeSet<(u64, u64)> = homes.iter().filter_map(|home| leader(home)).collect();
         let ready =
@@ -89,7 +89,7 @@ fn voters(home: &Home) -> BTreeSet<u64> {
 }
 
 /// Runs the binary; whether it succeeded, and what it said.
-fn highwater(arguments: &[&str]) -> (bool, String) {
+pub fn highwater(arguments: &[&str]) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_highwater"));
     let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
@@ -100,7 +100,7 @@ fn create_topic(home: &Home, name: &str) -> (bool, String) {
     highwater(&["topic", "create", name, "--partitions", "3", "--bootstrap", &home.client.to_string()])
 }
 
-fn topics(home: &Home) -> String {
+pub fn topics(home: &Home) -> String {
     highwater(&["topic", "list", "--bootstrap", &home.client.to_string()]).1
 }
 

@@ -168,7 +168,7 @@ impl Control {
                 let reply = wire.answer(request, ProducerId(self.producers_made));
                 out.push((shard, FromControl::Reply { conn, token, reply }));
             }
-            ToControl::Stats { .. } => {}
+            ToControl::Stats { .. } | ToControl::AlterIsr { .. } | ToControl::Dial { .. } => {}
             ToControl::Stopped => state.stopped = true,
         }
         Ok(())

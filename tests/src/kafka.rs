@@ -59,7 +59,7 @@ impl Wire for KafkaWire {
                 partition_epoch: a.partition_epoch,
                 replicas: a.replicas.clone(),
                 isr: a.isr.clone(),
-                elr: Vec::new(),
+                ..PartitionState::default()
             });
         }
         for (id, partitions) in topics {
@@ -86,6 +86,10 @@ impl Wire for KafkaWire {
                 Reply::AlterConfigs(resources.iter().map(|_| Err(refusal())).collect())
             }
             Request::ChangeNode { .. } => Reply::ChangeNode(Err(refusal())),
+            Request::Reassign { partitions, .. } => {
+                Reply::Reassign(partitions.iter().map(|_| Err(refusal())).collect())
+            }
+            Request::ElectLeaders { .. } => Reply::ElectLeaders(Err(refusal())),
             Request::SetFeatureLevel { .. } => Reply::SetFeatureLevel(Err(refusal())),
         }
     }

@@ -3,7 +3,7 @@
 use highwater::kafka::Kafka;
 use highwater_shards::log::journal::JournalConfig;
 use highwater_shards::log::storage::StorageConfig;
-use highwater_shards::shard::{Shard, ShardConfig};
+use highwater_shards::shard::{ReplicationConfig, Shard, ShardConfig};
 
 use crate::config::Config;
 use crate::control::SELF;
@@ -67,5 +67,6 @@ pub fn shard_config<F>(plan: &Plan<'_, F>) -> ShardConfig {
         unsent_bytes_max: *r.pick(&[10_000, 1_000_000]),
         in_flight_max: *r.pick(&[1, 2, 100]),
         remote_ops_max: *r.pick(&[4, 1000]),
+        replication: ReplicationConfig::default(),
     }
 }

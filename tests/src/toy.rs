@@ -442,7 +442,10 @@ impl Toy {
             FromControl::Reply { conn, token, reply } => {
                 self.session(now, conn, |front, cx, s| front.on_reply(cx, s, token, reply));
             }
-            FromControl::Stats { .. } => {}
+            FromControl::Stats { .. }
+            | FromControl::Nodes(_)
+            | FromControl::IsrRefused { .. }
+            | FromControl::Lease { .. } => {}
             FromControl::Stop { .. } => {
                 self.stopping = true;
                 self.write();
@@ -490,6 +493,7 @@ impl Machine for Toy {
             Input::Control(message) => self.on_control(now, message),
             Input::Mail(mail) => self.on_mail(now, mail),
             Input::Client(input) => self.on_client(now, input),
+            Input::Peer(_) => unreachable!("the toy has no peers"),
             Input::Disk(event) => self.on_disk(now, event),
         }
     }

@@ -9,7 +9,7 @@ use highwater_shards::front::Front;
 use highwater_shards::ids::{PartitionId, ShardId};
 use highwater_shards::log::disk::{DiskEvent, DiskOp, FileName, SegmentName};
 use highwater_shards::mail::{Answer, FromControl, Op, ShardMail, ToControl};
-use highwater_shards::shard::{ClientInput, Input, Output};
+use highwater_shards::shard::{ClientInput, Input, Output, PeerInput};
 use highwater_shards::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -50,6 +50,20 @@ impl Trace {
                 }
                 ClientInput::Sent { conn, bytes } => self.word("sent", &[conn.0, *bytes as u64]),
                 ClientInput::Closed { conn, reason } => self.word("closed", &[conn.0, *reason as u64]),
+            },
+            Input::Peer(p) => match p {
+                PeerInput::Opened { conn, node, epoch, .. } => {
+                    self.word("peer opened", &[conn.0, u64::from(node.0), epoch.0]);
+                }
+                PeerInput::Frame { conn, frame } => {
+                    self.word("peer frame", &[conn.0]);
+                    self.bytes(frame);
+                }
+                PeerInput::Sent { conn, bytes } => self.word("peer sent", &[conn.0, *bytes as u64]),
+                PeerInput::Closed { conn, reason } => self.word("peer closed", &[conn.0, *reason as u64]),
+                PeerInput::DialFailed { node, shard } => {
+                    self.word("dial failed", &[u64::from(node.0), u64::from(shard.0)]);
+                }
             },
             Input::Disk(event) => self.disk_event(event),
         }
@@ -173,6 +187,12 @@ impl Trace {
                 self.word("reply", &[conn.0, token.0]);
                 self.text(&format!("{reply:?}"));
             }
+            FromControl::Nodes(nodes) => self.text(&format!("nodes {nodes:?}")),
+            FromControl::IsrRefused { partition, partition_epoch, refusal } => {
+                self.partition(*partition);
+                self.text(&format!("isr refused at {partition_epoch}: {refusal:?}"));
+            }
+            FromControl::Lease { until } => self.text(&format!("lease until {until:?}")),
             FromControl::Stats { id } => self.word("stats", &[*id]),
             FromControl::Stop { .. } => self.word("stop", &[]),
         }
@@ -189,6 +209,8 @@ impl Trace {
                 self.word("request", &[conn.0, token.0]);
                 self.text(&format!("{request:?}"));
             }
+            ToControl::AlterIsr { changes } => self.text(&format!("alter {changes:?}")),
+            ToControl::Dial { node, shard } => self.word("dial", &[u64::from(node.0), u64::from(shard.0)]),
             ToControl::Stats { id, .. } => self.word("stats", &[*id]),
             ToControl::Stopped => self.word("stopped", &[]),
         }

@@ -13,21 +13,29 @@
 //! | 9 split | `split` |
 //! | 10 scale-down | `leave` |
 //! | 11 restart of all | `restart` |
+//! | the paper's table beside ours | `paper --out FOLDER`; a short subset that fails when the order of the arms does not hold: `paper --short 1` |
+//! | the foca crate beside ours | `--arm foca` with `crash`, `grid`, `starve`, `quiet`, `joins`, `idle` or `split` |
 
 #![expect(
     clippy::disallowed_methods,
     reason = "driver: reads the clock for the costs of handling a datagram"
 )]
 
+mod foca_peer;
+mod paper;
+mod peer;
 mod runs;
 mod stats;
 mod world;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use highwater::control::swim::{Extensions, Input};
+use highwater::control::swim::Extensions;
 
+use crate::foca_peer::Theirs;
+use crate::peer::{Ours, Peer};
 use crate::runs::{ANOMALOUS, LENGTHS_MS, PAPER_MEMBERS, PAUSES_MS, paper};
 use crate::stats::permille;
 
@@ -35,7 +43,7 @@ const USAGE: &str = "\
 Measures the membership protocol in virtual time.
 
   highwater-swim COMMAND [--seeds N] [--jobs N] [--alpha A] [--arm ARM] [--loss PERMILLE] [--members N]
-                         [--anomalous N]
+                         [--anomalous N] [--out FOLDER] [--short 1]
 
   crash     members stop; first and full detection, over all counts of anomalous members
   grid      members block again and again; false deaths (the paper's interval runs)
@@ -48,8 +56,9 @@ Measures the membership protocol in virtual time.
   restart   all restart within a second
   trace     the same seed twice
   cost      time that a member of many spends on a datagram
+  paper     the interval runs of every arm beside the Lifeguard paper's; fails when the order of the arms is another
 
-  ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone or all (default: all)
+  ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone, all (default) or foca, the crate of that name
 ";
 
 struct Args {
@@ -61,6 +70,12 @@ struct Args {
     loss: Option<u32>,
     members: Option<usize>,
     anomalous: Option<usize>,
+    /// Of the foca crate instead of ours.
+    foca: bool,
+    /// Where a table is written.
+    out: Option<PathBuf>,
+    /// A few cells of the grid only.
+    short: bool,
 }
 
 fn parse() -> Result<Args, String> {
@@ -68,8 +83,19 @@ fn parse() -> Result<Args, String> {
     let command = words.next().ok_or("a command is missing")?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let arm = Extensions::ALL;
-    let mut args =
-        Args { command, seeds: None, jobs, alpha: None, arm, loss: None, members: None, anomalous: None };
+    let mut args = Args {
+        command,
+        seeds: None,
+        jobs,
+        alpha: None,
+        arm,
+        loss: None,
+        members: None,
+        anomalous: None,
+        foca: false,
+        out: None,
+        short: false,
+    };
     while let Some(word) = words.next() {
         let value = words.next().ok_or_else(|| format!("{word} wants a value"))?;
         let number = || value.parse::<u64>().map_err(|_| format!("{word} wants a number, not {value}"));
@@ -81,7 +107,10 @@ fn parse() -> Result<Args, String> {
             "--loss" => args.loss = Some(small()?),
             "--members" => args.members = Some(small()? as usize),
             "--anomalous" => args.anomalous = Some(small()? as usize),
+            "--arm" if value == "foca" => args.foca = true,
             "--arm" => args.arm = arm_of(&value)?,
+            "--out" => args.out = Some(value.into()),
+            "--short" => args.short = number()? > 0,
             _ => return Err(format!("{word} is unknown")),
         }
     }
@@ -111,33 +140,45 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match args.command.as_str() {
-        "crash" => crash(&args),
-        "grid" => grid(&args),
-        "starve" => starve(&args),
-        "quiet" => quiet(&args),
-        "joins" => joins(&args),
-        "idle" => idle(&args),
-        "split" => split(&args),
-        "leave" => leave(&args),
-        "restart" => restart(&args),
+    let known = match args.command.as_str() {
         "trace" => trace(&args),
         "cost" => cost(&args),
-        other => {
-            eprintln!("{other} is no command\n\n{USAGE}");
-            return ExitCode::from(2);
-        }
+        "paper" => return paper_table(&args),
+        _ if args.foca => run::<Theirs>(&args),
+        _ => run::<Ours>(&args),
+    };
+    if known.is_none() {
+        eprintln!("{} is no command\n\n{USAGE}", args.command);
+        return ExitCode::from(2);
     }
     ExitCode::SUCCESS
 }
 
-fn crash(args: &Args) {
+/// `None`: there is no such command.
+fn run<P: Peer>(args: &Args) -> Option<()> {
+    match args.command.as_str() {
+        "crash" => crash::<P>(args),
+        "grid" => grid::<P>(args),
+        "starve" => starve::<P>(args),
+        "quiet" => quiet::<P>(args),
+        "joins" => joins::<P>(args),
+        "idle" => idle::<P>(args),
+        "split" => split::<P>(args),
+        "leave" => leave::<P>(args),
+        "restart" => restart::<P>(args),
+        _ => return None,
+    }
+    Some(())
+}
+
+fn crash<P: Peer>(args: &Args) {
     let (alpha, members) = (args.alpha.unwrap_or(3), args.members.unwrap_or(PAPER_MEMBERS));
     let each = args.seeds.unwrap_or(5);
     let (mut first, mut full, mut wrong, mut crashed) = (Vec::new(), Vec::new(), 0, 0);
     for count in ANOMALOUS.into_iter().filter(|count| count * 4 <= members) {
-        let runs =
-            stats::seeds(each, args.jobs, |seed| runs::crash(paper(seed, members, alpha, args.arm), count));
+        let runs = stats::seeds(each, args.jobs, |seed| {
+            runs::crash::<P>(paper(seed, members, alpha, args.arm), count)
+        });
         let mut all: Vec<Duration> = runs.iter().flat_map(|run| run.full.iter().copied()).collect();
         let [p50, p99] = [500, 990].map(|part| permille(&mut all, part));
         println!("  {count:2} crashed: full detection p50 {p50:.2} s, p99 {p99:.2} s");
@@ -159,7 +200,7 @@ fn crash(args: &Args) {
     }
 }
 
-fn grid(args: &Args) {
+fn grid<P: Peer>(args: &Args) {
     let (alpha, members) = (args.alpha.unwrap_or(3), args.members.unwrap_or(PAPER_MEMBERS));
     let each = args.seeds.unwrap_or(1);
     let mut cells = Vec::new();
@@ -172,7 +213,7 @@ fn grid(args: &Args) {
     let runs = stats::seeds(all, args.jobs, |run| {
         let (count, length, pause) = cells[(run % cells.len() as u64) as usize];
         let setup = paper(run / cells.len() as u64, members, alpha, args.arm);
-        runs::interval(setup, count, Duration::from_millis(length), Duration::from_millis(pause))
+        runs::interval::<P>(setup, count, Duration::from_millis(length), Duration::from_millis(pause))
     });
     let sum = |part: fn(&runs::IntervalRun) -> u64| runs.iter().map(part).sum::<u64>();
     println!(
@@ -187,14 +228,14 @@ fn grid(args: &Args) {
     );
 }
 
-fn starve(args: &Args) {
+fn starve<P: Peer>(args: &Args) {
     let alpha = args.alpha.unwrap_or(4);
     let each = args.seeds.unwrap_or(50);
     let losses = args.loss.map_or(vec![0, 10, 20, 30, 40, 50], |loss| vec![loss]);
     for loss_permille in losses {
         let runs = stats::seeds(each, args.jobs, |seed| {
             let setup = paper(seed, args.members.unwrap_or(50), alpha, args.arm);
-            runs::starve(runs_setup(setup, loss_permille))
+            runs::starve::<P>(runs_setup(setup, loss_permille))
         });
         let per_run = |sum: usize| sum as f64 / each as f64;
         let mut times: Vec<Duration> = runs.iter().filter_map(|run| run.detection).collect();
@@ -214,11 +255,11 @@ fn runs_setup(setup: world::Setup, loss_permille: u32) -> world::Setup {
     world::Setup { loss_permille, ..setup }
 }
 
-fn quiet(args: &Args) {
+fn quiet<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(1000));
     let (alpha, loss) = (args.alpha.unwrap_or(3), args.loss.unwrap_or(50));
     let runs = stats::seeds(each, args.jobs, |seed| {
-        runs::quiet(runs_setup(paper(seed, members, alpha, args.arm), loss))
+        runs::quiet::<P>(runs_setup(paper(seed, members, alpha, args.arm), loss))
     });
     println!(
         "quiet: alpha {alpha}, {members} members, loss {loss} permille, {each} seeds of 60 s: {} false deaths",
@@ -226,10 +267,11 @@ fn quiet(args: &Args) {
     );
 }
 
-fn joins(args: &Args) {
+fn joins<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(1000), args.seeds.unwrap_or(3));
     let most = Duration::from_secs(60);
-    let runs = stats::seeds(each, args.jobs, |seed| runs::joins(paper(seed, members, 3, args.arm), most));
+    let runs =
+        stats::seeds(each, args.jobs, |seed| runs::joins::<P>(paper(seed, members, 3, args.arm), most));
     let mut times: Vec<Duration> = runs.iter().flatten().flatten().copied().collect();
     println!(
         "joins: {members} members through one seed, {each} seeds: {} of {} know all; p50 {:.2} s, p99 {:.2} s, last {:.2} s",
@@ -241,9 +283,9 @@ fn joins(args: &Args) {
     );
 }
 
-fn idle(args: &Args) {
+fn idle<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(3));
-    let runs = stats::seeds(each, args.jobs, |seed| runs::idle(paper(seed, members, 3, args.arm)));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::idle::<P>(paper(seed, members, 3, args.arm)));
     for (seed, (bytes, datagrams)) in runs.into_iter().enumerate() {
         println!(
             "idle: {members} members, seed {seed}: {bytes:.1} B and {datagrams:.2} datagrams a second and member"
@@ -251,9 +293,9 @@ fn idle(args: &Args) {
     }
 }
 
-fn split(args: &Args) {
+fn split<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(5));
-    let runs = stats::seeds(each, args.jobs, |seed| runs::split(paper(seed, members, 3, args.arm)));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::split::<P>(paper(seed, members, 3, args.arm)));
     let mut times: Vec<Duration> = runs.into_iter().flatten().collect();
     println!(
         "split: {members} members in halves for 600 s, {each} seeds: {} merged; p50 {:.1} s, last {:.1} s after healing",
@@ -263,11 +305,11 @@ fn split(args: &Args) {
     );
 }
 
-fn leave(args: &Args) {
+fn leave<P: Peer>(args: &Args) {
     let each = args.seeds.unwrap_or(1000);
     let loss = args.loss.unwrap_or(0);
     let runs = stats::seeds(each, args.jobs, |seed| {
-        runs::scale_down(runs_setup(paper(seed, 10, 3, args.arm), loss))
+        runs::scale_down::<P>(runs_setup(paper(seed, 10, 3, args.arm), loss))
     });
     println!(
         "leave: 7 of 10, loss {loss} permille, {each} seeds: {} deaths of leavers; the others agree in {}",
@@ -276,9 +318,10 @@ fn leave(args: &Args) {
     );
 }
 
-fn restart(args: &Args) {
+fn restart<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(1000), args.seeds.unwrap_or(1));
-    let runs = stats::seeds(each, args.jobs, |seed| runs::restart_all(paper(seed, members, 3, args.arm)));
+    let runs =
+        stats::seeds(each, args.jobs, |seed| runs::restart_all::<P>(paper(seed, members, 3, args.arm)));
     for (seed, (dead, lacking)) in runs.into_iter().enumerate() {
         println!(
             "restart: {members} members, seed {seed}: after 30 s {dead} live members are held for dead, {lacking} members \
@@ -287,22 +330,23 @@ fn restart(args: &Args) {
     }
 }
 
-fn trace(args: &Args) {
+fn trace(args: &Args) -> Option<()> {
     let each = args.seeds.unwrap_or(5);
     let members = args.members.unwrap_or(PAPER_MEMBERS);
-    let run = |seed| runs::crash(paper(seed, members, 3, args.arm), 4).trace;
+    let run = |seed| runs::crash::<Ours>(paper(seed, members, 3, args.arm), 4).trace;
     let runs = stats::seeds(each, args.jobs, |seed| (run(seed), run(seed)));
     let same = runs.iter().filter(|(a, b)| a == b).count();
     println!(
         "trace: {members} members, {each} seeds run twice: {same} with the same hash, the first {:016x}",
         runs[0].0
     );
+    Some(())
 }
 
 /// What it takes to open a ping, to answer it and to seal the answer: two MACs are in it.
-fn cost(args: &Args) {
+fn cost(args: &Args) -> Option<()> {
     let members = args.members.unwrap_or(1000);
-    let mut world = world::World::joined(paper(args.seeds.unwrap_or(0), members, 3, args.arm));
+    let mut world = world::World::<Ours>::joined(paper(args.seeds.unwrap_or(0), members, 3, args.arm));
     world.run(Duration::from_secs(120));
     let mut times = Vec::new();
     for node in 1..members.min(400) {
@@ -311,9 +355,9 @@ fn cost(args: &Args) {
         let member = world.member_mut(node);
         for (from, bytes) in datagrams.iter().filter(|(_, bytes)| bytes[26] == 1) {
             let start = std::time::Instant::now();
-            member.handle(now, Input::Datagram { from: *from, bytes });
+            member.datagram(now, *from, bytes);
             times.push(start.elapsed());
-            while member.poll_output().is_some() {}
+            while member.poll().is_some() {}
         }
     }
     let [p50, p99] = [500, 990].map(|part| permille(&mut times, part) * 1e6);
@@ -321,4 +365,55 @@ fn cost(args: &Args) {
         "cost: {members} members, {} pings with two MACs each: p50 {p50:.2} us, p99 {p99:.2} us",
         times.len()
     );
+    Some(())
+}
+
+/// The cells of `paper --short`: long anomalies of many members, where even few runs tell the arms apart.
+const SHORT: [(usize, u64, u64); 3] = [(16, 8192, 64), (24, 2048, 16), (32, 32768, 1024)];
+
+fn paper_table(args: &Args) -> ExitCode {
+    let (alpha, members) = (args.alpha.unwrap_or(5), args.members.unwrap_or(PAPER_MEMBERS));
+    let each = args.seeds.unwrap_or(1);
+    let mut cells = Vec::new();
+    for count in ANOMALOUS.into_iter().filter(|count| args.anomalous.is_none_or(|only| only == *count)) {
+        for length in LENGTHS_MS {
+            cells.extend(PAUSES_MS.map(|pause| (count, length, pause)));
+        }
+    }
+    if args.short {
+        cells = SHORT.into();
+    }
+    let mut rows = Vec::new();
+    for arm in paper::arms() {
+        let runs = stats::seeds(cells.len() as u64 * each, args.jobs, |run| {
+            let (count, length, pause) = cells[(run % cells.len() as u64) as usize];
+            let (length, pause) = (Duration::from_millis(length), Duration::from_millis(pause));
+            let setup =
+                paper(run / cells.len() as u64, members, alpha, arm.extensions.unwrap_or(Extensions::SWIM));
+            match arm.extensions {
+                Some(_) => runs::interval::<Ours>(setup, count, length, pause),
+                None => runs::interval::<Theirs>(setup, count, length, pause),
+            }
+        });
+        rows.push((arm, paper::Sums::of(&runs)));
+    }
+    println!("interval runs: alpha {alpha}, {members} members, {} cells x {each} seeds", cells.len());
+    print!("{}", paper::text(&rows));
+    if let Some(folder) = &args.out {
+        let write = |name, what| std::fs::write(folder.join(name), what);
+        let written = std::fs::create_dir_all(folder)
+            .and_then(|()| write("paper.csv", paper::csv(&rows)))
+            .and_then(|()| write("paper.svg", paper::svg(&rows)));
+        if let Err(e) = written {
+            eprintln!("the table could not be written to {}: {e}", folder.display());
+            return ExitCode::FAILURE;
+        }
+    }
+    match paper::order(&rows) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(wrong) => {
+            eprintln!("{wrong}");
+            ExitCode::FAILURE
+        }
+    }
 }

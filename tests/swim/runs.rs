@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use highwater::control::swim::{Extensions, Status};
+use highwater::control::swim::Extensions;
 use highwater_shards::time::Instant;
 use highwater_sim::rng::Rng;
 
+use crate::peer::Peer;
 use crate::world::{Said, Setup, World};
 
 /// Members of the paper's runs.
@@ -34,9 +35,9 @@ pub struct Detection {
 }
 
 /// So many members stop at one time, for good.
-pub fn crash(setup: Setup, crashed: usize) -> Detection {
+pub fn crash<P: Peer>(setup: Setup, crashed: usize) -> Detection {
     let mut draw = Rng::new(setup.seed, "swim crash", crashed as u64);
-    let mut world = World::joined(setup);
+    let mut world = World::<P>::joined(setup);
     let mut dead: Vec<usize> = Vec::new();
     while dead.len() < crashed {
         let node = 1 + draw.index(world.len() - 1);
@@ -57,7 +58,7 @@ pub fn crash(setup: Setup, crashed: usize) -> Detection {
         if let Some(first) = times.iter().min() {
             detection.first.push(first.since(start));
         }
-        if healthy.iter().all(|by| world.status(*by, *node) == Some(Status::Dead)) {
+        if healthy.iter().all(|by| world.member(*by).holds_dead(*node)) {
             detection.full.push(times.iter().max().map_or(Duration::ZERO, |last| last.since(start)));
         }
     }
@@ -76,7 +77,7 @@ pub struct False {
     pub at_healthy: usize,
 }
 
-fn false_deaths(world: &World, of: impl Fn(usize) -> bool, healthy: impl Fn(usize) -> bool) -> False {
+fn false_deaths<P>(world: &World<P>, of: impl Fn(usize) -> bool, healthy: impl Fn(usize) -> bool) -> False {
     let mut count = False::default();
     for report in &world.reports {
         if let Said::Died { by_us } = report.what
@@ -98,8 +99,8 @@ pub struct IntervalRun {
 }
 
 /// Some members are blocked again and again, all at once, for two minutes at least.
-pub fn interval(setup: Setup, anomalous: usize, length: Duration, pause: Duration) -> IntervalRun {
-    let mut world = World::joined(setup);
+pub fn interval<P: Peer>(setup: Setup, anomalous: usize, length: Duration, pause: Duration) -> IntervalRun {
+    let mut world = World::<P>::joined(setup);
     let blocked = 1..=anomalous;
     let end = world.now + Duration::from_secs(120);
     while world.now < end {
@@ -111,9 +112,9 @@ pub fn interval(setup: Setup, anomalous: usize, length: Duration, pause: Duratio
     let wrong = false_deaths(&world, |of| !blocked.contains(&of), |by| !blocked.contains(&by));
     let mut run = IntervalRun { wrong, ..IntervalRun::default() };
     for node in 0..world.len() {
-        let stats = world.member(node).stats();
-        run.datagrams += stats.datagrams_sent;
-        run.bytes += stats.bytes_sent;
+        let (datagrams, bytes) = world.member(node).sent();
+        run.datagrams += datagrams;
+        run.bytes += bytes;
     }
     run
 }
@@ -129,9 +130,9 @@ pub struct StarveRun {
 }
 
 /// Fifty members, of which five read late; another one crashes after a minute.
-pub fn starve(setup: Setup) -> StarveRun {
+pub fn starve<P: Peer>(setup: Setup) -> StarveRun {
     let loss = setup.loss_permille;
-    let mut world = World::joined(Setup { loss_permille: 0, ..setup });
+    let mut world = World::<P>::joined(Setup { loss_permille: 0, ..setup });
     world.lose(loss);
     let starved = 1..=5;
     starved.clone().for_each(|node| world.starve(node));
@@ -158,24 +159,24 @@ pub fn starve(setup: Setup) -> StarveRun {
 }
 
 /// Nothing happens for a minute but loss; how many deaths there are all the same.
-pub fn quiet(setup: Setup) -> usize {
+pub fn quiet<P: Peer>(setup: Setup) -> usize {
     let loss = setup.loss_permille;
-    let mut world = World::joined(Setup { loss_permille: 0, ..setup });
+    let mut world = World::<P>::joined(Setup { loss_permille: 0, ..setup });
     world.lose(loss);
     world.run(Duration::from_secs(60));
     false_deaths(&world, |_| true, |_| true).any
 }
 
 /// All join through one seed at once; when each knew all others, or nothing within the time.
-pub fn joins(setup: Setup, most: Duration) -> Vec<Option<Duration>> {
-    let mut world = World::new(setup);
+pub fn joins<P: Peer>(setup: Setup, most: Duration) -> Vec<Option<Duration>> {
+    let mut world = World::<P>::new(setup);
     for node in 0..world.len() {
         world.join(node);
     }
     know_all(&mut world, most)
 }
 
-fn know_all(world: &mut World, most: Duration) -> Vec<Option<Duration>> {
+fn know_all<P: Peer>(world: &mut World<P>, most: Duration) -> Vec<Option<Duration>> {
     let (start, all) = (world.now, world.len());
     let mut known = vec![None; all];
     while known.iter().any(Option::is_none) && world.now.since(start) < most {
@@ -190,13 +191,13 @@ fn know_all(world: &mut World, most: Duration) -> Vec<Option<Duration>> {
 }
 
 /// Bytes and datagrams that a member of a quiet cluster sends in a second.
-pub fn idle(setup: Setup) -> (f64, f64) {
-    let mut world = World::joined(setup);
+pub fn idle<P: Peer>(setup: Setup) -> (f64, f64) {
+    let mut world = World::<P>::joined(setup);
     world.run(Duration::from_secs(60));
-    let sum = |world: &World| {
+    let sum = |world: &World<P>| {
         (0..world.len()).fold((0, 0), |(bytes, datagrams), node| {
-            let stats = world.member(node).stats();
-            (bytes + stats.bytes_sent, datagrams + stats.datagrams_sent)
+            let sent = world.member(node).sent();
+            (bytes + sent.1, datagrams + sent.0)
         })
     };
     let before = sum(&world);
@@ -207,9 +208,9 @@ pub fn idle(setup: Setup) -> (f64, f64) {
 }
 
 /// Two halves do not hear each other for ten minutes; how long until all know all again.
-pub fn split(setup: Setup) -> Option<Duration> {
+pub fn split<P: Peer>(setup: Setup) -> Option<Duration> {
     let half = setup.members / 2;
-    let mut world = World::joined(setup);
+    let mut world = World::<P>::joined(setup);
     world.split(|node| u8::from(node >= half));
     world.run(Duration::from_secs(600));
     world.split(|_| 0);
@@ -224,8 +225,8 @@ pub fn split(setup: Setup) -> Option<Duration> {
 }
 
 /// Seven of ten leave, a second apart. Returns how often a leaver was held for dead, and whether the others agree.
-pub fn scale_down(setup: Setup) -> (usize, bool) {
-    let mut world = World::joined(setup);
+pub fn scale_down<P: Peer>(setup: Setup) -> (usize, bool) {
+    let mut world = World::<P>::joined(setup);
     for node in 3..10 {
         world.leave(node);
         world.run(Duration::from_secs(1));
@@ -237,9 +238,9 @@ pub fn scale_down(setup: Setup) -> (usize, bool) {
 
 /// All restart within a second. Returns who is held for dead after half a minute though it lives, and how many members
 /// do not know all.
-pub fn restart_all(setup: Setup) -> (usize, usize) {
+pub fn restart_all<P: Peer>(setup: Setup) -> (usize, usize) {
     let mut draw = Rng::new(setup.seed, "swim restart", 0);
-    let mut world = World::joined(setup);
+    let mut world = World::<P>::joined(setup);
     let mut times: Vec<(u64, usize)> =
         (0..world.len()).map(|node| (draw.below(1_000_000_000), node)).collect();
     times.sort_unstable();
@@ -249,9 +250,7 @@ pub fn restart_all(setup: Setup) -> (usize, usize) {
         world.restart(node);
     }
     world.run(Duration::from_secs(30));
-    let dead = (0..world.len())
-        .map(|by| world.member(by).members().filter(|m| m.status == Status::Dead).count())
-        .sum();
+    let dead = (0..world.len()).map(|by| world.member(by).dead_count()).sum();
     let all = world.len();
     let lacking = (0..all).filter(|by| world.member(*by).live_count() != all).count();
     (dead, lacking)

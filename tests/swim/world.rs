@@ -1,18 +1,18 @@
 //! A network of members in virtual time: delays, loss, splits, and members whose process or socket is slow.
 //!
-//! One seed is one run. The members are the production code; only the driver is this file.
+//! One seed is one run. The members are the production code, or another implementation; only the driver is this file.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use highwater::control::swim::{
-    Entropy, Event, Extensions, Input, Keyring, Membership, Output, Status, SwimConfig,
-};
+use highwater::control::swim::Extensions;
 use highwater_shards::time::Instant;
 use highwater_sim::rng::Rng;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::peer::{Did, Peer};
 
 /// How long a member that catches up spends on each datagram.
 const DRAIN: Duration = Duration::from_micros(20);
@@ -29,13 +29,13 @@ pub struct Setup {
     pub paper_times: bool,
 }
 
-pub struct World {
+pub struct World<P> {
     pub now: Instant,
     setup: Setup,
     rng: Rng,
     queue: BinaryHeap<Reverse<(Instant, u64, What)>>,
     count: u64,
-    nodes: Vec<Node>,
+    nodes: Vec<Node<P>>,
     /// Which members hear each other: those of one side.
     sides: Vec<u8>,
     /// Everything that was delivered and reported, in order.
@@ -45,8 +45,8 @@ pub struct World {
     seeds: usize,
 }
 
-struct Node {
-    member: Membership,
+struct Node<P> {
+    member: P,
     up: bool,
     life: u32,
     /// The wake-up that is under way.
@@ -86,26 +86,18 @@ enum What {
     Drain { node: usize, life: u32 },
 }
 
-fn addr(node: usize) -> SocketAddr {
+pub fn addr(node: usize) -> SocketAddr {
     let [a, b] = u16::try_from(node).expect("few members").to_be_bytes();
     ([10, 1, a, b], 7946).into()
 }
 
-fn node_of(addr: SocketAddr) -> usize {
+pub fn node_of(addr: SocketAddr) -> usize {
     let std::net::IpAddr::V4(ip) = addr.ip() else { unreachable!("this world has IPv4 only") };
     let [_, _, a, b] = ip.octets();
     usize::from(u16::from_be_bytes([a, b]))
 }
 
-fn name(node: usize) -> String {
-    format!("node-{node}")
-}
-
-fn of_name(name: &str) -> usize {
-    name.strip_prefix("node-").and_then(|n| n.parse().ok()).expect("names are made here")
-}
-
-impl World {
+impl<P: Peer> World<P> {
     /// Members that know nobody yet.
     pub fn new(setup: Setup) -> Self {
         let mut world = Self {
@@ -141,21 +133,9 @@ impl World {
         panic!("seed {}: the members do not find each other", world.setup.seed);
     }
 
-    fn node(&self, node: usize, life: u32) -> Node {
-        let setup = &self.setup;
-        let mut config = SwimConfig::new(&name(node), addr(node));
-        if setup.paper_times {
-            config = config.with_paper_times();
-        }
-        config.suspicion_multiplier = setup.alpha;
-        config.extensions = setup.extensions;
-        config.boot_count = life;
-        let mut draw = Rng::new(setup.seed, "swim member", node as u64 + (u64::from(life) << 32));
-        let mut entropy = [0; 32];
-        entropy.chunks_exact_mut(8).for_each(|part| part.copy_from_slice(&draw.draw().to_le_bytes()));
-        let keys = Keyring::new("experiment", 1, &[7; 32]).expect("a good secret");
+    fn node(&self, node: usize, life: u32) -> Node<P> {
         Node {
-            member: Membership::new(config, keys, &Entropy(entropy), self.now).expect("a good configuration"),
+            member: P::new(&self.setup, node, life, self.now),
             up: true,
             life,
             wake: None,
@@ -169,11 +149,11 @@ impl World {
 
     pub fn join(&mut self, node: usize) {
         let seeds = (0..self.seeds).map(addr).collect();
-        self.feed(node, Input::Join { seeds });
+        self.feed(node, |member, now| member.join(now, seeds));
     }
 
     pub fn leave(&mut self, node: usize) {
-        self.feed(node, Input::Leave);
+        self.feed(node, |member, now| member.leave(now));
     }
 
     /// Stops for good, without a word.
@@ -242,7 +222,7 @@ impl World {
                     return;
                 }
                 self.trace = xxh3_64_with_seed(&bytes, self.trace ^ self.now.as_nanos() ^ to as u64);
-                self.feed(to, Input::Datagram { from: addr(from), bytes: &bytes });
+                self.feed(to, |member, now| member.datagram(now, addr(from), &bytes));
             }
             What::Wake { node, life } => {
                 let this = &mut self.nodes[node];
@@ -254,7 +234,7 @@ impl World {
                 if stalls && (this.blocked.is_some() || !this.inbox.is_empty()) {
                     return;
                 }
-                self.feed(node, Input::Timeout);
+                self.feed(node, P::timeout);
             }
             What::Unblock { node, life } => {
                 if self.nodes[node].life != life {
@@ -273,34 +253,31 @@ impl World {
                 }
                 if let Some((from, bytes)) = this.inbox.pop_front() {
                     self.at(self.now + DRAIN, What::Drain { node, life });
-                    self.feed(node, Input::Datagram { from, bytes: &bytes });
+                    self.feed(node, |member, now| member.datagram(now, from, &bytes));
                 } else {
-                    self.feed(node, Input::Timeout);
+                    self.feed(node, P::timeout);
                 }
             }
         }
     }
 
-    fn feed(&mut self, node: usize, input: Input<'_>) {
+    fn feed(&mut self, node: usize, call: impl FnOnce(&mut P, Instant)) {
         let now = self.now;
         let this = &mut self.nodes[node];
         if !this.up {
             return;
         }
-        this.member.handle(now, input);
+        call(&mut this.member, now);
         let mut sends = Vec::new();
         let mut gone = false;
-        while let Some(output) = this.member.poll_output() {
-            match output {
-                Output::Send { to, bytes } => sends.push((to, bytes.to_vec())),
-                Output::Event(event) => {
-                    if let Some((of, what)) = said(&event) {
-                        self.trace = xxh3_64_with_seed(&[what], self.trace ^ of as u64);
-                        self.reports.push(Report { at: now, by: node, of, what: what.into() });
-                    }
+        while let Some(did) = this.member.poll() {
+            match did {
+                Did::Send { to, bytes } => sends.push((to, bytes)),
+                Did::Said { of, what } => {
+                    self.trace = xxh3_64_with_seed(&[what.as_byte()], self.trace ^ of as u64);
+                    self.reports.push(Report { at: now, by: node, of, what });
                 }
-                Output::Gone => gone = true,
-                _ => {}
+                Did::Gone => gone = true,
             }
         }
         let (blocked, life) = (this.blocked.is_some(), this.life);
@@ -346,11 +323,11 @@ impl World {
         self.nodes[node].inbox.drain(..).collect()
     }
 
-    pub fn member_mut(&mut self, node: usize) -> &mut Membership {
+    pub fn member_mut(&mut self, node: usize) -> &mut P {
         &mut self.nodes[node].member
     }
 
-    pub fn member(&self, node: usize) -> &Membership {
+    pub fn member(&self, node: usize) -> &P {
         &self.nodes[node].member
     }
 
@@ -362,11 +339,6 @@ impl World {
         (0..self.nodes.len()).filter(|node| self.nodes[*node].up)
     }
 
-    pub fn status(&self, by: usize, of: usize) -> Option<Status> {
-        let name = name(of);
-        self.nodes[by].member.members().find(|member| **member.name == *name).map(|member| member.status)
-    }
-
     /// Whether all that are up hold exactly all that are up for live.
     pub fn all_know_all(&self) -> bool {
         let up = self.up().count();
@@ -374,26 +346,14 @@ impl World {
     }
 }
 
-/// A report as one byte.
-fn said(event: &Event) -> Option<(usize, u8)> {
-    Some(match event {
-        Event::Joined { name, .. } => (of_name(name), 0),
-        Event::Suspected { name, .. } => (of_name(name), 1),
-        Event::Alive { name, .. } => (of_name(name), 2),
-        Event::Left { name, .. } => (of_name(name), 3),
-        Event::Died { name, by_us, .. } => (of_name(name), 4 + u8::from(*by_us)),
-        _ => return None,
-    })
-}
-
-impl From<u8> for Said {
-    fn from(byte: u8) -> Self {
-        match byte {
-            0 => Self::Joined,
-            1 => Self::Suspected,
-            2 => Self::Alive,
-            3 => Self::Left,
-            by => Self::Died { by_us: by == 5 },
+impl Said {
+    fn as_byte(self) -> u8 {
+        match self {
+            Self::Joined => 0,
+            Self::Suspected => 1,
+            Self::Alive => 2,
+            Self::Left => 3,
+            Self::Died { by_us } => 4 + u8::from(by_us),
         }
     }
 }

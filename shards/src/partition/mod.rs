@@ -1,40 +1,36 @@
 //! One replica of one partition: its role, its ends, and who waits for them. Floor 1, pure.
 //!
 //! Owned by one shard and never shared. It decides what an append or a read may do; where records lie is the log's
-//! affair, and the shard carries answers.
+//! affair, and the shard carries answers. What it does as leader is in `leader.rs`, as follower in `follower.rs`.
 
 pub mod epochs;
+pub mod follower;
 pub mod isr;
+pub mod leader;
 pub mod producers;
 pub mod waiters;
 
 use crate::batch::{BatchHeader, Batches as ProducedBatches};
-use crate::ids::{LeaderEpoch, NodeId, Offset, PartitionEpoch, PartitionId};
+use crate::ids::{ConnId, LeaderEpoch, NodeId, Offset, PartitionEpoch, PartitionId};
 use crate::log::checkpoint::LogState;
 use crate::mail::{Assignment, Durability, EpochEnd, PartitionConfig, PartitionError, ReadEnds};
+use crate::stream::Handle;
 use crate::time::Instant;
 
 use epochs::EpochCache;
-use isr::{Ends, InSync};
+use follower::Follower;
+use isr::Ends;
+use leader::Leader;
 use producers::{Check, Producers};
 use waiters::Waiters;
 
 /// What this node is to the partition.
 #[derive(Debug)]
 enum Role {
-    /// Recovered from disk, or assigned elsewhere: serves nobody.
+    /// Recovered from disk, assigned elsewhere, or without a leader: serves nobody.
     None,
     Leader(Leader),
-}
-
-/// A leadership: one leader epoch of this replica.
-#[derive(Debug)]
-struct Leader {
-    epoch: LeaderEpoch,
-    /// Where this epoch's records begin (R3). Until the high watermark reaches it, the end of the log that
-    /// consumers may see is not known (R16).
-    epoch_start: Offset,
-    in_sync: InSync,
+    Follower(Follower),
 }
 
 /// `log_start <= high_watermark <= log_end`, `flushed_end <= log_end`; under `Durability::Fsync` the high
@@ -54,6 +50,24 @@ pub struct Partition {
     ends: Ends,
     high_watermark: Offset,
     pub waiters: Waiters,
+    pub audience: Audience,
+}
+
+/// The streams on which this replica's followers are told of what it appends. Empty unless it leads.
+#[derive(Debug, Default)]
+pub struct Audience {
+    /// At most one of each node.
+    pub members: Vec<Member>,
+    /// Whether they are about to be told.
+    pub is_marked: bool,
+}
+
+/// One subscription.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    pub node: NodeId,
+    pub conn: ConnId,
+    pub handle: Handle,
 }
 
 /// What became of an [`Assignment`].
@@ -65,7 +79,11 @@ pub enum Assigned {
     Leading,
     /// This replica leads from now on, in a new epoch. Who waited for the last one must be told (R15).
     LeadingAnew,
-    /// This replica does not lead (any more): who waits must be told (R15).
+    /// This replica follows, as it did before.
+    Following,
+    /// This replica follows from now on, in a new epoch. Who waited for its leadership must be told (R15).
+    FollowingAnew,
+    /// This replica neither leads nor follows: who waits must be told (R15).
     NotLeading,
 }
 
@@ -94,6 +112,7 @@ impl Partition {
             ends: Ends::default(),
             high_watermark: Offset::ZERO,
             waiters: Waiters::default(),
+            audience: Audience::default(),
         }
     }
 
@@ -118,7 +137,7 @@ impl Partition {
     }
 
     /// Takes over committed metadata. The log is not touched here.
-    pub fn assign(&mut self, assignment: &Assignment) -> Assigned {
+    pub fn assign(&mut self, now: Instant, assignment: &Assignment) -> Assigned {
         assert_eq!(assignment.partition, self.id, "an assignment went to another partition");
         if assignment.partition_epoch < self.partition_epoch {
             return Assigned::Stale;
@@ -126,16 +145,20 @@ impl Partition {
         self.partition_epoch = assignment.partition_epoch;
         self.config = assignment.config;
         if assignment.leader != Some(self.node) {
-            self.role = Role::None;
-            return Assigned::NotLeading;
+            return self.assign_follower(assignment);
         }
         let assigned = match &mut self.role {
             Role::Leader(leader) if leader.epoch == assignment.leader_epoch => {
-                leader.in_sync.on_committed(&assignment.replicas, &assignment.isr);
+                leader.in_sync.on_committed(
+                    now,
+                    assignment.partition_epoch,
+                    &assignment.replicas,
+                    &assignment.isr,
+                );
                 Assigned::Leading
             }
             _ => {
-                self.lead(assignment);
+                self.lead(now, assignment);
                 Assigned::LeadingAnew
             }
         };
@@ -143,12 +166,20 @@ impl Partition {
         assigned
     }
 
-    fn lead(&mut self, assignment: &Assignment) {
+    fn assign_follower(&mut self, assignment: &Assignment) -> Assigned {
+        // An epoch in which this replica led and appended nothing is none that its log knows.
+        self.epochs.cut(self.ends.log);
+        let Some(leader) = assignment.leader.filter(|_| assignment.replicas.contains(&self.node)) else {
+            self.role = Role::None;
+            return Assigned::NotLeading;
+        };
         let epoch = assignment.leader_epoch;
-        self.epochs.begin(epoch, self.ends.log);
-        let mut in_sync = InSync::new(&assignment.replicas, &assignment.isr);
-        in_sync.on_progress(self.node, self.ends);
-        self.role = Role::Leader(Leader { epoch, epoch_start: self.ends.log, in_sync });
+        let in_sync = assignment.isr.contains(&self.node);
+        let before = std::mem::replace(&mut self.role, Role::Follower(Follower { leader, epoch, in_sync }));
+        match before {
+            Role::Follower(known) if known.leader == leader && known.epoch == epoch => Assigned::Following,
+            _ => Assigned::FollowingAnew,
+        }
     }
 
     /// Takes over what a checkpoint, or a scan of the segments, says of the log.
@@ -183,6 +214,7 @@ impl Partition {
     /// The log ends at `end` from now on; what was behind it is gone.
     pub fn cut(&mut self, end: Offset) {
         self.ends = Ends { log: self.ends.log.min(end), flushed: self.ends.flushed.min(end) };
+        self.log_start = self.log_start.min(end);
         self.high_watermark = self.high_watermark.min(end);
         self.epochs.cut(end);
         self.producers.cut(end);
@@ -260,94 +292,66 @@ impl Partition {
             self.producers.record(now, header, base);
         }
         self.ends.log = base.plus(header.offsets());
-        self.on_local_progress();
+        self.on_local_progress(now);
     }
 
     /// Notes that everything before `end` is on this node's disk.
-    pub fn flushed(&mut self, end: Offset) {
+    pub fn flushed(&mut self, now: Instant, end: Offset) {
         assert!(end <= self.ends.log, "only what was appended can have been flushed");
         self.ends.flushed = self.ends.flushed.max(end);
-        self.on_local_progress();
+        self.on_local_progress(now);
     }
 
-    fn on_local_progress(&mut self) {
+    fn on_local_progress(&mut self, now: Instant) {
         if let Role::Leader(leader) = &mut self.role {
-            leader.in_sync.on_progress(self.node, self.ends);
+            leader.in_sync.on_local(now, self.ends);
         }
         self.advance_high_watermark();
     }
 
-    /// R11: the high watermark follows the slowest in-sync replica, never back, and stands still while too few
-    /// are in sync.
-    fn advance_high_watermark(&mut self) {
-        let Role::Leader(leader) = &self.role else { return };
-        if !leader.in_sync.has_quorum(self.config.isr_min) {
-            return;
-        }
-        if let Some(end) = leader.in_sync.common_end(self.config.durability) {
-            self.high_watermark = self.high_watermark.max(end);
-        }
-    }
-
-    /// Whether enough replicas are in sync for what was appended to count as committed (R13).
-    pub fn has_quorum(&self) -> bool {
-        matches!(&self.role, Role::Leader(leader) if leader.in_sync.has_quorum(self.config.isr_min))
-    }
-
-    /// Up to where a consumer may read from `from` on: the high watermark.
+    /// Up to where a consumer may read from `from` on: the high watermark. A follower says so only to those who ask for
+    /// any replica.
     ///
     /// # Errors
-    /// [`PartitionError::OffsetOutOfRange`] outside of the log; not leading; R4 for `current_epoch`.
+    /// [`PartitionError::OffsetOutOfRange`] outside of the log, [`PartitionError::OffsetNotAvailable`] behind the end of
+    /// a follower's; not leading; R4 for `current_epoch`.
     pub fn readable(
         &self,
         current_epoch: Option<LeaderEpoch>,
         from: Offset,
+        from_follower: bool,
     ) -> Result<Offset, PartitionError> {
-        self.check_epoch(current_epoch)?;
+        let epoch = match self.follower() {
+            Some(follower) if from_follower => follower.epoch,
+            _ => self.leader()?.epoch,
+        };
+        compare_epochs(current_epoch, epoch)?;
         // A consumer may stand between the high watermark and the log's end (after a change of leader) and waits there.
-        if from < self.log_start || from > self.ends.log {
+        if from < self.log_start {
             return Err(PartitionError::OffsetOutOfRange);
         }
-        Ok(self.high_watermark)
-    }
-
-    /// Where the log is to begin when the records before `before` are deleted, before the high watermark without.
-    ///
-    /// # Errors
-    /// [`PartitionError::OffsetOutOfRange`] above the high watermark; not leading.
-    pub fn delete_before(&self, before: Option<Offset>) -> Result<Offset, PartitionError> {
-        self.leader()?;
-        match before {
-            Some(offset) if offset > self.high_watermark => Err(PartitionError::OffsetOutOfRange),
-            Some(offset) => Ok(offset.max(self.log_start)),
-            None => Ok(self.high_watermark.max(self.log_start)),
+        if from > self.ends.log {
+            // The leader may have what a follower does not have yet.
+            let is_follower = self.follower().is_some();
+            return Err(match is_follower {
+                true => PartitionError::OffsetNotAvailable,
+                false => PartitionError::OffsetOutOfRange,
+            });
         }
+        Ok(self.high_watermark)
     }
 
     pub fn read_ends(&self) -> ReadEnds {
         ReadEnds { high_watermark: self.high_watermark, log_start: self.log_start() }
     }
 
-    /// R4, and that this replica leads.
-    pub fn check_epoch(&self, current: Option<LeaderEpoch>) -> Result<(), PartitionError> {
-        let epoch = self.leader()?.epoch;
-        match current {
-            Some(asked) if asked < epoch => Err(PartitionError::FencedLeaderEpoch),
-            Some(asked) if asked > epoch => Err(PartitionError::UnknownLeaderEpoch),
-            _ => Ok(()),
-        }
+    pub fn ends(&self) -> Ends {
+        self.ends
     }
 
-    /// The end of the log that consumers may see.
-    ///
-    /// # Errors
-    /// [`PartitionError::OffsetNotAvailable`] while the high watermark has not reached this epoch (R16).
-    pub fn latest(&self) -> Result<Offset, PartitionError> {
-        let leader = self.leader()?;
-        if self.high_watermark < leader.epoch_start {
-            return Err(PartitionError::OffsetNotAvailable);
-        }
-        Ok(self.high_watermark)
+    /// R4, and that this replica leads.
+    pub fn check_epoch(&self, current: Option<LeaderEpoch>) -> Result<(), PartitionError> {
+        compare_epochs(current, self.leader()?.epoch)
     }
 
     pub fn epoch_of(&self, offset: Offset) -> Option<LeaderEpoch> {
@@ -357,11 +361,16 @@ impl Partition {
     pub fn end_of_epoch(&self, asked: LeaderEpoch) -> Option<EpochEnd> {
         self.epochs.end_of(asked, self.ends.log)
     }
+}
 
-    fn leader(&self) -> Result<&Leader, PartitionError> {
-        match &self.role {
-            Role::Leader(leader) => Ok(leader),
-            Role::None => Err(PartitionError::NotLeader),
-        }
+/// R4.
+fn compare_epochs(asked: Option<LeaderEpoch>, known: LeaderEpoch) -> Result<(), PartitionError> {
+    match asked {
+        Some(asked) if asked < known => Err(PartitionError::FencedLeaderEpoch),
+        Some(asked) if asked > known => Err(PartitionError::UnknownLeaderEpoch),
+        _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,11 +18,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CpuSet;
 
+use super::handover::{ToDriver, ToShard};
 use super::mailbox::{Doorbell, Full, Receiver, Sender, mailbox};
 use super::uring::{self, KernelUse, LinkConfig, Mailboxes, Spin, Start};
 use crate::front::Front;
 use crate::ids::ShardId;
-use crate::mail::{FromControl, ShardMail, ToControl};
+use crate::mail::{ShardMail, ToControl};
 use crate::shard::{FatalReason, Machine};
 
 /// Connections that wait to be accepted on one listener; the kernel's `somaxconn` may be less.
@@ -122,13 +123,10 @@ pub struct Shards<F: Front> {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the control core tells a shard of this front.
-pub type ToShard<F> = FromControl<<F as Front>::View, <F as Front>::Reply>;
-
 /// The control core's two rings with one shard.
 pub struct ControlLink<F: Front> {
     pub shard: ShardId,
-    to: Sender<FromControl<F::View, F::Reply>>,
+    to: Sender<ToDriver<F>>,
     from: Receiver<ToControl<F::Request>>,
 }
 
@@ -138,7 +136,16 @@ impl<F: Front> ControlLink<F> {
     /// # Errors
     ///
     /// When the ring is full; the message comes back.
-    pub fn send(&self, message: ToShard<F>) -> Result<(), Full<ToShard<F>>> {
+    pub fn send(&self, message: ToShard<F>) -> Result<(), Full<ToDriver<F>>> {
+        self.hand_over(ToDriver::Control(message))
+    }
+
+    /// Tells the shard, or its driver, something, and wakes it if it sleeps.
+    ///
+    /// # Errors
+    ///
+    /// When the ring is full; the message comes back.
+    pub fn hand_over(&self, message: ToDriver<F>) -> Result<(), Full<ToDriver<F>>> {
         self.to.push(message)?;
         self.to.doorbell().ring();
         Ok(())

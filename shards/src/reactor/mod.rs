@@ -8,6 +8,7 @@ mod bell;
 mod bell_under_loom;
 pub mod boot;
 pub mod clock;
+pub mod handover;
 pub mod mailbox;
 pub mod uring;
 

@@ -64,6 +64,8 @@ fn reason_name(reason: CloseReason) -> &'static str {
         CloseReason::UnansweredError => "unanswered_error",
         CloseReason::TooMany => "too_many",
         CloseReason::Stopping => "stopping",
+        CloseReason::Superseded => "superseded",
+        CloseReason::StalePeer => "stale_peer",
     }
 }
 

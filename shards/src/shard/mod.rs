@@ -5,8 +5,11 @@
 //! one flush serve every append of the batch.
 
 mod clients;
+mod config;
+mod deletions;
 mod io;
 mod partitions;
+mod peers;
 mod reads;
 mod search;
 #[cfg(test)]
@@ -15,13 +18,14 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-pub use io::{ClientInput, FatalReason, Input, Output};
+pub use config::ReplicationConfig;
+pub use io::{ClientInput, FatalReason, Input, Output, PeerInput};
 
 use crate::front::Front;
-use crate::ids::{ConnId, Map, NodeId, Offset, PartitionId, Revision, ShardId};
+use crate::ids::{ConnId, Map, NodeId, PartitionId, Revision, ShardId};
 use crate::log::Slot;
 use crate::log::disk::{DiskEvent, DiskOp, FileName, OpNo};
-use crate::log::journal::{Cut, Marker, RecoveryReport};
+use crate::log::journal::{Cut, RecoveryReport};
 use crate::log::storage::{Storage, StorageConfig, StorageEvent, StorageReport};
 use crate::mail::{Answer, FromControl, PartitionError, ReplyTo, ShardMail, ToControl, Token};
 use crate::stats::ShardStats;
@@ -29,6 +33,7 @@ use crate::time::{Instant, TimerTable};
 
 use clients::Clients;
 use partitions::Partitions;
+use peers::Peers;
 use reads::Reads;
 
 /// What a driver drives: a state machine that takes inputs and is drained for outputs.
@@ -59,6 +64,7 @@ pub struct ShardConfig {
     pub in_flight_max: usize,
     /// Operations at other shards that are not answered yet; further ones are refused as overload.
     pub remote_ops_max: usize,
+    pub replication: ReplicationConfig,
 }
 
 impl ShardConfig {
@@ -79,6 +85,18 @@ enum Timer {
     Held,
     /// The earliest deadline of the deletions of records that wait for their flush.
     Deletions,
+    /// A link to a shard of another node is to be tried again, or a subscription over it.
+    Link(NodeId, ShardId),
+    /// Records of leaders wait until the log takes more.
+    Stalled,
+    /// High watermarks that no records went with.
+    News,
+    /// Followers that are not in sync may have more records.
+    CatchUp,
+    /// Followers that lag are looked for.
+    Lag,
+    /// The lease on leading is over.
+    Lease,
     /// Connections that are still open when a stop has waited long enough are closed.
     Stop,
 }
@@ -92,6 +110,9 @@ pub struct Shard<F: Front> {
     revision: Option<Revision>,
     clients: Clients<F>,
     partitions: Partitions,
+    peers: Peers,
+    /// Until when partitions may be led; `None`: as long as nothing else is said.
+    lease: Option<Instant>,
     storage: Storage,
     reads: Reads,
     timers: TimerTable<Timer>,
@@ -104,7 +125,7 @@ pub struct Shard<F: Front> {
     /// The earliest deadline in `held`.
     held_due: Option<Instant>,
     /// In the order of their markers.
-    deletions: VecDeque<Deletion>,
+    deletions: VecDeque<deletions::Deletion>,
     remote_ops: usize,
     outputs: VecDeque<Output<F>>,
     stop: Stop,
@@ -116,15 +137,6 @@ pub struct Shard<F: Front> {
 struct Held {
     to: ReplyTo,
     answer: Answer,
-    deadline: Instant,
-}
-
-/// A deletion of records that is answered once the journal has it.
-#[derive(Clone, Copy, Debug)]
-struct Deletion {
-    marker: Marker,
-    to: ReplyTo,
-    start: Offset,
     deadline: Instant,
 }
 
@@ -148,6 +160,8 @@ impl<F: Front> Shard<F> {
             revision: None,
             clients: Clients::default(),
             partitions: Partitions::new(config.node),
+            peers: Peers::new(config.replication.seed),
+            lease: None,
             storage: Storage::new(config.storage.clone()),
             reads: Reads::default(),
             timers: TimerTable::default(),
@@ -188,6 +202,11 @@ impl<F: Front> Shard<F> {
                 self.outputs.push_back(Output::Control(ToControl::Stats { id, stats }));
             }
             FromControl::Stop { deadline } => self.begin_stop(deadline),
+            FromControl::Nodes(nodes) => self.on_nodes(&nodes),
+            FromControl::IsrRefused { partition, partition_epoch, refusal } => {
+                self.on_isr_refused(partition, partition_epoch, refusal);
+            }
+            FromControl::Lease { until } => self.on_lease(until),
         }
     }
 
@@ -212,7 +231,16 @@ impl<F: Front> Shard<F> {
                 Timer::Producers(slot) => self.expire_producers(slot),
                 Timer::Held => self.expire_held(),
                 Timer::Deletions => self.expire_deletions(),
-                Timer::Stop => self.close_all(false),
+                Timer::Link(node, shard) => self.on_link_due((node, shard)),
+                Timer::Stalled => self.retry_stalled(),
+                Timer::News => self.tell_news(),
+                Timer::CatchUp => self.go_on_catching_up(),
+                Timer::Lag => self.check_lag(),
+                Timer::Lease => self.on_lease_over(),
+                Timer::Stop => {
+                    self.close_all(false);
+                    self.close_all_streams();
+                }
             }
         }
         if self.storage.poll_timeout().is_some_and(|at| at <= self.now) {
@@ -244,6 +272,7 @@ impl<F: Front> Shard<F> {
                     if let Some(partition) = self.partitions.get_mut(slot) {
                         partition.start_at(start);
                     }
+                    self.mark(slot);
                 }
                 StorageEvent::Read { ticket, result } => self.on_read(ticket, result),
                 StorageEvent::FoundBatch { ticket, result } => {
@@ -299,6 +328,23 @@ impl<F: Front> Shard<F> {
         }
     }
 
+    /// Until when this node may lead: past it, what it takes and says may be another leader's affair.
+    fn on_lease(&mut self, until: Instant) {
+        self.lease = Some(until);
+        self.timers.set(Timer::Lease, until);
+    }
+
+    fn is_lease_over(&self) -> bool {
+        self.lease.is_some_and(|until| until <= self.now)
+    }
+
+    /// Who waits for this leader is sent to look for the one that there is now.
+    fn on_lease_over(&mut self) {
+        tracing::warn!(shard = %self.config.shard, "nothing was heard of the controller for too long: leading is suspended");
+        self.refuse_all_waiters(PartitionError::NotLeader);
+        self.wake_all_watchers();
+    }
+
     /// No new requests; everything appended is flushed, then what waits is answered, then connections close.
     fn begin_stop(&mut self, deadline: Duration) {
         if self.stop != Stop::No {
@@ -307,6 +353,7 @@ impl<F: Front> Shard<F> {
         self.stop = Stop::Flushing;
         self.timers.set(Timer::Stop, self.now + deadline);
         self.pause_all_clients();
+        self.stop_following();
         self.storage.stop(self.now);
     }
 
@@ -316,11 +363,12 @@ impl<F: Front> Shard<F> {
         self.deliver();
         self.stop = Stop::Closing;
         self.close_all(true);
+        self.close_all_streams();
         self.finish_stop();
     }
 
     fn finish_stop(&mut self) {
-        if self.stop == Stop::Closing && self.clients.is_empty() {
+        if self.stop == Stop::Closing && self.clients.is_empty() && self.peers.is_empty() {
             self.stop = Stop::Done;
             self.outputs.push_back(Output::Control(ToControl::Stopped));
         }
@@ -341,6 +389,7 @@ impl<F: Front> Shard<F> {
         stats.connections_closed = self.clients.closed_by_reason();
         stats.journal = self.storage.journal_stats();
         stats.storage = self.storage.stats();
+        stats.replication = self.replication_stats();
         stats.front = self.front.stats();
         stats.partitions_total = self.partitions.len() as u64;
         stats.partitions = self.partitions.stats();
@@ -363,6 +412,7 @@ impl<F: Front> Machine for Shard<F> {
                 self.time_flush(&event);
                 self.storage.handle(now, event);
             }
+            Input::Peer(input) => self.on_peer(input),
         }
         self.drain_storage();
         self.deliver();
@@ -372,6 +422,10 @@ impl<F: Front> Machine for Shard<F> {
         loop {
             if let Some(output) = self.outputs.pop_front() {
                 return Some(output);
+            }
+            // Before the disk: records are on their way to followers while the journal is written.
+            if self.work_peers() {
+                continue;
             }
             if let Some(op) = self.storage.poll_op(self.now, &self.partitions) {
                 if let DiskOp::Write { op, sync: true, .. }

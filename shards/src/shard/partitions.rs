@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::clients::refusal;
-use super::{Deletion, Held, Shard, Timer};
+use super::{Held, Shard, Timer};
 use crate::batch::{self, BatchHeader, Limits};
 use crate::front::Front;
 use crate::ids::{LeaderEpoch, NodeId, Offset, PartitionId};
@@ -19,6 +19,7 @@ use crate::mail::{
 use crate::partition::waiters::Waiter;
 use crate::partition::{Admission, Assigned, Partition};
 use crate::stats::{PARTITIONS_MAX, PartitionStats};
+use crate::stream::Refusal;
 use crate::time::Instant;
 
 /// The replicas of this shard, in the slots of their logs.
@@ -57,14 +58,26 @@ impl Partitions {
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Partition> {
+    pub fn iter(&self) -> impl Iterator<Item = &Partition> {
         self.slots.iter().flatten().map(Box::as_ref)
     }
 
-    fn taken(&self) -> impl Iterator<Item = Slot> + use<> {
+    pub fn taken(&self) -> impl Iterator<Item = Slot> + use<> {
         let taken = (0..).map(Slot).zip(&self.slots).filter(|(_, p)| p.is_some());
         let slots: Vec<Slot> = taken.map(|(slot, _)| slot).collect();
         slots.into_iter()
+    }
+
+    /// Notes that what the log holds up to `end` is on disk once `marker` is flushed.
+    pub fn note_flushing(&mut self, marker: Marker, slot: Slot, end: Offset) {
+        note_flushing(&mut self.flushing, marker, slot, end);
+    }
+
+    /// The log ends at `end` from now on: nothing behind will be on disk.
+    pub fn forget_flushing(&mut self, slot: Slot, end: Offset) {
+        for (_, _, flushing) in self.flushing.iter_mut().filter(|(_, s, _)| *s == slot) {
+            *flushing = end.min(*flushing);
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -108,17 +121,42 @@ impl<F: Front> Shard<F> {
         let slot = self.storage.open(assignment.partition);
         self.storage.configure(slot, &assignment.config.log);
         let partition = self.partitions.get_or_new(slot, assignment.partition);
-        match partition.assign(assignment) {
+        match partition.assign(self.now, assignment) {
             Assigned::Stale => {}
-            Assigned::Leading => self.settle(slot),
-            Assigned::LeadingAnew => {
-                self.refuse_waiters(slot, PartitionError::NotLeader);
-                self.settle(slot);
+            Assigned::Leading => {
+                self.dismiss_strangers(slot);
+                self.begin_to_lead(slot);
             }
-            Assigned::NotLeading => {
+            Assigned::LeadingAnew => {
+                self.unfollow(slot);
+                self.refuse_waiters(slot, PartitionError::NotLeader);
+                self.dismiss(slot, Refusal::FencedEpoch);
+                self.begin_to_lead(slot);
+            }
+            // What counts as acknowledged may be another thing now.
+            Assigned::Following => self.owe_ack(slot),
+            Assigned::FollowingAnew => {
                 self.refuse_waiters(slot, PartitionError::NotLeader);
                 self.wake_watchers(slot);
+                self.dismiss(slot, Refusal::NotLeader);
+                self.follow(slot);
             }
+            Assigned::NotLeading => {
+                self.unfollow(slot);
+                self.refuse_waiters(slot, PartitionError::NotLeader);
+                self.wake_watchers(slot);
+                self.dismiss(slot, Refusal::NotLeader);
+            }
+        }
+    }
+
+    /// After committed metadata let this replica lead, or go on.
+    fn begin_to_lead(&mut self, slot: Slot) {
+        self.settle(slot);
+        let partition = self.partitions.get(slot).expect("it was just assigned");
+        if partition.in_sync().is_some_and(|in_sync| in_sync.has_followers()) {
+            self.arm_lag();
+            self.reconsider(slot);
         }
     }
 
@@ -129,6 +167,8 @@ impl<F: Front> Shard<F> {
         self.wake_watchers(slot);
         self.timers.cancel(Timer::Waiters(slot));
         self.timers.cancel(Timer::Producers(slot));
+        self.unfollow(slot);
+        self.dismiss(slot, Refusal::NotLeader);
         self.partitions.remove(slot);
         // Refused only by a log that is stopping or failed: then the next start finds a log that nobody wants.
         let _ = self.storage.drop_log(self.now, slot);
@@ -168,15 +208,31 @@ impl<F: Front> Shard<F> {
             }
             return;
         };
+        if self.is_lease_over() && self.partitions.get(slot).is_some_and(Partition::is_leader) {
+            if !matches!(op, Op::Unwatch) {
+                self.answer(to, refusal(&op, PartitionError::NotLeader));
+            }
+            return;
+        }
         match op {
             Op::Append { acks, deadline, records } => {
                 if let Err(error) = self.append(to, slot, acks, deadline, &records) {
                     self.stats.appends_refused += 1;
+                    // Those of its batches that were appended are.
+                    self.mark(slot);
                     self.answer(to, Answer::Appended(Err(error)));
                 }
             }
-            Op::Read { current_epoch, offset, bytes_max, first_batch_whole, watch_below_bytes } => {
+            Op::Read {
+                from_follower,
+                current_epoch,
+                offset,
+                bytes_max,
+                first_batch_whole,
+                watch_below_bytes,
+            } => {
                 let wanted = super::reads::ReadOp {
+                    from_follower,
                     current_epoch,
                     from: offset,
                     bytes_max: bytes_max as usize,
@@ -294,7 +350,8 @@ impl<F: Front> Shard<F> {
     }
 
     /// After the high watermark may have moved: answers the produces it passed and wakes the fetches it serves.
-    fn settle(&mut self, slot: Slot) {
+    pub(super) fn settle(&mut self, slot: Slot) {
+        self.mark(slot);
         let Some(partition) = self.partitions.get_mut(slot) else { return };
         let high_watermark = partition.high_watermark();
         let enough = partition.has_quorum();
@@ -324,8 +381,12 @@ impl<F: Front> Shard<F> {
             }
             self.partitions.flushing.pop_front();
             if let Some(partition) = self.partitions.get_mut(slot) {
-                partition.flushed(end);
-                self.settle(slot);
+                partition.flushed(self.now, end);
+                if partition.follower().is_some() {
+                    self.owe_flushed_ack(slot);
+                } else {
+                    self.settle(slot);
+                }
             }
         }
         self.finish_deletions(upto);
@@ -352,59 +413,6 @@ impl<F: Front> Shard<F> {
         }
     }
 
-    /// Deletes the records before an offset; answered once that is durable.
-    fn delete_records(
-        &mut self,
-        to: ReplyTo,
-        slot: Slot,
-        before: Option<Offset>,
-        deadline: Instant,
-    ) -> Result<(), PartitionError> {
-        let partition = self.partitions.get_mut(slot).expect("the caller found its slot");
-        let start = partition.delete_before(before)?;
-        if start == partition.log_start() {
-            self.answer(to, Answer::Deleted(Ok(start)));
-            return Ok(());
-        }
-        let marker = self.storage.advance_start(self.now, slot, start).map_err(refused)?;
-        partition.start_at(start);
-        self.deletions.push_back(Deletion { marker, to, start, deadline });
-        if self.deletions.len() == 1 {
-            self.timers.set(Timer::Deletions, deadline);
-        }
-        Ok(())
-    }
-
-    fn finish_deletions(&mut self, upto: Marker) {
-        if self.deletions.is_empty() {
-            return;
-        }
-        while self.deletions.front().is_some_and(|d| d.marker <= upto) {
-            let done = self.deletions.pop_front().expect("one is there");
-            self.answer(done.to, Answer::Deleted(Ok(done.start)));
-        }
-        self.arm_deletions();
-    }
-
-    /// The records are gone all the same once the disk has caught up; only the answer is given up.
-    pub(super) fn expire_deletions(&mut self) {
-        let now = self.now;
-        let (expired, waiting): (VecDeque<_>, _) =
-            std::mem::take(&mut self.deletions).into_iter().partition(|d: &Deletion| d.deadline <= now);
-        self.deletions = waiting;
-        for late in expired {
-            self.answer(late.to, Answer::Deleted(Err(PartitionError::TimedOut)));
-        }
-        self.arm_deletions();
-    }
-
-    fn arm_deletions(&mut self) {
-        match self.deletions.iter().map(|d| d.deadline).min() {
-            Some(due) => self.timers.set(Timer::Deletions, due),
-            None => self.timers.cancel(Timer::Deletions),
-        }
-    }
-
     fn refuse_waiters(&mut self, slot: Slot, error: PartitionError) {
         let Some(partition) = self.partitions.get_mut(slot) else { return };
         for waiter in partition.waiters.take_produces() {
@@ -422,6 +430,19 @@ impl<F: Front> Shard<F> {
     pub(super) fn refuse_all_waiters(&mut self, error: PartitionError) {
         for slot in self.partitions.taken() {
             self.refuse_waiters(slot, error);
+        }
+    }
+
+    pub(super) fn wake_all_watchers(&mut self) {
+        for slot in self.partitions.taken() {
+            self.wake_watchers(slot);
+        }
+    }
+
+    /// What a follower flushed is news to a leader that counts flushed records only; to another one it goes with the next.
+    fn owe_flushed_ack(&mut self, slot: Slot) {
+        if self.partitions.get(slot).is_some_and(|p| p.durability() == Durability::Fsync) {
+            self.owe_ack(slot);
         }
     }
 
@@ -453,7 +474,7 @@ fn note_flushing(flushing: &mut VecDeque<(Marker, Slot, Offset)>, marker: Marker
     }
 }
 
-fn refused(refused: AppendRefused) -> PartitionError {
+pub(super) fn refused(refused: AppendRefused) -> PartitionError {
     match refused {
         AppendRefused::Full => PartitionError::StorageFull,
         AppendRefused::Overloaded | AppendRefused::NotReady => PartitionError::Overloaded,

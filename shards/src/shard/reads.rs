@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::peers::StreamRead;
 use super::search::Search;
 use super::{Shard, describe};
 use crate::batch;
@@ -15,6 +16,7 @@ use crate::mail::{Answer, Located, PartitionError, ReadError, ReadOut, ReplyTo};
 /// [`crate::mail::Op::Read`] with its sizes as this machine counts them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadOp {
+    pub from_follower: bool,
     pub current_epoch: Option<LeaderEpoch>,
     pub from: Offset,
     pub bytes_max: usize,
@@ -32,21 +34,26 @@ pub(super) struct Reads {
 
 #[derive(Clone, Debug)]
 struct Pending {
-    to: ReplyTo,
     slot: Slot,
     then: Then,
 }
 
 #[derive(Clone, Debug)]
 enum Then {
-    Read(ReadOp),
-    Search(Search),
+    Read(ReplyTo, ReadOp),
+    Search(ReplyTo, Search),
+    Stream(StreamRead),
 }
 
 impl Reads {
     /// The ticket that the next read would be given.
-    fn next_ticket(&self) -> u64 {
+    pub fn next_ticket(&self) -> u64 {
         self.last_ticket + 1
+    }
+
+    /// A follower's stream waits for the next read.
+    pub fn wait_for_stream(&mut self, slot: Slot, read: StreamRead) {
+        self.wait(Pending { slot, then: Then::Stream(read) });
     }
 
     fn wait(&mut self, pending: Pending) {
@@ -65,7 +72,7 @@ impl<F: Front> Shard<F> {
     pub(super) fn read(&mut self, to: ReplyTo, slot: Slot, op: ReadOp) {
         self.stats.reads += 1;
         let partition = self.partitions.get(slot).expect("the caller found its slot");
-        let below = match partition.readable(op.current_epoch, op.from) {
+        let below = match partition.readable(op.current_epoch, op.from, op.from_follower) {
             Ok(below) => below,
             Err(error) => {
                 let ends = Some(partition.read_ends());
@@ -79,7 +86,7 @@ impl<F: Front> Shard<F> {
             Found::Memory(parts) => self.finish_read(to, slot, op, parts),
             Found::Later => {
                 self.stats.reads_from_disk += 1;
-                self.reads.wait(Pending { to, slot, then: Then::Read(op) });
+                self.reads.wait(Pending { slot, then: Then::Read(to, op) });
             }
         }
     }
@@ -108,18 +115,19 @@ impl<F: Front> Shard<F> {
     /// Takes what the log read from disk.
     pub(super) fn on_read(&mut self, ticket: u64, result: Result<Vec<Bytes>, ReadFault>) {
         let pending = self.reads.pending.remove(&ticket).expect("the log answers each ticket once");
-        let Pending { to, slot, then } = pending;
+        let Pending { slot, then } = pending;
         match (result, then) {
-            (Ok(records), Then::Read(op)) => self.finish_read(to, slot, op, records),
-            (Ok(records), Then::Search(mut search)) => {
+            (result, Then::Stream(read)) => self.on_stream_read(read, result),
+            (Ok(records), Then::Read(to, op)) => self.finish_read(to, slot, op, records),
+            (Ok(records), Then::Search(to, mut search)) => {
                 search.take(records.into_iter().next());
                 self.search(to, slot, search);
             }
             // What was to be read is gone since: the same request finds out what there is now.
-            (Err(ReadFault::Gone), Then::Read(op)) if self.partitions.get(slot).is_some() => {
+            (Err(ReadFault::Gone), Then::Read(to, op)) if self.partitions.get(slot).is_some() => {
                 self.read(to, slot, op);
             }
-            (Err(ReadFault::Gone), Then::Search(search)) if self.partitions.get(slot).is_some() => {
+            (Err(ReadFault::Gone), Then::Search(to, search)) if self.partitions.get(slot).is_some() => {
                 self.search(to, slot, search);
             }
             (Err(failed), then) => {
@@ -131,13 +139,11 @@ impl<F: Front> Shard<F> {
                     ReadFault::Gone => PartitionError::NotOwned,
                     _ => PartitionError::StorageFailed,
                 };
-                self.answer(
-                    to,
-                    match then {
-                        Then::Read(_) => Answer::Read(Err(ReadError { error, ends: None })),
-                        Then::Search(_) => Answer::Located(Err(error)),
-                    },
-                );
+                match then {
+                    Then::Read(to, _) => self.answer(to, Answer::Read(Err(ReadError { error, ends: None }))),
+                    Then::Search(to, _) => self.answer(to, Answer::Located(Err(error))),
+                    Then::Stream(_) => unreachable!("answered above"),
+                }
             }
         }
     }
@@ -166,7 +172,7 @@ impl<F: Front> Shard<F> {
                 FoundBatch::Memory(bytes) => search.take(Some(bytes)),
                 FoundBatch::Later => {
                     self.stats.reads_from_disk += 1;
-                    self.reads.wait(Pending { to, slot, then: Then::Search(search) });
+                    self.reads.wait(Pending { slot, then: Then::Search(to, search) });
                     return;
                 }
             }

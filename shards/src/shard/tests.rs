@@ -1,4 +1,12 @@
 //! The shard over a disk that does what it is told when it is told: operations come as mail from another shard.
+//! Several of them, wired to each other, are in the files below.
+
+mod catching_up;
+mod cluster;
+mod elections;
+mod in_sync;
+mod random;
+mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -9,7 +17,7 @@ use bytes::Bytes;
 use super::*;
 use crate::batch::BatchBuilder;
 use crate::front::{CloseReason, Cx};
-use crate::ids::{LeaderEpoch, Offset, PartitionEpoch, PartitionIndex, TopicId};
+use crate::ids::{LeaderEpoch, Offset, PartitionEpoch, PartitionIndex, RegistrationEpoch, TopicId};
 use crate::log::disk::{DiskError, DiskEvent, DiskOp, FileName};
 use crate::log::journal::JournalConfig;
 use crate::log::storage::StorageConfig;
@@ -23,6 +31,11 @@ impl Front for Echo {
     type View = ();
     type Request = ();
     type Reply = ();
+
+    /// A hundred partitions of a topic go to each shard.
+    fn local_shard(_: &(), partition: PartitionId) -> Option<ShardId> {
+        Some(ShardId(u16::try_from(partition.index.0 / 100).ok()?))
+    }
 
     fn open(&mut self, _: &mut Cx<'_, Self>, _: SocketAddr) {}
 
@@ -66,16 +79,26 @@ impl Rig {
     }
 
     fn over(files: BTreeMap<FileName, Vec<u8>>, tail_bytes_max: u64) -> Self {
+        Self::of(NODE, ShardId(0), files, tail_bytes_max, ReplicationConfig::default())
+    }
+
+    fn of(
+        node: NodeId,
+        shard: ShardId,
+        files: BTreeMap<FileName, Vec<u8>>,
+        tail_bytes_max: u64,
+        replication: ReplicationConfig,
+    ) -> Self {
         let journal = JournalConfig {
             file_bytes: 1024 * 1024,
             batch_bytes_max: 512 * 1024,
             chunk_bytes_max: 128 * 1024,
             flush_interval: Duration::from_millis(10),
-            ..JournalConfig::new(ShardId(0), 1)
+            ..JournalConfig::new(shard, 1)
         };
         let config = ShardConfig {
-            node: NODE,
-            shard: ShardId(0),
+            node,
+            shard,
             storage: StorageConfig {
                 tail_bytes_max,
                 unmoved_bytes_soft: tail_bytes_max.min(1 << 20),
@@ -84,6 +107,7 @@ impl Rig {
             unsent_bytes_max: 100,
             in_flight_max: 4,
             remote_ops_max: 4,
+            replication,
         };
         let mut rig = Self {
             shard: Shard::new(config, Echo),
@@ -124,86 +148,7 @@ impl Rig {
     }
 
     fn do_disk(&mut self, op: DiskOp) -> DiskEvent {
-        let of_segments = |file: &FileName| match file {
-            FileName::Segment(name) | FileName::Index(name) => Some(name.partition),
-            _ => None,
-        };
-        match op {
-            DiskOp::List { op } => {
-                let journal = |(file, data): (&FileName, &Vec<u8>)| match file {
-                    FileName::Journal(no) => Some((*no, data.len() as u64)),
-                    _ => None,
-                };
-                DiskEvent::Listed { op, result: Ok(self.files.iter().filter_map(journal).collect()) }
-            }
-            DiskOp::Prepare { op, file, size } => {
-                self.files.insert(FileName::Journal(file), vec![0; size as usize]);
-                DiskEvent::Prepared { op, result: Ok(()) }
-            }
-            DiskOp::Recycle { op, from, to } => {
-                let data = self.files.remove(&FileName::Journal(from)).expect("a journal file");
-                self.files.insert(FileName::Journal(to), data);
-                DiskEvent::Prepared { op, result: Ok(()) }
-            }
-            DiskOp::Write { op, file, position, parts, .. } => {
-                self.put(FileName::Journal(file), position, &parts);
-                DiskEvent::Written { op, result: Ok(()) }
-            }
-            DiskOp::Put { op, file, position, parts } => {
-                self.put(file, position, &parts);
-                DiskEvent::Written { op, result: Ok(()) }
-            }
-            DiskOp::Sync { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
-            DiskOp::Read { op, file, position, len } => {
-                let Some(data) = self.files.get(&file) else {
-                    return DiskEvent::Read { op, result: Err(DiskError::Missing) };
-                };
-                let from = (position as usize).min(data.len());
-                let to = (from + len as usize).min(data.len());
-                DiskEvent::Read { op, result: Ok(Bytes::copy_from_slice(&data[from..to])) }
-            }
-            DiskOp::Replace { op, file, parts } => {
-                self.files.insert(file, parts.concat());
-                DiskEvent::Done { op, result: Ok(()) }
-            }
-            DiskOp::Load { op, file } => {
-                let result = Ok(self.files.get(&file).map(|data| Bytes::copy_from_slice(data)));
-                DiskEvent::Loaded { op, result }
-            }
-            DiskOp::Cut { op, file, len } => {
-                if let Some(data) = self.files.get_mut(&file) {
-                    data.truncate(len as usize);
-                }
-                DiskEvent::Done { op, result: Ok(()) }
-            }
-            DiskOp::Remove { op, file } => {
-                self.files.remove(&file);
-                DiskEvent::Done { op, result: Ok(()) }
-            }
-            DiskOp::RemoveFolder { op, partition } => {
-                self.files.retain(|file, _| of_segments(file) != Some(partition));
-                DiskEvent::Done { op, result: Ok(()) }
-            }
-            DiskOp::SyncFolder { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
-            DiskOp::ListFolder { op, partition } => {
-                let files = self.files.iter().filter(|(file, _)| of_segments(file) == Some(partition));
-                let result = Ok(files.map(|(file, data)| (*file, data.len() as u64)).collect());
-                DiskEvent::FolderListed { op, result }
-            }
-            DiskOp::ListFolders { op } => {
-                let mut folders: Vec<PartitionId> = self.files.keys().filter_map(of_segments).collect();
-                folders.dedup();
-                DiskEvent::FoldersListed { op, result: Ok(folders) }
-            }
-        }
-    }
-
-    fn put(&mut self, file: FileName, position: u64, parts: &[Bytes]) {
-        let data = self.files.entry(file).or_default();
-        let bytes = parts.concat();
-        let end = position as usize + bytes.len();
-        data.resize(data.len().max(end), 0);
-        data[position as usize..end].copy_from_slice(&bytes);
+        do_disk(&mut self.files, op)
     }
 
     /// Lets the disk do all it was told, and what follows from it.
@@ -241,6 +186,7 @@ impl Rig {
     fn op(&mut self, index: u32, op: Op) -> u64 {
         self.tokens += 1;
         let token = Token(self.tokens);
+        assert!(self.answer(self.tokens).is_none(), "tokens are new");
         let reply_to = ReplyTo { shard: OTHER_SHARD, conn: ConnId(1), token };
         self.handle(Input::Mail(ShardMail::Op { reply_to, partition: partition(index), op }));
         self.tokens
@@ -292,8 +238,92 @@ impl Rig {
     }
 }
 
+fn do_disk(files: &mut BTreeMap<FileName, Vec<u8>>, op: DiskOp) -> DiskEvent {
+    let of_segments = |file: &FileName| match file {
+        FileName::Segment(name) | FileName::Index(name) => Some(name.partition),
+        _ => None,
+    };
+    match op {
+        DiskOp::List { op } => {
+            let journal = |(file, data): (&FileName, &Vec<u8>)| match file {
+                FileName::Journal(no) => Some((*no, data.len() as u64)),
+                _ => None,
+            };
+            DiskEvent::Listed { op, result: Ok(files.iter().filter_map(journal).collect()) }
+        }
+        DiskOp::Prepare { op, file, size } => {
+            files.insert(FileName::Journal(file), vec![0; size as usize]);
+            DiskEvent::Prepared { op, result: Ok(()) }
+        }
+        DiskOp::Recycle { op, from, to } => {
+            let data = files.remove(&FileName::Journal(from)).expect("a journal file");
+            files.insert(FileName::Journal(to), data);
+            DiskEvent::Prepared { op, result: Ok(()) }
+        }
+        DiskOp::Write { op, file, position, parts, .. } => {
+            put(files, FileName::Journal(file), position, &parts);
+            DiskEvent::Written { op, result: Ok(()) }
+        }
+        DiskOp::Put { op, file, position, parts } => {
+            put(files, file, position, &parts);
+            DiskEvent::Written { op, result: Ok(()) }
+        }
+        DiskOp::Sync { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
+        DiskOp::Read { op, file, position, len } => {
+            let Some(data) = files.get(&file) else {
+                return DiskEvent::Read { op, result: Err(DiskError::Missing) };
+            };
+            let from = (position as usize).min(data.len());
+            let to = (from + len as usize).min(data.len());
+            DiskEvent::Read { op, result: Ok(Bytes::copy_from_slice(&data[from..to])) }
+        }
+        DiskOp::Replace { op, file, parts } => {
+            files.insert(file, parts.concat());
+            DiskEvent::Done { op, result: Ok(()) }
+        }
+        DiskOp::Load { op, file } => {
+            let result = Ok(files.get(&file).map(|data| Bytes::copy_from_slice(data)));
+            DiskEvent::Loaded { op, result }
+        }
+        DiskOp::Cut { op, file, len } => {
+            if let Some(data) = files.get_mut(&file) {
+                data.truncate(len as usize);
+            }
+            DiskEvent::Done { op, result: Ok(()) }
+        }
+        DiskOp::Remove { op, file } => {
+            files.remove(&file);
+            DiskEvent::Done { op, result: Ok(()) }
+        }
+        DiskOp::RemoveFolder { op, partition } => {
+            files.retain(|file, _| of_segments(file) != Some(partition));
+            DiskEvent::Done { op, result: Ok(()) }
+        }
+        DiskOp::SyncFolder { op, .. } => DiskEvent::Synced { op, result: Ok(()) },
+        DiskOp::ListFolder { op, partition } => {
+            let files = files.iter().filter(|(file, _)| of_segments(file) == Some(partition));
+            let result = Ok(files.map(|(file, data)| (*file, data.len() as u64)).collect());
+            DiskEvent::FolderListed { op, result }
+        }
+        DiskOp::ListFolders { op } => {
+            let mut folders: Vec<PartitionId> = files.keys().filter_map(of_segments).collect();
+            folders.dedup();
+            DiskEvent::FoldersListed { op, result: Ok(folders) }
+        }
+    }
+}
+
+fn put(files: &mut BTreeMap<FileName, Vec<u8>>, file: FileName, position: u64, parts: &[Bytes]) {
+    let data = files.entry(file).or_default();
+    let bytes = parts.concat();
+    let end = position as usize + bytes.len();
+    data.resize(data.len().max(end), 0);
+    data[position as usize..end].copy_from_slice(&bytes);
+}
+
 fn read(offset: u64, watch_below_bytes: u32) -> Op {
     Op::Read {
+        from_follower: false,
         current_epoch: None,
         offset: Offset(offset),
         bytes_max: 1 << 20,

@@ -15,8 +15,9 @@ use crate::control::limits::{
     CHANGES_WAITING_MAX, ENTRY_BYTES_MAX, ENTRY_PARTITIONS_MAX, RETRY_MAX, RETRY_MIN,
 };
 use crate::control::metadata::apply::Outcome;
-use crate::control::metadata::command::{Command, Entry, PRODUCER_ID_BLOCK};
+use crate::control::metadata::command::{Command, Entry, PRODUCER_ID_BLOCK, SettingChange, SettingOp};
 use crate::control::metadata::image::Image;
+use crate::control::metadata::topic_config;
 use crate::control::plan::{self, Basis, Plan, Step};
 use crate::control::request::{Refusal, Why};
 
@@ -38,8 +39,14 @@ enum Own {
     Register,
     Unfence,
     TakeControl,
+    /// Defaults of this node's config file that have to be the same everywhere.
+    Defaults,
     ReserveIds,
+    AlterIsr,
     Review,
+    Stop,
+    Depart,
+    Fence,
 }
 
 /// A request that has a part in the entry, or that relies on what is in it.
@@ -103,9 +110,11 @@ impl Control {
             return;
         }
         let own = self.wanted();
-        let reviews = self.leads() && self.review.is_due() && !self.retry.waits;
-        let takes_requests = !self.queue.is_empty() && !self.is_congested();
-        if own.is_empty() && !reviews && !takes_requests {
+        let stays = self.stop.is_none();
+        let reviews = stays && self.leads() && self.review.is_due() && !self.retry.waits;
+        let takes_requests = stays && !self.queue.is_empty() && !self.is_congested();
+        let wishes = self.phase != Phase::Departing && !self.isr_wishes.is_empty() && !self.retry.waits;
+        if own.is_empty() && !reviews && !takes_requests && !wishes {
             return;
         }
         let id = self.proposal_next;
@@ -124,16 +133,21 @@ impl Control {
             }
             proposed.own.push((own, draft.add(command)));
         }
+        if wishes {
+            self.take_isr_wishes(&mut draft, &mut proposed);
+        }
         if takes_requests {
             self.take_requests(&mut draft, &mut proposed);
         }
-        if self.leads() && !self.retry.waits {
-            self.take_review(&mut draft, &mut proposed);
+        if reviews {
+            let room = ENTRY_BYTES_MAX.saturating_sub(draft.bytes);
+            if let Some(command) = self.review.next(&draft.image, room) {
+                proposed.own.push((Own::Review, draft.add(command)));
+            }
         }
         if draft.is_empty() {
+            // All that waited was answered, or nothing was wrong.
             assert!(proposed.requests.is_empty(), "nothing relies on an entry that is empty");
-            // All that waited was answered, or nothing was wrong; a node that joins may be done by that.
-            self.on_applied();
             return;
         }
         proposed.drafted = draft.outcomes;
@@ -147,6 +161,19 @@ impl Control {
     fn wanted(&mut self) -> Vec<(Own, Command)> {
         let mut all = Vec::new();
         let node = self.node();
+        if self.stop.is_some() {
+            let own = self.this().filter(|this| this.incarnation == self.config.register.incarnation);
+            if let Some(epoch) = own.map(|this| this.epoch).filter(|_| !self.retry.waits) {
+                match self.phase {
+                    Phase::Leaving { left: None } => {
+                        all.push((Own::Stop, Command::StopNode { node, epoch }));
+                    }
+                    Phase::Departing => all.push((Own::Depart, Command::FenceNode { node, epoch })),
+                    _ => {}
+                }
+            }
+            return all;
+        }
         if !self.retry.waits {
             let registers = self.phase == Phase::Starting && !self.is_registered;
             if registers {
@@ -160,13 +187,39 @@ impl Control {
             let is_news = self.term > self.image.controller_term;
             if self.leads() && is_news && (registers || self.is_registered) {
                 all.push((Own::TakeControl, Command::TakeControl { node, term: self.term }));
+                let defaults = topic_config::not_cluster_wide_yet(&self.image, &self.config.defaults);
+                let set = |(name, value): (&str, &str)| SettingChange {
+                    name: name.to_owned(),
+                    op: SettingOp::Set(value.to_owned()),
+                };
+                let defaults: Vec<SettingChange> = defaults.map(set).collect();
+                if !defaults.is_empty() {
+                    all.push((Own::Defaults, Command::SetClusterConfig(defaults)));
+                }
             }
+        }
+        if self.leads() && !self.retry.waits {
+            all.extend(self.to_fence());
         }
         let may_reserve = self.is_registered || !all.is_empty();
         let reserves = self.ids.wants_block(self.id_queue.len());
         if may_reserve && reserves && (!self.retry.waits || !self.id_queue.is_empty()) {
             let command = Command::ReserveProducerIds { node, count: PRODUCER_ID_BLOCK };
             all.push((Own::ReserveIds, command));
+        }
+        all
+    }
+
+    /// Nodes that are taken for dead.
+    fn to_fence(&mut self) -> Vec<(Own, Command)> {
+        let mut all = Vec::new();
+        for (node, why) in self.liveness.take_decided() {
+            if let Some(info) = self.image.nodes.get(&node).filter(|info| !info.fenced) {
+                tracing::warn!("node {node} {why}: it is fenced, and leads no partition until it is back");
+                self.stats.fences += 1;
+                self.fencing.insert(node);
+                all.push((Own::Fence, Command::FenceNode { node, epoch: info.epoch }));
+            }
         }
         all
     }
@@ -224,8 +277,7 @@ impl Control {
             if !draft.has_room(step) {
                 return false;
             }
-            let mut after = draft.image.clone();
-            let (changes, outcome) = after.try_out(&step.command);
+            let (changes, outcome) = draft.image.try_out(&step.command);
             let step = plan.take_step().expect("it was just seen");
             if changes.is_empty() {
                 if draft.is_empty() {
@@ -235,7 +287,6 @@ impl Control {
                 }
                 continue;
             }
-            draft.image = after;
             draft.bytes += step.weight;
             draft.partitions += step.partitions;
             part.steps.push((draft.outcomes.len(), step.slots));
@@ -245,16 +296,12 @@ impl Control {
         true
     }
 
-    fn take_review(&mut self, draft: &mut Draft, proposed: &mut Proposed) {
-        // What the entry itself does to nodes is answered in the same entry.
-        if proposed.own.iter().any(|(own, _)| *own == Own::Unfence)
-            || draft.entry.commands.iter().any(|c| matches!(c, Command::FenceNode { .. }))
-        {
-            self.review.restart();
-        }
+    fn take_isr_wishes(&mut self, draft: &mut Draft, proposed: &mut Proposed) {
+        let Some(epoch) = self.this().map(|this| this.epoch) else { return };
         let room = ENTRY_BYTES_MAX.saturating_sub(draft.bytes);
-        if let Some(command) = self.review.next(&draft.image, room) {
-            proposed.own.push((Own::Review, draft.add(command)));
+        let node = self.node();
+        if let Some(command) = self.isr_wishes.command(node, epoch, &self.image, room) {
+            proposed.own.push((Own::AlterIsr, draft.add(command)));
         }
     }
 
@@ -262,6 +309,7 @@ impl Control {
         let revision = self.image.revision;
         let as_drafted = outcomes == proposed.drafted;
         self.retry = Retry::default();
+        self.fencing.clear();
         let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
         let mut take = |at: usize| outcomes[at].take().expect("each command has one outcome");
         let mut again = Vec::new();
@@ -309,12 +357,13 @@ impl Control {
                 self.fatal(ControlFatal::RegistrationRefused(refusal.message));
             }
             // Refused when this node is not what it was any more, which the image says.
-            (Own::Unfence, Outcome::Fenced(_)) | (Own::TakeControl, Outcome::ControlTaken(_)) => {}
-            (Own::Review, Outcome::Altered(results)) => {
-                if results.iter().any(Result::is_err) {
-                    self.review.restart();
-                }
-            }
+            (Own::Unfence | Own::Stop | Own::Fence, Outcome::Fenced(_))
+            | (Own::TakeControl, Outcome::ControlTaken(_))
+            | (Own::Defaults, Outcome::ClusterConfigSet(_))
+            // What could not be elected meanwhile is looked at another time.
+            | (Own::Review, Outcome::Elected(_)) => {}
+            (Own::AlterIsr, Outcome::IsrAltered(results)) => self.on_isr_altered(results),
+            (Own::Depart, Outcome::Fenced(_)) => self.end(),
             (Own::ReserveIds, Outcome::ProducerIds(result)) => {
                 self.ids.on_reserved(result.as_ref().ok().copied());
                 if let Err(refusal) = &result {
@@ -331,6 +380,7 @@ impl Control {
         let proposed = self.proposal.take().expect("only what was proposed can fail");
         assert_eq!(proposed.id, proposal, "one proposal is under way at a time");
         tracing::warn!("a change of the metadata could not be stored: {reason}");
+        self.fencing.clear();
         let refusal = if proposed.in_doubt {
             let words = "whether the change came about is not known: this node had fallen behind";
             Refusal::new(Why::TimedOut, words)
@@ -357,8 +407,15 @@ impl Control {
                     self.ids.on_reserved(None);
                     self.refuse_ids(&refusal);
                 }
-                Own::Review => self.review.restart(),
-                Own::Register | Own::Unfence | Own::TakeControl => {}
+                Own::AlterIsr => self.isr_wishes.on_failed(),
+                Own::Fence => self.liveness.on_failed(),
+                Own::Register
+                | Own::Unfence
+                | Own::TakeControl
+                | Own::Defaults
+                | Own::Review
+                | Own::Stop
+                | Own::Depart => {}
             }
         }
         self.wait_to_retry(now);

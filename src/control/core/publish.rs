@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use highwater_shards::ids::{PartitionId, PartitionIndex, Revision, ShardId};
-use highwater_shards::mail::{Assignment, FromControl, PartitionConfig};
+use highwater_shards::mail::{Assignment, FromControl, PartitionConfig, PeerNode};
 
 use super::{Control, Phase};
 use crate::control::io::{ControlFatal, KeepId, Output, Placements};
@@ -57,6 +57,10 @@ pub(super) struct Publications {
     waiting: VecDeque<Batch>,
     /// Told, and not applied by all shards.
     told: VecDeque<Revision>,
+    /// What the shards know of the nodes.
+    nodes: Option<Arc<[PeerNode]>>,
+    /// The last that was told.
+    told_last: Revision,
 }
 
 impl Publications {
@@ -64,6 +68,11 @@ impl Publications {
         while self.told.front().is_some_and(|first| *first <= applied) {
             self.told.pop_front();
         }
+    }
+
+    /// Up to where the shards were told.
+    pub(super) fn told_last(&self) -> Revision {
+        self.told_last
     }
 
     /// Partitions whose changes were not told yet.
@@ -300,10 +309,31 @@ impl Control {
         for (partition, shard) in unassign {
             unassigns[usize::from(shard.0)].push(partition);
         }
+        self.tell_nodes(&view);
         let revision = view.revision;
         self.publications.told.push_back(revision);
+        self.publications.told_last = revision;
         for ((shard, assign), unassign) in self.shard_ids().zip(assigns).zip(unassigns) {
             let message = FromControl::Delta { revision, view: view.clone(), assign, unassign };
+            self.outputs.push_back(Output::ToShard { shard, message });
+        }
+    }
+}
+
+impl Control {
+    /// Before the change whose assignments name them.
+    fn tell_nodes(&mut self, view: &Image) {
+        let nodes: Arc<[PeerNode]> = view
+            .nodes
+            .values()
+            .map(|info| PeerNode { node: info.id, epoch: info.epoch, eligible: info.is_active() })
+            .collect();
+        if self.publications.nodes.as_ref() == Some(&nodes) {
+            return;
+        }
+        self.publications.nodes = Some(nodes.clone());
+        for shard in self.shard_ids() {
+            let message = FromControl::Nodes(nodes.clone());
             self.outputs.push_back(Output::ToShard { shard, message });
         }
     }
@@ -342,7 +372,14 @@ impl AssignmentMaker<'_> {
             partition_epoch: state.partition_epoch,
             replicas: state.replicas.clone(),
             isr: state.isr.clone(),
-            config,
+            // While replicas are added, these do not raise what is needed of those that were there.
+            config: match (state.adding.len(), state.replicas.len()) {
+                (0, _) => config,
+                (adding, all) => {
+                    let had = u32::try_from(all - adding).expect("bounded by REPLICAS_MAX");
+                    PartitionConfig { isr_min: config.isr_min.min(had).max(1), ..config }
+                }
+            },
         }
     }
 }

@@ -239,7 +239,7 @@ impl Forming {
         }
     }
 
-    /// What this node answers to [`wire::CALL_WHO`] for now.
+    /// What this node answers to [`wire::CALL_WHO`] as long as it is in no cluster.
     pub fn who(&self) -> Who {
         let proposes = self.proposal.as_ref().map(Founders::digest);
         Who { member: self.member.clone(), seeds: self.seeds.clone(), standing: Standing::Fresh { proposes } }

@@ -3,8 +3,10 @@
 //! Control core, pure and deterministic: the same entries give the same image on every node and at every replay,
 //! so nothing here looks at this node's config file, time or placement of partitions on its shards.
 
+mod isr;
 mod nodes;
 mod partitions;
+mod reassign;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +15,14 @@ use highwater_shards::ids::{
     LeaderEpoch, NodeId, PartitionEpoch, PartitionId, PartitionIndex, ProducerId, Revision, TopicId,
 };
 
+use self::partitions::rules;
 use super::command::{
     Command, CreatePartitions, CreateTopic, Entry, PRODUCER_ID_BLOCK, SetTopicConfig, SettingChange, Stage,
 };
 use super::delta::Delta;
+use super::election::{Target, settle};
 use super::image::{Image, PartitionState, Staged, Topic};
-use super::topic_config::{self, InvalidSetting, TopicDefaults};
+use super::topic_config::{self, InvalidSetting, Settings, TopicDefaults};
 use super::topic_name;
 use crate::control::request::{CreatedTopic, DeletedTopic, Refusal, Why};
 
@@ -42,14 +46,18 @@ pub enum Outcome {
     ClusterConfigSet(Result<(), Refusal>),
     /// The first of the reserved ids.
     ProducerIds(Result<ProducerId, Refusal>),
-    /// Of [`Command::FenceNode`] and [`Command::UnfenceNode`].
+    /// Of [`Command::FenceNode`], [`Command::UnfenceNode`] and [`Command::StopNode`].
     Fenced(Result<(), Refusal>),
     NodeRemoved(Result<(), Refusal>),
     ControlTaken(Result<(), Refusal>),
     FeatureLevelSet(Result<(), Refusal>),
     NodeConfigSet(Result<(), Refusal>),
     /// One for each partition, over all topics of the command.
-    Altered(Vec<Result<(), Refusal>>),
+    IsrAltered(Vec<Result<(), Refusal>>),
+    /// As above.
+    Elected(Vec<Result<(), Refusal>>),
+    /// As above.
+    Reassigned(Vec<Result<(), Refusal>>),
     Staged(Result<(), Refusal>),
 }
 
@@ -77,15 +85,13 @@ impl Image {
 
     fn apply_command(&mut self, command: &Command, delta: &mut Delta) -> Outcome {
         match command {
-            Command::RegisterAlone(node) => Outcome::Registered(self.register_alone(node, delta)),
             Command::RegisterNode(node) => Outcome::Registered(self.register_node(node, delta)),
-            Command::FenceNode { node, epoch } => {
-                Outcome::Fenced(self.set_fenced(*node, *epoch, true, delta))
+            Command::FenceNode { node, epoch } => Outcome::Fenced(self.fence_node(*node, *epoch, delta)),
+            Command::UnfenceNode { node, epoch } => Outcome::Fenced(self.unfence_node(*node, *epoch, delta)),
+            Command::StopNode { node, epoch } => Outcome::Fenced(self.stop_node(*node, *epoch, delta)),
+            Command::RemoveNode { node, force } => {
+                Outcome::NodeRemoved(self.remove_node(*node, *force, delta))
             }
-            Command::UnfenceNode { node, epoch } => {
-                Outcome::Fenced(self.set_fenced(*node, *epoch, false, delta))
-            }
-            Command::RemoveNode { node } => Outcome::NodeRemoved(self.remove_node(*node, delta)),
             Command::TakeControl { node, term } => {
                 Outcome::ControlTaken(self.take_control(*node, *term, delta))
             }
@@ -95,11 +101,13 @@ impl Image {
             Command::SetNodeConfig { node, changes } => {
                 Outcome::NodeConfigSet(self.set_node_config(*node, changes, delta))
             }
-            Command::AlterPartitions(topics) => Outcome::Altered(
+            Command::AlterIsr(alter) => Outcome::IsrAltered(self.alter_isr(alter, delta)),
+            Command::ElectLeaders(elect) => Outcome::Elected(self.elect_leaders(elect, delta)),
+            Command::Reassign(topics) => Outcome::Reassigned(
                 topics
                     .iter()
-                    .flat_map(|topic| topic.partitions.iter().map(|change| (topic.topic, change)))
-                    .map(|(topic, change)| self.alter_partition(topic, change, delta))
+                    .flat_map(|topic| topic.partitions.iter().map(|new| (topic.topic, new)))
+                    .map(|(topic, new)| self.reassign(topic, new, delta))
                     .collect(),
             ),
             Command::Stage(stage) => Outcome::Staged(self.stage(stage, delta)),
@@ -180,10 +188,11 @@ impl Image {
                 return Err(invalid(InvalidSetting::Twice { name: name.clone() }));
             }
         }
+        let settings = topic_config::settings(&config, self);
         let topic = Topic {
             id: new.id,
             name: new.name.as_str().into(),
-            partitions: replicas.iter().map(|replicas| self.first_state(replicas)).collect(),
+            partitions: replicas.iter().map(|replicas| self.first_state(replicas, settings)).collect(),
             config: Arc::new(config),
         };
         let answer = created(&topic);
@@ -260,7 +269,8 @@ impl Image {
         }
         self.check_growth(had, replicas)?;
         let mut topic = Topic::clone(&topic);
-        topic.partitions.extend(replicas.iter().map(|replicas| self.first_state(replicas)));
+        let settings = topic_config::settings(&topic.config, self);
+        topic.partitions.extend(replicas.iter().map(|replicas| self.first_state(replicas, settings)));
         delta.changed.extend(partition_ids(&topic, had));
         self.put_topic(topic);
         Ok(())
@@ -305,16 +315,15 @@ impl Image {
         Ok(())
     }
 
-    /// A new partition is led by the first of its replicas that can.
-    fn first_state(&self, replicas: &[NodeId]) -> PartitionState {
-        PartitionState {
-            leader: replicas.iter().copied().find(|&node| self.can_lead(node)),
-            leader_epoch: LeaderEpoch(0),
-            partition_epoch: PartitionEpoch(0),
-            replicas: replicas.to_vec(),
-            isr: replicas.to_vec(),
-            elr: Vec::new(),
-        }
+    /// A new partition is led by the first of its replicas that can. All of them have its records, which are none.
+    fn first_state(&self, replicas: &[NodeId], settings: Settings) -> PartitionState {
+        let all =
+            PartitionState { replicas: replicas.to_vec(), isr: replicas.to_vec(), ..Default::default() };
+        let mut target = Target::of(&all);
+        target.isr.retain(|&node| self.is_active(node));
+        let nodes = &self.nodes;
+        let settled = settle(&all, target, &rules(nodes, settings)).unwrap_or(all);
+        PartitionState { leader_epoch: LeaderEpoch(0), partition_epoch: PartitionEpoch(0), ..settled }
     }
 
     fn set_topic_config(&mut self, set: &SetTopicConfig, delta: &mut Delta) -> Result<(), Refusal> {
@@ -322,9 +331,12 @@ impl Image {
         let config = topic_config::change(&topic.config, &set.changes, |name| self.inherited_anywhere(name))
             .map_err(invalid)?;
         if config != *topic.config {
-            let topic = Topic { config: Arc::new(config), ..Topic::clone(&topic) };
+            let before = topic_config::settings(&topic.config, self);
             delta.changed.extend(partition_ids(&topic, 0));
-            self.put_topic(topic);
+            // What is not held twice is changed where it is.
+            drop(topic);
+            self.put_topic_config(set.topic, config);
+            self.on_settings_changed(set.topic, before, delta);
         }
         Ok(())
     }
@@ -335,8 +347,15 @@ impl Image {
             topic_config::change(&self.cluster_config, changes, |name| unset.inherited_anywhere(name))
                 .map_err(invalid)?;
         if config != *self.cluster_config {
+            let before: Vec<(TopicId, Settings)> = self
+                .topics_from(TopicId::default())
+                .map(|topic| (topic.id, self.settings_of(topic)))
+                .collect();
             self.cluster_config = Arc::new(config);
             delta.cluster_config = true;
+            for (topic, before) in before {
+                self.on_settings_changed(topic, before, delta);
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! change of meaning is a new variant. Everything that a command needs is inside it (entropy, placements), so that
 //! applying it gives the same image everywhere and at every replay.
 
-use highwater_shards::ids::{NodeId, PartitionEpoch, PartitionIndex, TopicId};
+use highwater_shards::ids::{LeaderEpoch, NodeId, PartitionEpoch, PartitionIndex, TopicId};
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, EnvelopeError, Schema};
@@ -19,7 +19,7 @@ pub struct Entry {
     pub commands: Vec<Command>,
 }
 
-const ENTRY: Schema = Schema { name: "metadata log entry", kind: 1, schema: 1 };
+const ENTRY: Schema = Schema { name: "metadata log entry", kind: 1, schema: 2 };
 
 impl Entry {
     /// The entry as it is stored, in an envelope.
@@ -35,9 +35,6 @@ impl Entry {
 /// One change. Items of a list succeed or fail one by one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Command {
-    /// As the first release wrote it, for one node alone: the node serves at once, and begins a new leadership of
-    /// everything that it leads. Read, never written.
-    RegisterAlone(RegisterAlone),
     CreateTopics(Vec<CreateTopic>),
     DeleteTopics(Vec<TopicId>),
     CreatePartitions(Vec<CreatePartitions>),
@@ -49,22 +46,31 @@ pub enum Command {
         node: NodeId,
         count: u32,
     },
-    /// A node has started. It is fenced until [`Command::UnfenceNode`], and what it led has no leader: a new life
-    /// never leads in an epoch of an earlier one.
+    /// A node has started. It is fenced until [`Command::UnfenceNode`] and in sync with nothing: a new life never
+    /// leads in an epoch of an earlier one.
     RegisterNode(RegisterNode),
-    /// The node is taken for dead. What it led and where it was in sync is changed by other commands.
+    /// The node is taken for dead, or has stopped: it leads nothing and is in sync with nothing, and others are elected
+    /// in the same breath, for however many partitions (R32).
     FenceNode {
         node: NodeId,
         epoch: RegistrationEpoch,
     },
-    /// The node caught up and serves.
+    /// The node caught up and serves. Partitions that nobody could lead may have a leader by that.
     UnfenceNode {
         node: NodeId,
         epoch: RegistrationEpoch,
     },
-    /// The node is no longer part of the cluster. Refused while replicas are on it.
+    /// The node is about to stop: wherever another one in sync can lead, it neither leads nor is in sync any more.
+    /// What nobody else can lead it leads until it is fenced.
+    StopNode {
+        node: NodeId,
+        epoch: RegistrationEpoch,
+    },
+    /// The node is no longer part of the cluster. Refused while replicas are on it, unless it is forced: then its
+    /// replicas are dropped where others remain, and it is refused where it has the only one.
     RemoveNode {
         node: NodeId,
+        force: bool,
     },
     /// `node` leads the metadata log in `term`, and is the controller from here on.
     TakeControl {
@@ -78,7 +84,11 @@ pub enum Command {
         node: NodeId,
         changes: Vec<SettingChange>,
     },
-    AlterPartitions(Vec<AlterTopic>),
+    /// A leader's wishes for other in-sync replicas.
+    AlterIsr(AlterIsr),
+    ElectLeaders(ElectLeaders),
+    /// Begins, changes or cancels the reassignment of replicas (KIP-455).
+    Reassign(Vec<ReassignTopic>),
     /// Lays replica sets ready for a topic that is too large for one entry. Nobody sees them before a
     /// [`Command::CreateStaged`] or [`Command::GrowStaged`] of the same node takes them.
     Stage(Stage),
@@ -96,16 +106,6 @@ pub enum Command {
     },
 }
 
-/// See [`Command::RegisterAlone`].
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct RegisterAlone {
-    pub node: NodeId,
-    pub incarnation: Incarnation,
-    pub rack: Option<String>,
-    pub client: Endpoint,
-    pub shard_clients: Vec<Endpoint>,
-}
-
 /// See [`Command::RegisterNode`]. The fields are those of [`super::image::NodeInfo`].
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct RegisterNode {
@@ -120,36 +120,63 @@ pub struct RegisterNode {
     pub cluster: Endpoint,
     pub shard_peers: Vec<u16>,
     pub feature_level: FeatureLevel,
+    /// The registration under which the node's last life flushed everything and stopped, when it did: with any other
+    /// it may have lost what was not flushed (R27).
+    pub clean_stop: Option<RegistrationEpoch>,
 }
 
-/// Changes to partitions of one topic.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct AlterTopic {
-    pub topic: TopicId,
-    pub partitions: Vec<AlterPartition>,
-}
-
-/// A change of one partition that was decided when it was at `expected`; refused when it is not any more. It bumps the
-/// partition epoch, and the leader epoch when a leader is elected (or lost) or a replica leaves (R1).
+/// See [`Command::AlterIsr`].
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct AlterPartition {
+pub struct AlterIsr {
+    /// Who leads the partitions, in this of its lives.
+    pub node: NodeId,
+    pub epoch: RegistrationEpoch,
+    pub topics: Vec<IsrOfTopic>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct IsrOfTopic {
+    pub topic: TopicId,
+    pub partitions: Vec<NewIsr>,
+}
+
+/// Refused when the partition is not at these epochs any more, or a member is not what it was (R9).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct NewIsr {
     pub index: PartitionIndex,
-    pub expected: PartitionEpoch,
-    pub leader: LeaderChange,
-    /// `None`: as it is.
-    pub isr: Option<Vec<NodeId>>,
-    pub elr: Option<Vec<NodeId>>,
-    pub replicas: Option<Vec<NodeId>>,
+    pub leader_epoch: LeaderEpoch,
+    pub partition_epoch: PartitionEpoch,
+    /// With the registration under which the leader heard each.
+    pub isr: Vec<(NodeId, RegistrationEpoch)>,
+}
+
+/// See [`Command::ElectLeaders`].
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ElectLeaders {
+    pub kind: ElectionKind,
+    pub topics: Vec<(TopicId, Vec<PartitionIndex>)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum LeaderChange {
+pub enum ElectionKind {
+    /// The first replica, if it is in sync.
     #[default]
-    Keep,
-    /// Elected, maybe again.
-    Elect(NodeId),
-    /// Nobody can lead.
-    Nobody,
+    Preferred,
+    /// Where nobody leads, anybody who can: what only others have is given up.
+    Unclean,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ReassignTopic {
+    pub topic: TopicId,
+    pub partitions: Vec<NewReplicas>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct NewReplicas {
+    pub index: PartitionIndex,
+    /// In the order of preference; `None`: those that it had before it was reassigned.
+    pub replicas: Option<Vec<NodeId>>,
 }
 
 /// See [`Command::Stage`].
@@ -210,12 +237,6 @@ impl Command {
     /// The bytes that it takes in an entry, or somewhat more; for bounds.
     pub fn weight(&self) -> usize {
         4 + match self {
-            Self::RegisterAlone(r) => {
-                endpoints(&r.shard_clients)
-                    + endpoints(std::slice::from_ref(&r.client))
-                    + text(r.rack.as_ref())
-                    + 16
-            }
             Self::CreateTopics(topics) => topics.iter().map(CreateTopic::weight).sum(),
             Self::DeleteTopics(ids) => 19 * ids.len(),
             Self::CreatePartitions(all) => all.iter().map(CreatePartitions::weight).sum(),
@@ -225,16 +246,21 @@ impl Command {
                 let endpoints = endpoints(&r.shard_clients)
                     + endpoints(std::slice::from_ref(&r.client))
                     + endpoints(std::slice::from_ref(&r.cluster));
-                endpoints + text(r.rack.as_ref()) + 3 * r.shard_peers.len() + 64
+                endpoints + text(r.rack.as_ref()) + 3 * r.shard_peers.len() + 76
             }
             Self::SetNodeConfig { changes: all, .. } => 5 + changes(all),
-            Self::AlterPartitions(topics) => topics.iter().map(AlterTopic::weight).sum(),
+            Self::AlterIsr(alter) => 18 + alter.topics.iter().map(IsrOfTopic::weight).sum::<usize>(),
+            Self::ElectLeaders(elect) => {
+                4 + elect.topics.iter().map(|(_, indexes)| 22 + 5 * indexes.len()).sum::<usize>()
+            }
+            Self::Reassign(topics) => topics.iter().map(ReassignTopic::weight).sum(),
             Self::Stage(stage) => 32 + replica_sets(&stage.replicas),
             Self::CreateStaged { topic, .. } => 10 + topic.weight(),
             Self::GrowStaged { more, .. } => 10 + more.weight(),
             Self::ReserveProducerIds { .. }
             | Self::FenceNode { .. }
             | Self::UnfenceNode { .. }
+            | Self::StopNode { .. }
             | Self::RemoveNode { .. }
             | Self::TakeControl { .. }
             | Self::SetFeatureLevel(_) => 16,
@@ -261,16 +287,26 @@ impl SetTopicConfig {
     }
 }
 
-impl AlterTopic {
+impl IsrOfTopic {
+    /// Without partitions.
+    pub const WEIGHT: usize = 22;
+
     pub fn weight(&self) -> usize {
-        22 + self.partitions.iter().map(AlterPartition::weight).sum::<usize>()
+        Self::WEIGHT + self.partitions.iter().map(NewIsr::weight).sum::<usize>()
     }
 }
 
-impl AlterPartition {
+impl NewIsr {
     pub fn weight(&self) -> usize {
-        let nodes = |nodes: &Option<Vec<NodeId>>| nodes.as_ref().map_or(0, |n| replica_set(n));
-        19 + nodes(&self.isr) + nodes(&self.elr) + nodes(&self.replicas)
+        let members = self.isr.iter().map(|(node, epoch)| varint(node.0) + long_varint(epoch.0));
+        16 + members.sum::<usize>()
+    }
+}
+
+impl ReassignTopic {
+    pub fn weight(&self) -> usize {
+        let set = |new: &NewReplicas| 7 + new.replicas.as_ref().map_or(0, |replicas| replica_set(replicas));
+        22 + self.partitions.iter().map(set).sum::<usize>()
     }
 }
 
@@ -281,6 +317,13 @@ fn varint(number: u32) -> usize {
         0x80..0x4000 => 2,
         0x4000..0x20_0000 => 3,
         _ => 5,
+    }
+}
+
+fn long_varint(number: u64) -> usize {
+    match u32::try_from(number) {
+        Ok(number) => varint(number),
+        Err(_) => 10,
     }
 }
 

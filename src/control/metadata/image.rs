@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use highwater_shards::ids::RegistrationEpoch;
 use highwater_shards::ids::{
     LeaderEpoch, NodeId, PartitionEpoch, PartitionId, PartitionIndex, ProducerId, Revision, ShardId, TopicId,
 };
@@ -16,12 +17,6 @@ use crate::control::placement::NodeLoad;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(pub u64);
-
-/// One registration of a node: the revision that made it, so that it grows over the whole cluster and a command that
-/// was meant for an earlier life of the node is refused.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RegistrationEpoch(pub u64);
 
 /// Drawn at random when a data directory is made: a node that comes back with another one has lost what it held.
 /// 0 in metadata of releases that did not draw one.
@@ -120,6 +115,8 @@ pub struct NodeInfo {
     /// Neither leads partitions nor gets new ones, and clients are not sent to it: until it caught up after a start,
     /// and when it is taken for dead.
     pub fenced: bool,
+    /// It is about to end: it gives its leaderships away, is in sync with nothing and gets nothing new.
+    pub stopping: bool,
     /// Settings of this node that were set at run time.
     pub config: Arc<BTreeMap<String, String>>,
 }
@@ -127,12 +124,17 @@ pub struct NodeInfo {
 impl NodeInfo {
     /// Whether new replicas may be placed on it.
     pub fn takes_replicas(&self) -> bool {
-        !self.fenced && self.capabilities.replica
+        self.is_active() && self.capabilities.replica
     }
 
     /// Whether it can be elected.
     pub fn can_lead(&self) -> bool {
-        !self.fenced && self.capabilities.leader
+        self.is_active() && self.capabilities.leader
+    }
+
+    /// Whether its replicas can be in sync.
+    pub fn is_active(&self) -> bool {
+        !self.fenced && !self.stopping
     }
 }
 
@@ -159,17 +161,31 @@ pub struct Topic {
     pub config: Arc<BTreeMap<String, String>>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PartitionState {
     pub leader: Option<NodeId>,
     pub leader_epoch: LeaderEpoch,
     pub partition_epoch: PartitionEpoch,
     /// In the order of preference as leader.
     pub replicas: Vec<NodeId>,
-    /// In sync; a subset of `replicas`.
+    /// In sync; a subset of `replicas` that holds the leader.
     pub isr: Vec<NodeId>,
     /// Eligible to lead although not in sync (KIP-966); a subset of `replicas` apart from `isr`.
     pub elr: Vec<NodeId>,
+    /// Who led when the last one in sync was lost; `None` while somebody leads.
+    pub last_leader: Option<NodeId>,
+    /// Whoever leads may lack acknowledged records, and has not spoken yet.
+    pub recovering: bool,
+    /// While replicas are reassigned: those that are to come and catch up. A subset of `replicas`.
+    pub adding: Vec<NodeId>,
+    /// Those that are to go once all others are there. A subset of `replicas` apart from `adding`.
+    pub removing: Vec<NodeId>,
+}
+
+impl PartitionState {
+    pub fn is_reassigned(&self) -> bool {
+        !(self.adding.is_empty() && self.removing.is_empty())
+    }
 }
 
 impl Topic {
@@ -201,6 +217,11 @@ impl Image {
 
     pub fn topic_by_id(&self, id: TopicId) -> Option<&Arc<Topic>> {
         self.topics.get(&id)
+    }
+
+    /// Whether the node's replicas can be in sync.
+    pub fn is_active(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|info| info.is_active())
     }
 
     /// Whether the node is in the cluster and not fenced.
@@ -276,6 +297,12 @@ impl Image {
         }
     }
 
+    /// Gives the topic, which has to be there, these settings. Unlike [`Self::put_topic`] it touches nothing else.
+    pub fn put_topic_config(&mut self, id: TopicId, config: BTreeMap<String, String>) {
+        let topic = self.topics.get_mut(&id).expect("the topic is there");
+        Arc::make_mut(topic).config = Arc::new(config);
+    }
+
     /// Adds the topic, or puts it in the place of the one with its id.
     pub fn put_topic(&mut self, topic: Topic) {
         self.remove_topic(topic.id);
@@ -303,22 +330,24 @@ impl Image {
         Some(topic)
     }
 
-    /// Puts the state in the place of the partition's, which has to be there. Unlike [`Self::put_topic`] it looks at
-    /// no other partition.
-    pub fn put_partition(&mut self, id: PartitionId, state: PartitionState) {
-        let topic = self.topics.get_mut(&id.topic).expect("the partition is there");
-        let at = usize::try_from(id.index.0).expect("an index of a partition fits");
-        let old = Arc::make_mut(topic).partitions.get_mut(at).expect("the partition is there");
-        self.replicas = self.replicas + state.replicas.len() - old.replicas.len();
-        self.leaderless =
-            self.leaderless + usize::from(state.leader.is_none()) - usize::from(old.leader.is_none());
-        let old = std::mem::replace(old, state);
-        let new = self.partition(id).expect("the partition is there");
-        if old.replicas != new.replicas {
-            let new = loads_of(std::iter::once(new));
-            self.add_loads(&new);
-            self.subtract_loads(&loads_of(std::iter::once(&old)));
+    /// Puts states in the place of those of partitions that are there, each by its place in the topic. Unlike
+    /// [`Self::put_topic`] it looks at no other partition.
+    pub fn put_partitions(&mut self, topic: TopicId, states: Vec<(usize, PartitionState)>) {
+        let topic = Arc::make_mut(self.topics.get_mut(&topic).expect("the topic is there"));
+        let (mut more, mut less) = (BTreeMap::new(), BTreeMap::new());
+        for (at, state) in states {
+            let old = topic.partitions.get_mut(at).expect("the partition is there");
+            self.replicas = self.replicas + state.replicas.len() - old.replicas.len();
+            self.leaderless =
+                self.leaderless + usize::from(state.leader.is_none()) - usize::from(old.leader.is_none());
+            if old.replicas != state.replicas {
+                count_loads(&mut more, &state);
+                count_loads(&mut less, old);
+            }
+            *old = state;
         }
+        self.add_loads(&more);
+        self.subtract_loads(&less);
     }
 
     /// What each node holds; those that hold nothing are left out.
@@ -365,15 +394,17 @@ impl Image {
 
 fn loads_of<'a>(partitions: impl Iterator<Item = &'a PartitionState>) -> BTreeMap<NodeId, NodeLoad> {
     let mut loads: BTreeMap<NodeId, NodeLoad> = BTreeMap::new();
-    for partition in partitions {
-        for (slot, &node) in partition.replicas.iter().enumerate() {
-            let load = loads.entry(node).or_default();
-            load.replicas += 1;
-            // The first replica is the preferred leader.
-            load.leaders += u32::from(slot == 0);
-        }
-    }
+    partitions.for_each(|partition| count_loads(&mut loads, partition));
     loads
+}
+
+fn count_loads(loads: &mut BTreeMap<NodeId, NodeLoad>, partition: &PartitionState) {
+    for (slot, &node) in partition.replicas.iter().enumerate() {
+        let load = loads.entry(node).or_default();
+        load.replicas += 1;
+        // The first replica is the preferred leader.
+        load.leaders += u32::from(slot == 0);
+    }
 }
 
 /// The name with '_' for '.', when it holds either.
@@ -388,11 +419,9 @@ mod tests {
     fn topic(id: u128, name: &str, partitions: usize) -> Topic {
         let state = PartitionState {
             leader: Some(NodeId(1)),
-            leader_epoch: LeaderEpoch(0),
-            partition_epoch: PartitionEpoch(0),
             replicas: vec![NodeId(1)],
             isr: vec![NodeId(1)],
-            elr: Vec::new(),
+            ..PartitionState::default()
         };
         Topic {
             id: TopicId(id),

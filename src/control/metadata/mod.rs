@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod command;
 pub mod delta;
+pub mod election;
 pub mod envelope;
 pub mod image;
 pub mod node_config;

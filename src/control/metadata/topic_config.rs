@@ -25,6 +25,11 @@ const RETENTION_BYTES: &str = "retention.bytes";
 const RETENTION_MS: &str = "retention.ms";
 const SEGMENT_BYTES: &str = "segment.bytes";
 const SEGMENT_MS: &str = "segment.ms";
+const UNCLEAN: &str = "unclean.leader.election.enable";
+
+/// What decides which replicas count: every node has to see these alike, so the defaults of a node's own config file do
+/// not act. The controller proposes those of its file as defaults of the cluster, unless it has some.
+pub const CLUSTER_WIDE: [&str; 3] = [DURABILITY, ISR_MIN, UNCLEAN];
 
 /// The smallest segment that a topic can be set to have, in bytes. Kafka's tools and tests set small ones to see old
 /// records go; a batch that is larger gets a segment of its own.
@@ -272,14 +277,12 @@ const SETTINGS: &[Setting] = &[
               however small it is.",
     },
     Setting {
-        name: "unclean.leader.election.enable",
+        name: UNCLEAN,
         kind: ConfigKind::Boolean,
         default: "false",
-        allowed: Allowed::Only {
-            value: "false",
-            instead: "a replica that may lack acknowledged records is never made leader",
-        },
-        doc: "A replica that may lack acknowledged records is never made leader ('false').",
+        allowed: Allowed::OneOf(&["false", "true"]),
+        doc: "Whether a replica that may lack acknowledged records is made leader when no other can be: 'true' gives them \
+              up for being there.",
     },
 ];
 
@@ -369,6 +372,48 @@ pub fn inherited(name: &'static str, image: &Image, defaults: &TopicDefaults) ->
     value(setting(name).expect("callers pass names from the table"), None, image, defaults).0.to_owned()
 }
 
+/// What decides which replicas of a topic count, the same on every node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    pub isr_min: usize,
+    pub unclean: bool,
+    pub durability: Durability,
+}
+
+/// Those of a topic whose own settings are `config`.
+pub fn settings(config: &BTreeMap<String, String>, image: &Image) -> Settings {
+    let value = |name| {
+        let own = config.get(name).or_else(|| image.cluster_config.get(name));
+        own.map_or_else(
+            || setting(name).expect("the constants name settings of the table").default,
+            String::as_str,
+        )
+    };
+    Settings {
+        isr_min: value(ISR_MIN).parse().unwrap_or(1),
+        unclean: value(UNCLEAN) == "true",
+        durability: durability(value(DURABILITY)),
+    }
+}
+
+fn durability(value: &str) -> Durability {
+    match value {
+        "replicated" => Durability::Replicated,
+        _ => Durability::Fsync,
+    }
+}
+
+/// Settings of [`CLUSTER_WIDE`] that the config file sets and the cluster does not, with their values.
+pub fn not_cluster_wide_yet<'a>(
+    image: &'a Image,
+    defaults: &'a TopicDefaults,
+) -> impl Iterator<Item = (&'static str, &'a str)> {
+    CLUSTER_WIDE.into_iter().filter_map(|name| {
+        let value = defaults.settings.get(name)?;
+        (!image.cluster_config.contains_key(name)).then_some((name, value.as_str()))
+    })
+}
+
 /// What the partitions of the topic act on.
 pub fn partition_config(topic: &Topic, image: &Image, defaults: &TopicDefaults) -> PartitionConfig {
     let value = |name| {
@@ -377,10 +422,7 @@ pub fn partition_config(topic: &Topic, image: &Image, defaults: &TopicDefaults) 
     };
     // Values were checked when they were set. One that a later version of the table refuses counts as unset.
     PartitionConfig {
-        durability: match value(DURABILITY) {
-            "replicated" => Durability::Replicated,
-            _ => Durability::Fsync,
-        },
+        durability: durability(value(DURABILITY)),
         isr_min: value(ISR_MIN).parse().unwrap_or(1),
         batch_bytes_max: value(BATCH_BYTES)
             .parse()
@@ -437,7 +479,9 @@ fn value<'a>(
         (own, ConfigSource::Topic)
     } else if let Some(set) = image.cluster_config.get(setting.name) {
         (set, ConfigSource::Cluster)
-    } else if let Some(set) = defaults.settings.get(setting.name) {
+    } else if let Some(set) = defaults.settings.get(setting.name)
+        && !CLUSTER_WIDE.contains(&setting.name)
+    {
         (set, ConfigSource::File)
     } else {
         (setting.default, ConfigSource::Default)
@@ -532,20 +576,40 @@ mod tests {
         let mut defaults = TopicDefaults::default();
         let mut image = Image::default();
         let plain = topic(&[]);
-        let own = topic(&[(ISR_MIN, "5")]);
+        let own = topic(&[(TOMBSTONE_MS, "5")]);
         let seen = |topic: &Topic, image: &Image, defaults: &TopicDefaults| {
             let all = describe(topic, image, defaults);
-            let entry = all.into_iter().find(|e| e.name == ISR_MIN).expect("in the table");
-            assert_eq!(entry.value, partition_config(topic, image, defaults).isr_min.to_string());
+            let entry = all.into_iter().find(|e| e.name == TOMBSTONE_MS).expect("in the table");
+            assert_eq!(entry.value, partition_config(topic, image, defaults).log.tombstone_ms.to_string());
             (entry.value, entry.source)
         };
-        assert_eq!(seen(&plain, &image, &defaults), ("1".into(), ConfigSource::Default));
-        defaults.set(ISR_MIN, "2").unwrap();
+        assert_eq!(seen(&plain, &image, &defaults), ("86400000".into(), ConfigSource::Default));
+        defaults.set(TOMBSTONE_MS, "2").unwrap();
         assert_eq!(seen(&plain, &image, &defaults), ("2".into(), ConfigSource::File));
-        image.cluster_config = Arc::new(BTreeMap::from([(ISR_MIN.into(), "3".into())]));
+        image.cluster_config = Arc::new(BTreeMap::from([(TOMBSTONE_MS.into(), "3".into())]));
         assert_eq!(seen(&plain, &image, &defaults), ("3".into(), ConfigSource::Cluster));
         assert_eq!(seen(&own, &image, &defaults), ("5".into(), ConfigSource::Topic));
         assert_eq!(describe_cluster(&image, &defaults).len(), SETTINGS.len());
+    }
+
+    #[test]
+    fn a_nodes_own_file_decides_nothing_about_which_replicas_count() {
+        let (mut defaults, mut image) = (TopicDefaults::default(), Image::default());
+        let values = [(DURABILITY, "replicated"), (ISR_MIN, "2"), (UNCLEAN, "true")];
+        for (name, value) in values {
+            defaults.set(name, value).unwrap();
+        }
+        let plain = topic(&[]);
+        let acts = partition_config(&plain, &image, &defaults);
+        assert_eq!((acts.isr_min, acts.durability), (1, Durability::Fsync));
+        let by_log = settings(&plain.config, &image);
+        assert_eq!((by_log.isr_min, by_log.durability, by_log.unclean), (1, Durability::Fsync, false));
+        assert_eq!(not_cluster_wide_yet(&image, &defaults).collect::<Vec<_>>(), values);
+        let set = values.into_iter().skip(1).map(|(name, value)| (name.to_owned(), value.to_owned()));
+        image.cluster_config = Arc::new(set.collect());
+        assert_eq!(not_cluster_wide_yet(&image, &defaults).collect::<Vec<_>>(), values[..1]);
+        assert_eq!(partition_config(&plain, &image, &defaults).isr_min, 2);
+        assert!(settings(&plain.config, &image).unclean);
     }
 
     #[test]
@@ -580,7 +644,7 @@ mod tests {
             (COMPACTION_LAG_MS, "-1", "from 0 on"),
             ("max.compaction.lag.ms", "1", "not supported here"),
             ("compression.type", "zstd", "only 'producer'"),
-            ("unclean.leader.election.enable", "true", "only 'false'"),
+            (UNCLEAN, "maybe", "one of false, true"),
             (DURABILITY, "maybe", "one of fsync, replicated"),
             ("flush.ms", "1", "not supported here"),
             ("retention.m", "1", "unknown topic setting"),

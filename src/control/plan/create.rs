@@ -7,7 +7,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::RngCore;
 
 use super::*;
-use crate::control::limits::{PARTITIONS_PER_REQUEST_MAX, REPLICATION_FACTOR_MAX};
+use crate::control::limits::PARTITIONS_PER_REQUEST_MAX;
 use crate::control::metadata::apply::PARTITIONS_PER_TOPIC_MAX;
 use crate::control::metadata::command::{CreatePartitions, CreateTopic};
 use crate::control::metadata::topic_config::shorten;
@@ -121,7 +121,7 @@ impl Site {
     }
 
     fn place(&self, placement: &Placement, new: &NewPartitions) -> Result<Vec<Vec<NodeId>>, Refusal> {
-        let placed = placement.place(&self.nodes, &self.load, new).map_err(|error| {
+        placement.place(&self.nodes, &self.load, new).map_err(|error| {
             let why = match error {
                 PlacementError::NoReplicas | PlacementError::TooFewNodes { .. } => {
                     Why::InvalidReplicationFactor
@@ -130,25 +130,12 @@ impl Site {
                 _ => Why::InvalidRequest,
             };
             Refusal::new(why, error.to_string())
-        })?;
-        check_factor(new.factor)?;
-        Ok(placed)
+        })
     }
 
     fn add(&mut self, replicas: &[Vec<NodeId>]) {
         replicas.iter().for_each(|set| self.load.add(set));
     }
-}
-
-fn check_factor(factor: usize) -> Result<(), Refusal> {
-    if factor <= REPLICATION_FACTOR_MAX {
-        return Ok(());
-    }
-    let words = format!(
-        "a replication factor of {factor}: this release places partitions on several nodes, but keeps each on one \
-         node only ({REPLICATION_FACTOR_MAX})"
-    );
-    Err(Refusal::new(Why::InvalidReplicationFactor, words))
 }
 
 fn within(count: usize, room: usize) -> Result<usize, Refusal> {
@@ -187,7 +174,6 @@ fn assigned_replicas(topic: &NewTopic, room: usize) -> Result<Vec<Vec<NodeId>>, 
         let words = "the assignment has gaps: partitions are numbered from 0 on";
         return Err(Refusal::new(Why::InvalidAssignment, words));
     }
-    check_factor(first.len())?;
     Ok(sets.into_values().cloned().collect())
 }
 

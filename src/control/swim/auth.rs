@@ -22,7 +22,7 @@ pub(super) const HEADER_BYTES: usize = 26;
 pub(super) const FRAME_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 
 const TO_ONE: u8 = 0x11;
-const TO_ANY: u8 = 0x12;
+pub(super) const TO_ANY: u8 = 0x12;
 
 /// Why a datagram was not taken in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

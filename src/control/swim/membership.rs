@@ -183,6 +183,11 @@ impl Membership {
         &mut self.keys
     }
 
+    /// Each key with the number of authentic datagrams that arrived under it, the one in use first.
+    pub fn keys(&self) -> impl Iterator<Item = (u8, u64)> + '_ {
+        self.keys.received()
+    }
+
     /// 0 is healthy, 8 is the worst.
     pub fn local_health(&self) -> u32 {
         self.health.value()

@@ -48,6 +48,7 @@
 mod auth;
 mod config;
 mod events;
+pub mod forge;
 mod health;
 mod hello;
 mod keyring;

@@ -13,6 +13,7 @@ pub mod fetch;
 pub mod metadata;
 pub mod offsets;
 pub mod produce;
+pub mod replicas;
 #[cfg(test)]
 pub(crate) mod tests;
 

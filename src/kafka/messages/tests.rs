@@ -8,7 +8,7 @@ use highwater_shards::ids::TopicId;
 use kafka_protocol::messages as theirs;
 use kafka_protocol::protocol::{Decodable, Encodable, Message};
 
-use super::{admin, api_versions, cluster, coordinator, fetch, metadata, offsets, produce};
+use super::{admin, api_versions, cluster, coordinator, fetch, metadata, offsets, produce, replicas};
 use crate::kafka::api::{ApiKey, Call};
 use crate::kafka::wire::{Nullable, Reader, Uuid, Version, Wire, Writer};
 
@@ -190,6 +190,17 @@ fn every_message_of_every_version_is_kafkas_in_both_directions() {
     same_call::<admin::CreateTopicsRequest, CreateTopicsRequest, CreateTopicsResponse>();
     same_call::<admin::DeleteTopicsRequest, DeleteTopicsRequest, DeleteTopicsResponse>();
     same_call::<admin::CreatePartitionsRequest, CreatePartitionsRequest, CreatePartitionsResponse>();
+    same_call::<replicas::ElectLeadersRequest, ElectLeadersRequest, ElectLeadersResponse>();
+    same_call::<
+        replicas::AlterPartitionReassignmentsRequest,
+        AlterPartitionReassignmentsRequest,
+        AlterPartitionReassignmentsResponse,
+    >();
+    same_call::<
+        replicas::ListPartitionReassignmentsRequest,
+        ListPartitionReassignmentsRequest,
+        ListPartitionReassignmentsResponse,
+    >();
     same_call::<cluster::DescribeClusterRequest, DescribeClusterRequest, DescribeClusterResponse>();
     same_call::<cluster::DescribeConfigsRequest, DescribeConfigsRequest, DescribeConfigsResponse>();
     same_call::<

@@ -22,9 +22,9 @@ fn exchange(request: &str, answer: Option<Answer>) -> Bytes {
 fn a_python_clients_first_request_is_understood() {
     // ApiVersions 0, as kafka-python and aiokafka begin: client id "kafka-python", no body.
     let answer = exchange("0012 0000 00000001 000c 6b61666b612d707974686f6e", None);
-    assert_eq!(&answer[..10], &bytes("00000001 0000 0000000f")[..]);
+    assert_eq!(&answer[..10], &bytes("00000001 0000 00000012")[..]);
     assert_eq!(&answer[10..22], &bytes("0000 0000 000d 0001 0004 0012")[..]);
-    assert_eq!(answer.len(), 10 + 15 * 6);
+    assert_eq!(answer.len(), 10 + 18 * 6);
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn librdkafkas_first_request_is_understood() {
     let answer =
         exchange("0012 0003 00000001 0007 72646b61666b61 00 0b 6c696272646b61666b61 06 322e302e32 00", None);
     // The header has no tags although the body is flexible.
-    assert_eq!(&answer[..7], &bytes("00000001 0000 10")[..]);
+    assert_eq!(&answer[..7], &bytes("00000001 0000 13")[..]);
     assert_eq!(&answer[answer.len() - 5..], &bytes("00000000 00")[..]);
 }
 

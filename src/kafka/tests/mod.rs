@@ -7,6 +7,7 @@ mod hostile;
 mod metadata;
 mod model;
 mod produce;
+mod replicas;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,7 +74,7 @@ pub fn add_topic(image: &mut Image, id: TopicId, name: &str, partitions: u32) {
         partition_epoch: PartitionEpoch(0),
         replicas: vec![leader(p)],
         isr: vec![leader(p)],
-        elr: Vec::new(),
+        ..PartitionState::default()
     };
     let partitions: imbl::Vector<_> = (0..partitions).map(state).collect();
     for p in (0..).take(partitions.len()).filter(|&p| leader(p) == NodeId(1)) {

@@ -168,6 +168,13 @@ fn reply(request: Request) -> Reply {
         Request::AlterConfigs { resources, .. } => {
             Reply::AlterConfigs(resources.iter().map(|_| Err(refusal())).collect())
         }
+        Request::Reassign { partitions, .. } => Reply::Reassign(
+            partitions.iter().map(|p| p.replicas.as_ref().map(drop).ok_or_else(refusal)).collect(),
+        ),
+        Request::ElectLeaders { partitions, .. } => {
+            let all = partitions.unwrap_or_default();
+            Reply::ElectLeaders(Ok(all.into_iter().map(|partition| (partition, Err(refusal()))).collect()))
+        }
         Request::NewProducerId => Reply::NewProducerId(Ok((ProducerId(1), ProducerEpoch(0)))),
         Request::ChangeNode { .. } | Request::SetFeatureLevel { .. } => {
             panic!("Kafka's protocol has nothing that asks for this")

@@ -6,9 +6,10 @@
 use highwater_shards::ids::NodeId;
 use hmac::Mac;
 
-use super::hello::{self, Hello, PeerIdentity, Role};
+use super::hello::{self, Hello, PeerIdentity, Purpose, Role};
 use super::session::{self, Keys, TAG_LEN};
 use super::{DiskId, HELLO_LEN, NONCE_LEN, PROOF_OF_ACCEPTOR, PROOF_OF_DIALER, Secret};
+use crate::control::metadata::image::Incarnation;
 
 pub const PROOF_LEN: usize = 32;
 /// The code and three zeros, then the acceptor's proof.
@@ -18,8 +19,16 @@ pub const OPEN_LEN: usize = CODE_LEN + TAG_LEN;
 const CODE_LEN: usize = 4;
 const WELCOME: u8 = 0;
 
-/// The disk that a node is known by, if it is known.
-pub type Known<'a> = &'a dyn Fn(NodeId) -> Option<DiskId>;
+/// What an end of a handshake knows of the other one beforehand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Known {
+    /// The disk that the node is known by.
+    pub disk: Option<DiskId>,
+    /// The life in which the cluster's metadata has it.
+    pub registered: Option<Incarnation>,
+}
+
+pub type Knows<'a> = &'a dyn Fn(NodeId) -> Known;
 
 /// Why the handshake came to nothing: who is there has proven nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -58,6 +67,10 @@ pub enum Refusal {
     OtherDisk = 3,
     SameNodeId = 4,
     TooManyConnections = 5,
+    /// Of a stream: the metadata at one end does not have the other in its present life.
+    NotRegistered = 6,
+    /// Of a stream: the acceptor has no such shard.
+    NoSuchShard = 7,
     /// A reason that only a newer version knows.
     Unknown = 255,
 }
@@ -71,6 +84,8 @@ impl Refusal {
             3 => Some(Self::OtherDisk),
             4 => Some(Self::SameNodeId),
             5 => Some(Self::TooManyConnections),
+            6 => Some(Self::NotRegistered),
+            7 => Some(Self::NoSuchShard),
             _ => Some(Self::Unknown),
         }
     }
@@ -83,8 +98,15 @@ impl Refusal {
             Self::OtherDisk => "other disk",
             Self::SameNodeId => "same node id",
             Self::TooManyConnections => "too many connections",
+            Self::NotRegistered => "not registered",
+            Self::NoSuchShard => "no such shard",
             Self::Unknown => "unknown",
         }
+    }
+
+    /// Whether it passes by itself, with nothing for people to do: metadata that one node has and the other not yet.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Self::TooManyConnections | Self::NotRegistered | Self::NoSuchShard)
     }
 }
 
@@ -92,6 +114,7 @@ impl Refusal {
 pub struct Judged {
     pub peer: PeerIdentity,
     pub keys: Keys,
+    pub purpose: Purpose,
     /// `None`: both may talk.
     pub refusal: Option<Refusal>,
     me: PeerIdentity,
@@ -142,6 +165,14 @@ impl Judged {
                 let acceptor = if self.dialed { node } else { me };
                 format!("node {acceptor} has no room for another connection from there; it is tried again")
             }
+            Refusal::NotRegistered => format!(
+                "node {node} and this node {me} do not have each other, as they are now, in their metadata; it is tried \
+                 again"
+            ),
+            Refusal::NoSuchShard => {
+                let acceptor = if self.dialed { node } else { me };
+                format!("node {acceptor} has no such shard as is asked for; it is tried again")
+            }
             Refusal::Unknown => {
                 format!("node {node} refuses for a reason that only a newer version of Highwater knows")
             }
@@ -155,8 +186,10 @@ fn judge(
     peer: &PeerIdentity,
     meant: Option<NodeId>,
     acceptor: NodeId,
-    known: Known<'_>,
+    purpose: Purpose,
+    knows: Knows<'_>,
 ) -> Option<Refusal> {
+    let known = knows(peer.node);
     if let (Some(mine), Some(its)) = (me.cluster, peer.cluster)
         && mine != its
     {
@@ -169,8 +202,13 @@ fn judge(
     if me.node == peer.node && me.disk != peer.disk {
         return Some(Refusal::SameNodeId);
     }
-    if known(peer.node).is_some_and(|disk| disk != peer.disk) {
+    if known.disk.is_some_and(|disk| disk != peer.disk) {
         return Some(Refusal::OtherDisk);
+    }
+    let is_stream = matches!(purpose, Purpose::Stream { .. });
+    let are_of_one = me.cluster.is_some() && me.cluster == peer.cluster && me.node != peer.node;
+    if is_stream && !(are_of_one && known.registered == Some(peer.incarnation)) {
+        return Some(Refusal::NotRegistered);
     }
     None
 }
@@ -179,6 +217,7 @@ fn judge(
 pub struct Dialer {
     me: PeerIdentity,
     to: Option<NodeId>,
+    purpose: Purpose,
     mine: [u8; HELLO_LEN],
     its: [u8; HELLO_LEN],
     proof: [u8; PROOF_LEN],
@@ -187,9 +226,9 @@ pub struct Dialer {
 
 impl Dialer {
     /// `to` is the node that it means to reach, when it knows. `nonce` is fresh entropy, used once.
-    pub fn new(me: PeerIdentity, to: Option<NodeId>, nonce: &[u8; NONCE_LEN]) -> Self {
-        let mine = hello::encode(&me, Role::Dialer, to, nonce);
-        Self { me, to, mine, its: [0; HELLO_LEN], proof: [0; PROOF_LEN], peer: None }
+    pub fn new(me: PeerIdentity, to: Option<NodeId>, purpose: Purpose, nonce: &[u8; NONCE_LEN]) -> Self {
+        let mine = hello::encode(&me, Role::Dialer, to, purpose, nonce);
+        Self { me, to, purpose, mine, its: [0; HELLO_LEN], proof: [0; PROOF_LEN], peer: None }
     }
 
     /// The first message.
@@ -220,7 +259,7 @@ impl Dialer {
         self,
         secret: &Secret,
         verdict: &[u8; VERDICT_LEN],
-        known: Known<'_>,
+        knows: Knows<'_>,
     ) -> Result<(Judged, [u8; OPEN_LEN]), HandshakeError> {
         let peer = self.peer.expect("the proof comes before the verdict");
         let (code, its_proof) = verdict.split_at(CODE_LEN);
@@ -229,13 +268,14 @@ impl Dialer {
         mac.update(code);
         mac.verify_slice(its_proof).map_err(|_| HandshakeError::WrongSecret)?;
         let mut keys = session::keys(secret, &self.mine, &self.its, &self.proof, its_proof, true);
-        let own = judge(&self.me, &peer, self.to, peer.node, known);
+        let own = judge(&self.me, &peer, self.to, peer.node, self.purpose, knows);
         let mut open = [0; OPEN_LEN];
         open[0] = own.map_or(WELCOME, |refusal| refusal as u8);
         let tag = keys.send.sign(&open[..CODE_LEN]);
         open[CODE_LEN..].copy_from_slice(&tag);
         let refusal = own.or(Refusal::from_code(code[0]));
-        Ok((Judged { peer, keys, refusal, me: self.me, meant: self.to, dialed: true }, open))
+        let Self { me, to: meant, purpose, .. } = self;
+        Ok((Judged { peer, keys, purpose, refusal, me, meant, dialed: true }, open))
     }
 }
 
@@ -253,7 +293,12 @@ impl Acceptor {
         nonce: &[u8; NONCE_LEN],
     ) -> Result<Self, HandshakeError> {
         hello::decode(its, Role::Dialer).ok_or(HandshakeError::NotAPeer)?;
-        Ok(Self { mine: hello::encode(me, Role::Acceptor, None, nonce), its: *its })
+        Ok(Self { mine: hello::encode(me, Role::Acceptor, None, Purpose::Calls, nonce), its: *its })
+    }
+
+    /// What the dialer wants the connection for. Not proven yet.
+    pub fn purpose(&self) -> Purpose {
+        hello::decode(&self.its, Role::Dialer).expect("it was decoded once already").purpose
     }
 
     /// The second message.
@@ -261,22 +306,21 @@ impl Acceptor {
         &self.mine
     }
 
-    /// Takes the dialer's proof, and gives the verdict, which is to be sent in any case. `room` says whether
-    /// there is room for one more connection.
+    /// Takes the dialer's proof, and gives the verdict, which is to be sent in any case. `obstacle` is why this
+    /// node could not take the connection from anybody.
     pub fn verdict(
         &self,
         secret: &Secret,
         proof: &[u8; PROOF_LEN],
-        known: Known<'_>,
-        room: bool,
+        knows: Knows<'_>,
+        obstacle: Option<Refusal>,
     ) -> Result<(Judged, [u8; VERDICT_LEN]), HandshakeError> {
         let mac = secret.over(PROOF_OF_DIALER, &self.its, &self.mine);
         mac.verify_slice(proof).map_err(|_| HandshakeError::WrongSecret)?;
         let me = hello::decode(&self.mine, Role::Acceptor).expect("made by this node").identity;
-        let Hello { identity: peer, to } =
+        let Hello { identity: peer, to, purpose } =
             hello::decode(&self.its, Role::Dialer).expect("it was decoded once already");
-        let refusal =
-            judge(&me, &peer, to, me.node, known).or_else(|| (!room).then_some(Refusal::TooManyConnections));
+        let refusal = judge(&me, &peer, to, me.node, purpose, knows).or(obstacle);
         let mut verdict = [0; VERDICT_LEN];
         verdict[0] = refusal.map_or(WELCOME, |refusal| refusal as u8);
         let mut mac = secret.over(PROOF_OF_ACCEPTOR, &self.its, &self.mine);
@@ -284,6 +328,6 @@ impl Acceptor {
         mac.update(&verdict[..CODE_LEN]);
         verdict[CODE_LEN..].copy_from_slice(&mac.finalize().into_bytes());
         let keys = session::keys(secret, &self.its, &self.mine, proof, &verdict[CODE_LEN..], false);
-        Ok((Judged { peer, keys, refusal, me, meant: to, dialed: false }, verdict))
+        Ok((Judged { peer, keys, purpose, refusal, me, meant: to, dialed: false }, verdict))
     }
 }

@@ -7,10 +7,11 @@
 //! | 0 | 8 | magic, `HWPEERS` and a zero |
 //! | 8 | 2 | the highest version that the node speaks; both use the lower one of the two |
 //! | 10 | 1 | role: 1 dialer, 2 acceptor |
-//! | 11 | 1 | flags: 1 it has a cluster, 2 it means one node |
+//! | 11 | 1 | flags: 1 it has a cluster, 2 it means one node, 4 the connection is for a stream |
 //! | 12 | 4 | its node id |
 //! | 16 | 4 | the node id that the dialer means to reach |
-//! | 20 | 4 | 0 |
+//! | 20 | 2 | of a stream: the dialer's shard |
+//! | 22 | 2 | of a stream: the acceptor's shard |
 //! | 24 | 8 | incarnation |
 //! | 32 | 16 | disk id |
 //! | 48 | 24 | cluster id, 22 characters and zeros |
@@ -19,7 +20,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use highwater_shards::ids::NodeId;
+use highwater_shards::ids::{NodeId, ShardId};
 
 use crate::control::metadata::image::Incarnation;
 
@@ -32,6 +33,7 @@ const MAGIC: &[u8; 8] = b"HWPEERS\0";
 const CLUSTER_ID_LEN: usize = 22;
 const HAS_CLUSTER: u8 = 1;
 const MEANS_ONE: u8 = 2;
+const FOR_STREAM: u8 = 4;
 
 /// A data directory for all its life, drawn when it is made.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -96,6 +98,20 @@ pub struct PeerIdentity {
     pub version: u16,
 }
 
+/// What a connection is for, as its dialer says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// Calls of the dialer, in authenticated frames.
+    Calls,
+    /// After the handshake the connection belongs to two shards, and its bytes are theirs.
+    Stream {
+        /// The dialer's.
+        from: ShardId,
+        /// The acceptor's.
+        to: ShardId,
+    },
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Role {
     Dialer = 1,
@@ -108,12 +124,15 @@ pub(super) struct Hello {
     pub identity: PeerIdentity,
     /// The node that a dialer means to reach, when it knows.
     pub to: Option<NodeId>,
+    /// Of a dialer's.
+    pub purpose: Purpose,
 }
 
 pub(super) fn encode(
     me: &PeerIdentity,
     role: Role,
     to: Option<NodeId>,
+    purpose: Purpose,
     nonce: &[u8; NONCE_LEN],
 ) -> [u8; HELLO_LEN] {
     let mut hello = [0; HELLO_LEN];
@@ -124,6 +143,11 @@ pub(super) fn encode(
     if let Some(to) = to {
         hello[11] |= MEANS_ONE;
         hello[16..20].copy_from_slice(&to.0.to_le_bytes());
+    }
+    if let Purpose::Stream { from, to } = purpose {
+        hello[11] |= FOR_STREAM;
+        hello[20..22].copy_from_slice(&from.0.to_le_bytes());
+        hello[22..24].copy_from_slice(&to.0.to_le_bytes());
     }
     hello[24..32].copy_from_slice(&me.incarnation.0.to_le_bytes());
     hello[32..48].copy_from_slice(&me.disk.0.to_le_bytes());
@@ -146,7 +170,15 @@ pub(super) fn decode(hello: &[u8; HELLO_LEN], role: Role) -> Option<Hello> {
         0 => None,
         _ => Some(ClusterId::from_bytes(&hello[48..48 + CLUSTER_ID_LEN]).ok()?),
     };
+    let purpose = match flags & FOR_STREAM {
+        0 => Purpose::Calls,
+        _ => Purpose::Stream {
+            from: ShardId(u16::from_le_bytes(array(hello, 20))),
+            to: ShardId(u16::from_le_bytes(array(hello, 22))),
+        },
+    };
     Some(Hello {
+        purpose,
         identity: PeerIdentity {
             node: NodeId(u32::from_le_bytes(array(hello, 12))),
             disk: DiskId(u128::from_le_bytes(array(hello, 32))),

@@ -17,6 +17,14 @@
 //! (extract and expand as in RFC 5869), and each frame ends with a tag over its number and its bytes
 //! ([`session::FrameKey`]).
 //!
+//! The dialer's hello says what the connection is for ([`Purpose`]). One for calls goes on in such frames. One for a stream
+//! between two shards ends here as far as this protocol goes: the bytes behind the handshake are the shards' own, without
+//! tags, in both directions. Messages have fixed sizes and are read to their last byte and no further, so none of the
+//! shards' bytes is ever taken for one of them. Such a connection asks more of both ends: each has to know the other from
+//! the cluster's committed metadata, in its present life (node and incarnation), and thereby knows its registration.
+//! What a stream promises: whom it was opened with. What it does not: that nobody on the way reads or changes it
+//! afterwards; records have their CRC-32C, which finds damage and stops nobody who means it.
+//!
 //! It authenticates, it does not hide: who listens can read. That, and secrecy after the loss of the secret, is TLS's work.
 
 mod handshake;
@@ -27,11 +35,12 @@ pub(in crate::net) mod tests;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 pub use handshake::{
-    Acceptor, Dialer, HandshakeError, Judged, Known, OPEN_LEN, PROOF_LEN, Refusal, VERDICT_LEN,
+    Acceptor, Dialer, HandshakeError, Judged, Known, Knows, OPEN_LEN, PROOF_LEN, Refusal, VERDICT_LEN,
 };
-pub use hello::{ClusterId, DiskId, HELLO_LEN, NONCE_LEN, PeerIdentity, VERSION};
+pub use hello::{ClusterId, DiskId, HELLO_LEN, NONCE_LEN, PeerIdentity, Purpose, VERSION};
 
 /// Bytes of a secret at least; 32 random ones are better.
 pub const SECRET_LEN_MIN: usize = 16;
@@ -43,6 +52,8 @@ const PROOF_OF_DIALER: &Label = b"highwater peers: dialer ";
 const PROOF_OF_ACCEPTOR: &Label = b"highwater peers: accept ";
 const EXTRACT: &Label = b"highwater peers: session";
 const KEY_OF_DIALER: &Label = b"highwater peers: from d ";
+const GOSSIP_KEY: &Label = b"highwater gossip: secret";
+const GOSSIP_NUMBER: &Label = b"highwater gossip: number";
 const KEY_OF_ACCEPTOR: &Label = b"highwater peers: from a ";
 
 /// What all nodes of a cluster know and nobody else. Wiped when it is dropped; it can be neither copied nor printed.
@@ -67,6 +78,17 @@ impl Secret {
             return Err(WeakSecret { len: bytes.len() });
         }
         Ok(Self { keyed: keyed(bytes) })
+    }
+
+    /// The key of gossip that this secret yields, with its number, so that all nodes call it the same. Whoever learns
+    /// one of them learns nothing of the secret.
+    pub fn gossip_key(&self) -> (u8, Zeroizing<[u8; 32]>) {
+        let labelled = |label: &Label| {
+            let mut mac = (*self.keyed).clone();
+            mac.update(label);
+            Zeroizing::new(<[u8; 32]>::from(mac.finalize().into_bytes()))
+        };
+        (labelled(GOSSIP_NUMBER)[0], labelled(GOSSIP_KEY))
     }
 
     /// A MAC that has taken `label` and both hellos.

@@ -1,7 +1,7 @@
 use super::session::Keys;
 use super::*;
 use crate::control::metadata::image::Incarnation;
-use highwater_shards::ids::NodeId;
+use highwater_shards::ids::{NodeId, ShardId};
 
 const SECRET: &[u8] = b"the secret of this cluster";
 
@@ -21,7 +21,7 @@ pub(in crate::net) fn node(id: u32, cluster: Option<&str>) -> PeerIdentity {
 
 const CLUSTER: Option<&str> = Some("MDEyMzQ1Njc4OWFiY2RlZg");
 const OTHER: Option<&str> = Some("AAAAAAAAAAAAAAAAAAAAAA");
-const NOBODY: Known<'static> = &|_| None;
+const NOBODY: Knows<'static> = &|_| Known { disk: None, registered: None };
 
 /// Who takes part in a handshake, and what differs from a good one.
 struct Play<'a> {
@@ -30,9 +30,10 @@ struct Play<'a> {
     to: Option<NodeId>,
     dialers_secret: Secret,
     acceptors_secret: Secret,
-    dialer_knows: Known<'a>,
-    acceptor_knows: Known<'a>,
-    room: bool,
+    purpose: Purpose,
+    dialer_knows: Knows<'a>,
+    acceptor_knows: Knows<'a>,
+    obstacle: Option<Refusal>,
     nonces: (u8, u8),
 }
 
@@ -48,7 +49,8 @@ impl Play<'_> {
             acceptors_secret: secret(),
             dialer_knows: NOBODY,
             acceptor_knows: NOBODY,
-            room: true,
+            purpose: Purpose::Calls,
+            obstacle: None,
             nonces: (7, 8),
         }
     }
@@ -60,7 +62,7 @@ impl Play<'_> {
     /// Runs it with somebody between the two, who sees and changes each message by its number.
     fn run_altered(&self, mut alter: impl FnMut(usize, &mut [u8])) -> (Outcome, Outcome) {
         use HandshakeError::Unfinished;
-        let mut dialer = Dialer::new(self.dialer, self.to, &[self.nonces.0; NONCE_LEN]);
+        let mut dialer = Dialer::new(self.dialer, self.to, self.purpose, &[self.nonces.0; NONCE_LEN]);
         let mut hello = *dialer.hello();
         alter(0, &mut hello);
         let acceptor = match Acceptor::new(&self.acceptor, &hello, &[self.nonces.1; NONCE_LEN]) {
@@ -74,7 +76,7 @@ impl Play<'_> {
             Err(error) => return (Err(error), Err(Unfinished)),
         };
         alter(2, &mut proof);
-        let verdict = acceptor.verdict(&self.acceptors_secret, &proof, self.acceptor_knows, self.room);
+        let verdict = acceptor.verdict(&self.acceptors_secret, &proof, self.acceptor_knows, self.obstacle);
         let (mut accepted, mut verdict) = match verdict {
             Ok(both) => both,
             Err(error) => return (Err(Unfinished), Err(error)),
@@ -143,7 +145,7 @@ fn another_secret_proves_nothing_at_either_end() {
     let (_, accepted) = Play { dialers_secret: other(), ..Play::good() }.run();
     assert_eq!(accepted.err(), Some(HandshakeError::WrongSecret));
     // An acceptor that does not know the secret and lets everybody through is found out by the dialer.
-    let mut dialer = Dialer::new(node(1, CLUSTER), None, &[7; NONCE_LEN]);
+    let mut dialer = Dialer::new(node(1, CLUSTER), None, Purpose::Calls, &[7; NONCE_LEN]);
     let acceptor = Acceptor::new(&node(2, CLUSTER), dialer.hello(), &[8; NONCE_LEN]).unwrap();
     dialer.prove(&secret(), acceptor.hello()).unwrap();
     let mut verdict = [0; VERDICT_LEN];
@@ -172,7 +174,7 @@ fn a_call_for_one_node_that_reaches_another_is_refused_at_both_ends() {
 
 #[test]
 fn a_node_id_that_is_known_with_another_disk_is_refused_whoever_knows_it() {
-    let replaced: Known<'_> = &|_| Some(DiskId(77));
+    let replaced: Knows<'_> = &|_| Known { disk: Some(DiskId(77)), registered: None };
     let (dialer, acceptor) = refused(&Play { acceptor_knows: replaced, ..Play::good() }, Refusal::OtherDisk);
     assert!(
         acceptor.contains("the disk of node 1") && dialer.contains("this node 1"),
@@ -180,7 +182,7 @@ fn a_node_id_that_is_known_with_another_disk_is_refused_whoever_knows_it() {
     );
     let (dialer, _) = refused(&Play { dialer_knows: replaced, ..Play::good() }, Refusal::OtherDisk);
     assert!(dialer.contains("the disk of node 2"), "{dialer}");
-    let right: Known<'_> = &|node| Some(DiskId(u128::from(node.0) * 1000));
+    let right: Knows<'_> = &|node| Known { disk: Some(DiskId(u128::from(node.0) * 1000)), registered: None };
     let (dialed, accepted) = Play { acceptor_knows: right, dialer_knows: right, ..Play::good() }.run();
     assert!(welcome(&dialed) && welcome(&accepted));
 }
@@ -194,23 +196,59 @@ fn a_node_that_claims_the_acceptors_own_id_is_refused() {
 
 #[test]
 fn an_acceptor_without_room_says_so() {
-    refused(&Play { room: false, ..Play::good() }, Refusal::TooManyConnections);
+    let obstacle = Some(Refusal::TooManyConnections);
+    refused(&Play { obstacle, ..Play::good() }, Refusal::TooManyConnections);
+}
+
+/// Both ends know each other in their present lives.
+fn stream<'a>() -> Play<'a> {
+    let knows: Knows<'_> = &|_| Known { disk: None, registered: Some(Incarnation(3)) };
+    let purpose = Purpose::Stream { from: ShardId(5), to: ShardId(0x0203) };
+    Play { purpose, dialer_knows: knows, acceptor_knows: knows, ..Play::good() }
+}
+
+#[test]
+fn a_stream_between_registered_nodes_is_opened_and_both_ends_know_its_shards() {
+    let (dialed, accepted) = stream().run();
+    assert!(welcome(&dialed) && welcome(&accepted));
+    let (dialed, accepted) = (dialed.ok().unwrap(), accepted.ok().unwrap());
+    assert_eq!((dialed.purpose, accepted.purpose), (stream().purpose, stream().purpose));
+    let (calls, _) = Play::good().run();
+    assert_eq!(calls.ok().unwrap().purpose, Purpose::Calls);
+}
+
+#[test]
+fn a_stream_with_a_node_that_is_not_registered_as_it_is_now_is_refused_whoever_knows_it() {
+    let earlier: Knows<'_> = &|_| Known { disk: None, registered: Some(Incarnation(2)) };
+    let later: Knows<'_> = &|_| Known { disk: None, registered: Some(Incarnation(4)) };
+    for knows in [NOBODY, earlier, later] {
+        refused(&Play { acceptor_knows: knows, ..stream() }, Refusal::NotRegistered);
+        refused(&Play { dialer_knows: knows, ..stream() }, Refusal::NotRegistered);
+        let (dialed, accepted) = Play { purpose: Purpose::Calls, acceptor_knows: knows, ..stream() }.run();
+        assert!(welcome(&dialed) && welcome(&accepted), "calls do not ask for it");
+    }
+    for (a, b) in [(None, CLUSTER), (CLUSTER, None), (None, None)] {
+        refused(&Play { dialer: node(1, a), acceptor: node(2, b), ..stream() }, Refusal::NotRegistered);
+    }
+    refused(&Play { acceptor: node(1, CLUSTER), to: None, ..stream() }, Refusal::NotRegistered);
 }
 
 #[test]
 fn any_changed_bit_of_any_message_ends_the_handshake() {
-    let play = Play::good();
-    for (message, len) in [HELLO_LEN, HELLO_LEN, PROOF_LEN, VERDICT_LEN, OPEN_LEN].into_iter().enumerate() {
-        for bit in 0..len * 8 {
-            let (dialed, accepted) = play.run_altered(|at, bytes| {
-                if at == message {
-                    assert_eq!(bytes.len(), len);
-                    bytes[bit / 8] ^= 1 << (bit % 8);
-                }
-            });
-            assert!(!welcome(&accepted), "bit {bit} of message {message}");
-            // After its last message the dialer knows no better; its first frame meets a closed connection.
-            assert!(message == 4 || !welcome(&dialed), "bit {bit} of message {message}");
+    for play in [Play::good(), stream()] {
+        for (message, len) in [HELLO_LEN, HELLO_LEN, PROOF_LEN, VERDICT_LEN, OPEN_LEN].into_iter().enumerate()
+        {
+            for bit in 0..len * 8 {
+                let (dialed, accepted) = play.run_altered(|at, bytes| {
+                    if at == message {
+                        assert_eq!(bytes.len(), len);
+                        bytes[bit / 8] ^= 1 << (bit % 8);
+                    }
+                });
+                assert!(!welcome(&accepted), "bit {bit} of message {message}");
+                // After its last message the dialer knows no better; its first frame meets a closed connection.
+                assert!(message == 4 || !welcome(&dialed), "bit {bit} of message {message}");
+            }
         }
     }
 }
@@ -232,7 +270,7 @@ fn a_replayed_handshake_proves_nothing_to_either_end() {
     assert_eq!(accepted.err(), Some(HandshakeError::WrongSecret));
     // The acceptor's words again, to a dialer with a fresh nonce.
     let again = Play { nonces: (6, 8), ..Play::good() };
-    let mut dialer = Dialer::new(again.dialer, again.to, &[6; NONCE_LEN]);
+    let mut dialer = Dialer::new(again.dialer, again.to, again.purpose, &[6; NONCE_LEN]);
     dialer.prove(&secret(), recorded[1].as_slice().try_into().unwrap()).unwrap();
     let verdict = recorded[3].as_slice().try_into().unwrap();
     assert_eq!(dialer.finish(&secret(), verdict, NOBODY).err(), Some(HandshakeError::WrongSecret));
@@ -246,7 +284,7 @@ fn a_replayed_handshake_proves_nothing_to_either_end() {
 
 #[test]
 fn words_that_are_sent_back_to_their_author_prove_nothing() {
-    let mut dialer = Dialer::new(node(1, CLUSTER), None, &[7; NONCE_LEN]);
+    let mut dialer = Dialer::new(node(1, CLUSTER), None, Purpose::Calls, &[7; NONCE_LEN]);
     let hello = *dialer.hello();
     assert_eq!(dialer.prove(&secret(), &hello).err(), Some(HandshakeError::NotAPeer));
     // With the role changed to look right, and the proof sent back as the verdict's.
@@ -278,10 +316,10 @@ fn a_newer_version_is_told_and_does_not_keep_two_nodes_apart() {
 #[test]
 fn nothing_is_allocated_before_the_dialer_has_proven_the_secret() {
     let (me, secret) = (node(2, CLUSTER), secret());
-    let dialer = Dialer::new(node(1, CLUSTER), None, &[7; NONCE_LEN]);
+    let dialer = Dialer::new(node(1, CLUSTER), None, Purpose::Calls, &[7; NONCE_LEN]);
     let allocated = allocation_counter::measure(|| {
         let acceptor = Acceptor::new(&me, dialer.hello(), &[8; NONCE_LEN]).unwrap();
-        let verdict = acceptor.verdict(&secret, &[1; PROOF_LEN], NOBODY, true);
+        let verdict = acceptor.verdict(&secret, &[1; PROOF_LEN], NOBODY, None);
         assert_eq!(verdict.err(), Some(HandshakeError::WrongSecret));
     });
     assert_eq!(allocated.count_total, 0);
@@ -295,6 +333,15 @@ fn the_handshake_stays_as_it_is_on_the_wire() {
     let sum =
         |bytes: &[u8]| bytes.iter().fold(0u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(*b)));
     assert_eq!(bytes[..24], *b"HWPEERS\0\x01\0\x01\x03\x01\0\0\0\x02\0\0\0\0\0\0\0");
+    let of_stream = hello::encode(
+        &node(1, CLUSTER),
+        hello::Role::Dialer,
+        Some(NodeId(2)),
+        stream().purpose,
+        &[7; NONCE_LEN],
+    );
+    assert_eq!(of_stream[..24], *b"HWPEERS\0\x01\0\x01\x07\x01\0\0\0\x02\0\0\0\x05\0\x03\x02");
+    assert_eq!(of_stream[24..], bytes[24..HELLO_LEN]);
     assert_eq!(bytes.len(), 2 * HELLO_LEN + PROOF_LEN + VERDICT_LEN + OPEN_LEN);
     // Computed apart from this code, from the description of the protocol.
     assert_eq!(

@@ -20,7 +20,7 @@ use super::connection::{self, Handler, Liveness, Pipe};
 use super::handshake;
 use super::link::Closed;
 use super::{Inner, tcp};
-use crate::net::auth::{Acceptor, HandshakeError, Judged, PeerIdentity};
+use crate::net::auth::{Acceptor, HandshakeError, Judged, PeerIdentity, Purpose, Refusal};
 use crate::net::frame::{FrameError, Header, Message, Type};
 use crate::net::outbox::Outgoing;
 use crate::net::refusals::Who;
@@ -173,11 +173,16 @@ impl Inner {
         self.note_refusal(Who::Inbound(from), reason, &format!("from {from}: {why}"));
     }
 
-    fn has_room(&self, from: IpAddr) -> bool {
+    /// Why a connection for this can be taken from nobody.
+    fn obstacle(&self, from: IpAddr, purpose: Purpose) -> Option<Refusal> {
+        if let Purpose::Stream { to, .. } = purpose {
+            return self.stream_obstacle(to);
+        }
         let inbound = self.inbound.borrow();
         let limits = &self.config.limits;
-        inbound.proven.len() < limits.inbound_max
-            && inbound.count(from).proven < limits.inbound_per_address_max
+        let has_room = inbound.proven.len() < limits.inbound_max
+            && inbound.count(from).proven < limits.inbound_per_address_max;
+        (!has_room).then_some(Refusal::TooManyConnections)
     }
 }
 
@@ -189,12 +194,16 @@ async fn greet(inner: Rc<Inner>, mut stream: TcpStream, from: IpAddr, id: u64) {
         Acceptor::new(&inner.me.get(), hello, &nonce)
     };
     let judge = |acceptor: &Acceptor, proof: &_| {
-        acceptor.verdict(&inner.secret, proof, &|node| inner.known(node), inner.has_room(from))
+        let obstacle = inner.obstacle(from, acceptor.purpose());
+        acceptor.verdict(&inner.secret, proof, &|node| inner.known(node), obstacle)
     };
     let result = handshake::accept(&mut stream, hear, judge).await;
     match result {
         Err(error) => inner.note_inbound(from, error.name(), &error.to_string()),
         Ok(judged) => match (judged.refusal, judged.why()) {
+            (Some(refusal), Some(why)) if refusal.is_passing() => {
+                inner.count_refusal(refusal.name(), &format!("from {from}: {why}"));
+            }
             (Some(refusal), Some(why)) => inner.note_inbound(from, refusal.name(), &why),
             _ => welcome(&inner, stream, from, id, judged),
         },
@@ -204,7 +213,7 @@ async fn greet(inner: Rc<Inner>, mut stream: TcpStream, from: IpAddr, id: u64) {
 }
 
 fn welcome(inner: &Rc<Inner>, stream: TcpStream, from: IpAddr, id: u64, judged: Box<Judged>) {
-    if let Err(error) = tcp::set_up(&stream) {
+    if let Err(error) = tcp::set_up(&stream, judged.purpose) {
         return tracing::debug!(%from, "a peer's connection broke at once: {error}");
     }
     let peer = Rc::new(judged.peer);
@@ -212,6 +221,9 @@ fn welcome(inner: &Rc<Inner>, stream: TcpStream, from: IpAddr, id: u64, judged: 
         if *node == peer.node {
             kept.link.heard_of();
         }
+    }
+    if judged.purpose != Purpose::Calls {
+        return inner.give_stream(stream, from, &judged);
     }
     let mut inbound = inner.inbound.borrow_mut();
     let task = tokio::task::spawn_local(answer(Rc::clone(inner), stream, id, Rc::clone(&peer), judged))

@@ -8,15 +8,15 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use highwater_shards::ids::NodeId;
 
 use crate::net::auth::{
-    Acceptor, Dialer, HELLO_LEN, HandshakeError, Judged, Known, NONCE_LEN, OPEN_LEN, PROOF_LEN, PeerIdentity,
-    Secret, VERDICT_LEN,
+    Acceptor, Dialer, HELLO_LEN, HandshakeError, Judged, Knows, NONCE_LEN, OPEN_LEN, PROOF_LEN, PeerIdentity,
+    Purpose, Secret, VERDICT_LEN,
 };
 
 /// What a dialer brings to a handshake.
 pub(super) struct Own<'a> {
     pub secret: &'a Secret,
     pub me: PeerIdentity,
-    pub known: Known<'a>,
+    pub knows: Knows<'a>,
 }
 
 /// Fresh entropy for one handshake.
@@ -31,9 +31,10 @@ pub(super) async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     own: &Own<'_>,
     to: Option<NodeId>,
+    purpose: Purpose,
     nonce: &[u8; NONCE_LEN],
 ) -> Result<Box<Judged>, HandshakeError> {
-    let mut dialer = Dialer::new(own.me, to, nonce);
+    let mut dialer = Dialer::new(own.me, to, purpose, nonce);
     send(stream, dialer.hello()).await?;
     let mut hello = [0; HELLO_LEN];
     receive(stream, &mut hello).await?;
@@ -41,7 +42,7 @@ pub(super) async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
     send(stream, &proof).await?;
     let mut verdict = [0; VERDICT_LEN];
     receive(stream, &mut verdict).await.map_err(|_| HandshakeError::NoVerdict)?;
-    let (judged, open) = dialer.finish(own.secret, &verdict, own.known)?;
+    let (judged, open) = dialer.finish(own.secret, &verdict, own.knows)?;
     let sent = send(stream, &open).await;
     // A refused dialer may find the connection closed already, and still knows why.
     if judged.refusal.is_none() {

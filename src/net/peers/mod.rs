@@ -1,13 +1,14 @@
 //! Peers over TCP: an address book, a [`Link`] to each peer and lane, and the door through which others come.
 //!
 //! Runs on the control core's thread, inside a `LocalSet`; nothing in here is `Send`. A connection carries calls one way,
-//! from who dialed. Urgent and append calls share one connection to a peer, bulk has another, so that what a snapshot has
+//! from who dialed; or, once both ends have proven who they are, it is given away to the shards ([`streams`]). Urgent and append calls share one connection to a peer, bulk has another, so that what a snapshot has
 //! in flight delays no heartbeat.
 
 mod accept;
 mod connection;
 mod handshake;
 mod link;
+mod streams;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::auth::{ClusterId, DiskId, HandshakeError, Judged, PeerIdentity, Refusal, Secret};
+use super::auth::{ClusterId, DiskId, HandshakeError, Judged, Known, PeerIdentity, Purpose, Refusal, Secret};
 use super::refusals::{Refusals, Who};
 use super::stats::{NetStats, PeerCounters, add};
 use super::{CallError, Class, Incoming, Network};
@@ -36,8 +37,10 @@ use accept::Inbound;
 use connection::{Ended, Liveness};
 use handshake::Own;
 use link::Link;
+use streams::Streams;
 
 pub use link::Backoff;
+pub use streams::{ACCEPTED_MAX, Registration, Stream};
 
 /// Peers whose numbers are kept. More than a cluster has, so that node ids made up by whoever knows the secret do not
 /// fill the memory.
@@ -89,6 +92,8 @@ pub struct Config {
     pub limits: Limits,
     /// For name, connection and handshake together.
     pub connect_timeout: Duration,
+    /// For the opening of a stream between shards, with the wait for others to the same node.
+    pub stream_timeout: Duration,
     /// For a stranger to prove who it is.
     pub handshake_timeout: Duration,
     /// The dialer asks whether the other end is there after so much silence,
@@ -107,6 +112,7 @@ impl Default for Config {
         Self {
             limits: Limits::default(),
             connect_timeout: Duration::from_secs(3),
+            stream_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(3),
             ping_after: Duration::from_secs(2),
             silence_max: Duration::from_secs(6),
@@ -148,6 +154,7 @@ struct Inner {
     disks: RefCell<BTreeMap<NodeId, DiskId>>,
     links: RefCell<BTreeMap<(NodeId, Lane), Kept>>,
     inbound: RefCell<Inbound>,
+    streams: RefCell<Streams>,
     incoming: mpsc::Sender<Incoming>,
     incoming_bytes: Rc<Cell<usize>>,
     one_offs: Cell<usize>,
@@ -194,6 +201,7 @@ impl Peers {
             disks: RefCell::default(),
             links: RefCell::default(),
             inbound: RefCell::default(),
+            streams: RefCell::default(),
             incoming,
             incoming_bytes: Rc::default(),
             one_offs: Cell::new(0),
@@ -257,7 +265,8 @@ impl Peers {
     pub async fn probe(&self, at: &Endpoint, deadline: Duration) -> Result<PeerIdentity, CallError> {
         let probe = async {
             let _one = self.inner.one_off()?;
-            let (_, judged, _) = self.inner.dial(at, None).await.map_err(|e| self.inner.undialed(at, &e))?;
+            let (_, judged, _) =
+                self.inner.dial(at, None, Purpose::Calls).await.map_err(|e| self.inner.undialed(at, &e))?;
             Ok(judged.peer)
         };
         tokio::time::timeout(deadline, probe).await.unwrap_or(Err(CallError::TimedOut))
@@ -275,7 +284,8 @@ impl Peers {
         let call = async {
             let inner = &self.inner;
             let _one = inner.one_off()?;
-            let (stream, judged, _) = inner.dial(at, None).await.map_err(|e| inner.undialed(at, &e))?;
+            let (stream, judged, _) =
+                inner.dial(at, None, Purpose::Calls).await.map_err(|e| inner.undialed(at, &e))?;
             let Judged { peer, keys, .. } = *judged;
             let link = Link::new(&inner.config, Rc::default());
             tokio::select! {
@@ -296,6 +306,7 @@ impl Peers {
         }
         self.inner.addresses.borrow_mut().clear();
         self.inner.close_links(|_, _| true, "this node is stopping");
+        self.inner.refuse_streams();
         self.inner.inbound.borrow_mut().close_all();
     }
 
@@ -370,7 +381,7 @@ impl Inner {
         let mut was_linked = false;
         loop {
             link.work().await;
-            match self.dial(&at, Some(to)).await {
+            match self.dial(&at, Some(to), Purpose::Calls).await {
                 Ok((stream, judged, address)) => {
                     if std::mem::replace(&mut was_linked, true) {
                         add(&link.counters.reconnects, 1);
@@ -407,14 +418,15 @@ impl Inner {
         &self,
         at: &Endpoint,
         to: Option<NodeId>,
+        purpose: Purpose,
     ) -> Result<(TcpStream, Box<Judged>, SocketAddr), DialError> {
         let limit = self.config.connect_timeout;
         let dial = async {
             let (mut stream, at) = tcp::connect(at, limit).await?;
-            tcp::set_up(&stream)?;
+            tcp::set_up(&stream, purpose)?;
             let me = self.me.get();
-            let own = Own { secret: &self.secret, me, known: &|node| self.known(node) };
-            let judged = handshake::dial(&mut stream, &own, to, &handshake::nonce()?)
+            let own = Own { secret: &self.secret, me, knows: &|node| self.known(node) };
+            let judged = handshake::dial(&mut stream, &own, to, purpose, &handshake::nonce()?)
                 .await
                 .map_err(|error| DialError::Handshake { at, error })?;
             match (judged.refusal, judged.why()) {
@@ -441,7 +453,16 @@ impl Inner {
             DialError::Handshake { at, error } => (at, error.name()),
             DialError::Refused { at, refusal, .. } => (at, refusal.name()),
         };
-        self.note_refusal(Who::Outbound(*at), reason, why);
+        match error {
+            DialError::Refused { refusal, .. } if refusal.is_passing() => self.count_refusal(reason, why),
+            _ => self.note_refusal(Who::Outbound(*at), reason, why),
+        }
+    }
+
+    /// Counts what passes by itself.
+    fn count_refusal(&self, reason: &'static str, why: &str) {
+        self.refusals.borrow_mut().count(reason);
+        tracing::debug!("a connection was refused: {why}");
     }
 
     fn note_refusal(&self, who: Who, reason: &'static str, why: &str) {
@@ -450,8 +471,8 @@ impl Inner {
         }
     }
 
-    fn known(&self, node: NodeId) -> Option<DiskId> {
-        self.disks.borrow().get(&node).copied()
+    fn known(&self, node: NodeId) -> Known {
+        Known { disk: self.disks.borrow().get(&node).copied(), registered: self.registered(node) }
     }
 
     fn counters_of(&self, node: NodeId) -> Rc<PeerCounters> {

@@ -23,7 +23,7 @@ use redb::{BackendError, StorageBackend};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::super::host::File;
+use super::super::host::{Backend, File};
 use super::super::*;
 use crate::control::metadata::command::RegisterNode;
 use crate::net::{CallError, Class};
@@ -167,6 +167,8 @@ pub(super) struct Seen {
 
 pub(super) struct Node {
     pub disk: MemoryDisk,
+    /// Fails when `disk` does.
+    pub records: MemoryDisk,
     pub folder: PathBuf,
     /// There is no space for snapshots.
     pub full: Arc<AtomicBool>,
@@ -181,6 +183,7 @@ impl Node {
         Arc::new(Mixed {
             files: Directory::make(&self.folder).unwrap(),
             disk: self.disk.clone(),
+            records: self.records.clone(),
             full: Arc::clone(&self.full),
         })
     }
@@ -193,6 +196,7 @@ struct Mixed {
     full: Arc<AtomicBool>,
     pub files: Directory,
     pub disk: MemoryDisk,
+    pub records: MemoryDisk,
 }
 
 impl Folder for Mixed {
@@ -200,8 +204,9 @@ impl Folder for Mixed {
         self.files.path()
     }
 
-    fn database(&self, _name: &str, builder: &redb::Builder) -> Result<redb::Database, redb::DatabaseError> {
-        builder.create_with_backend(self.disk.clone())
+    fn backend(&self, name: &str) -> io::Result<Backend> {
+        let disk = if name.ends_with("-ahead") { &self.records } else { &self.disk };
+        Ok(Backend(Box::new(disk.clone())))
     }
 
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>> {
@@ -320,8 +325,10 @@ impl World {
     pub async fn start(&mut self, node: NodeId) {
         let folder = self.root.join(node.to_string());
         std::fs::create_dir_all(&folder).unwrap();
+        let disk = MemoryDisk::default();
         let fresh = Node {
-            disk: MemoryDisk::default(),
+            records: MemoryDisk(Arc::default(), Arc::clone(&disk.1)),
+            disk,
             folder,
             full: Arc::default(),
             incarnation: 0,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use highwater_shards::ids::NodeId;
 use highwater_shards::time::Instant;
 
+use super::lease::on_asking;
 use super::{Cluster, Effect, OnChanged, Running, State};
 use crate::config::HostPort;
 use crate::control::forming::wire::{
@@ -16,6 +17,7 @@ use crate::control::forming::wire::{
     encode_who,
 };
 use crate::control::forming::{self, Member, show};
+use crate::control::lease::CALL_LEASE;
 use crate::control::membership::change::{
     CALL_CHANGE, Change, Unchanged, decode_change, decode_changed, encode_change, encode_changed,
 };
@@ -55,6 +57,8 @@ impl Cluster {
                     call.refuse("the caller is not in this node's cluster");
                 } else if call.kind == CALL_CHANGE {
                     return Ok(on_change(running, call, image));
+                } else if call.kind == CALL_LEASE {
+                    return Ok(on_asking(running, call));
                 } else {
                     running.raft.on_call(call);
                 }

@@ -14,7 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::calls::{endpoint, raft_member};
 use super::{Effect, OnChanged, Slots, Told};
+use crate::control;
 use crate::control::forming::Member;
+use crate::control::liveness::Heard;
 use crate::control::membership::change::{Change, Unchanged};
 use crate::control::membership::{self, Node, Obstacle, Step, View};
 use crate::control::metadata::image::{DiskId, Image};
@@ -23,10 +25,6 @@ use crate::net::auth::DiskId as NetDiskId;
 use crate::net::peers::Peers;
 use crate::raft::{self, Raft, Status};
 
-/// A node that the leader has not heard for so long is fenced: it leads no partition, until it comes back by itself.
-const FENCE_AFTER: Duration = Duration::from_secs(6);
-/// Before a node is fenced again, when the last attempt has come to nothing.
-const FENCE_AGAIN: Duration = Duration::from_secs(5);
 const TRANSFER_TIME_MAX: Duration = Duration::from_secs(5);
 /// For the handing over of the lead when this node stops.
 const HAND_OVER_TIME_MAX: Duration = Duration::from_secs(2);
@@ -37,6 +35,8 @@ const CHANGES_MAX: usize = 16;
 pub(super) struct Members {
     me: Member,
     voters: Option<u32>,
+    /// How long a follower waits for its leader.
+    patience: Duration,
     tell: mpsc::Sender<Told>,
     /// What the peers were told of last.
     known: BTreeMap<NodeId, raft::Member>,
@@ -46,22 +46,21 @@ pub(super) struct Members {
     generation: u64,
     is_changing: bool,
     leaving: BTreeSet<NodeId>,
-    fenced_at: BTreeMap<NodeId, Clock>,
     changes: Slots,
 }
 
 impl Members {
-    pub(super) fn new(me: Member, voters: Option<u32>, tell: mpsc::Sender<Told>) -> Self {
+    pub(super) fn new(me: Member, voters: Option<u32>, patience: Duration, tell: mpsc::Sender<Told>) -> Self {
         Self {
             me,
             voters,
+            patience,
             tell,
             known: BTreeMap::new(),
             leading: None,
             generation: 0,
             is_changing: false,
             leaving: BTreeSet::new(),
-            fenced_at: BTreeMap::new(),
             changes: Slots::default(),
         }
     }
@@ -133,14 +132,13 @@ impl Members {
         } else if let Some(step) = membership::next(&view) {
             self.take(raft, step);
         }
-        self.fence_the_dead(&view, image)
+        vec![self.heard(&view)]
     }
 
     fn begin_anew(&mut self) {
         self.generation += 1;
         self.is_changing = false;
         self.leaving.clear();
-        self.fenced_at.clear();
     }
 
     fn tell_peers(&mut self, peers: &Peers, status: &Status) {
@@ -209,19 +207,10 @@ impl Members {
         }
     }
 
-    fn fence_the_dead(&mut self, view: &View, image: &Image) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        for (node, _) in view.nodes.iter().filter(|(_, node)| node.silent >= FENCE_AFTER) {
-            let asked = self.fenced_at.get(node).is_some_and(|at| at.elapsed() < FENCE_AGAIN);
-            if asked || !image.serves(*node) {
-                continue;
-            }
-            tracing::warn!("node {node} was not heard for {} s and is fenced", FENCE_AFTER.as_secs());
-            self.fenced_at.insert(*node, Clock::now());
-            // Whether it worked shows in the image.
-            effects.push(request(*node, NodeChange::Fence, oneshot::channel().0));
-        }
-        effects
+    /// Whom this node hears, as the leader.
+    fn heard(&self, view: &View) -> Effect {
+        let silent = view.nodes.iter().map(|(node, seen)| (*node, seen.silent)).collect();
+        Effect::Input(control::Input::Heard(Heard { patience: self.patience, silent }))
     }
 
     /// Carries out what an operator asked of the leader.

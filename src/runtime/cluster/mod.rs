@@ -6,30 +6,42 @@
 
 mod asking;
 mod calls;
+mod gossip;
+mod lease;
 mod members;
+mod streams;
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use highwater_shards::ids::NodeId;
+use highwater_shards::ids::{NodeId, ShardId};
+use highwater_shards::reactor::handover::ToDriver;
 use highwater_shards::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior};
+use zeroize::Zeroizing;
 
+use self::gossip::Gossip;
+pub(in crate::runtime) use self::gossip::GossipSetup;
+pub use self::gossip::{GossipView, KeyChange, KeySecret, MemberInfo};
+use self::lease::Leases;
 use self::members::Members;
 use super::NodeError;
 use crate::control::forming::wire::JoinAnswer;
 use crate::control::forming::{
     self, CallId, ClusterId, Forming, FormingConfig, Founders, Heard, Member, Output, Standing, Who,
 };
+use crate::control::lease::{Asking, Standing as LeaseStanding, Times};
+use crate::control::liveness::{Hint, Sign};
 use crate::control::membership::change::{Change, Changed, Unchanged};
 use crate::control::metadata::command::Entry;
 use crate::control::metadata::image::{Endpoint, Image, Incarnation};
 use crate::control::request::{Reply, Request};
 use crate::control::{self, ProposalId};
+use crate::kafka::Kafka;
 use crate::net::auth::{DiskId as NetDiskId, PeerIdentity, Secret, VERSION};
-use crate::net::peers::Peers;
+use crate::net::peers::{Peers, Registration, Stream};
 use crate::net::stats::NetStats;
 use crate::net::{self, Incoming};
 use crate::raft::{self, AdminError, Alone, Raft, RaftConfig, RaftError, RaftStats, Status};
@@ -54,6 +66,8 @@ pub(in crate::runtime) struct Setup {
     pub peers: Option<PeersSetup>,
     /// The cluster that it is in, and who founded that.
     pub formed: Option<(ClusterId, Founders)>,
+    /// Of this node.
+    pub shards: u16,
     pub seed: u64,
 }
 
@@ -61,6 +75,7 @@ pub(in crate::runtime) struct Setup {
 pub(in crate::runtime) struct PeersSetup {
     pub secret: Secret,
     pub listener: std::net::TcpListener,
+    pub gossip: GossipSetup,
 }
 
 pub(in crate::runtime) struct Cluster {
@@ -71,6 +86,12 @@ pub(in crate::runtime) struct Cluster {
     voters: Option<u32>,
     peers: Option<Peers>,
     calls: Option<mpsc::Receiver<Incoming>>,
+    /// From shards of other nodes.
+    streams: Option<mpsc::Receiver<Stream>>,
+    /// By shard, connections that it asked for.
+    dials: Vec<Slots>,
+    /// What the peers were told of the image's nodes.
+    registered: Vec<(NodeId, Registration)>,
     state: State,
     /// What this node waits for while it is in no cluster.
     waits_for: String,
@@ -98,6 +119,14 @@ enum State {
 struct Start {
     config: RaftConfig,
     storage: raft::Storage,
+    gossip: Option<GossipStart>,
+}
+
+/// What gossip begins with: the number and the bytes of its key too.
+struct GossipStart {
+    setup: GossipSetup,
+    incarnation: Incarnation,
+    key: (u8, Zeroizing<[u8; 32]>),
 }
 
 struct Running {
@@ -107,6 +136,8 @@ struct Running {
     founders: Founders,
     members: Members,
     tick: Interval,
+    gossip: Option<Gossip>,
+    leases: Leases,
 }
 
 /// The core that the control thread is pinned to, and where else its process may run.
@@ -143,7 +174,9 @@ impl Pin {
 pub(in crate::runtime) enum Happened {
     Raft(Option<raft::Event>),
     Call(Incoming),
+    Stream(Stream),
     Told(Told),
+    Hint(Hint),
     Timer,
     Look,
 }
@@ -158,6 +191,13 @@ pub(in crate::runtime) enum Told {
         call: CallId,
         answer: Result<JoinAnswer, String>,
     },
+    /// What became of a connection that a shard asked for.
+    Dialed {
+        from: ShardId,
+        node: NodeId,
+        shard: ShardId,
+        stream: Option<Stream>,
+    },
     /// A formed node told the cluster that it is there, and where.
     Announced(JoinAnswer),
     /// A change of the members is through, or has failed.
@@ -167,6 +207,10 @@ pub(in crate::runtime) enum Told {
     },
     /// The node is out of the image and may be taken out of the log's members.
     MayLeave(NodeId),
+    /// The leader of the log counts on this node, which asked then.
+    Leased {
+        asked: Instant,
+    },
 }
 
 /// What the control loop has to do.
@@ -183,6 +227,24 @@ pub(in crate::runtime) enum Effect {
         request: Request,
         reply: oneshot::Sender<Reply>,
     },
+    ToDriver {
+        shard: ShardId,
+        message: ToDriver<Kafka>,
+    },
+    /// Tell a node whether this one, which leads the log, counts on it.
+    Lease {
+        call: Incoming,
+        asking: Asking,
+        standing: LeaseStanding,
+        times: Times,
+    },
+    /// This node leads the log and asks itself.
+    LeaseOfLeader {
+        asking: Asking,
+        standing: LeaseStanding,
+        times: Times,
+        now: Instant,
+    },
 }
 
 /// The cluster as this node sees it, for people and metrics.
@@ -193,6 +255,8 @@ pub struct ClusterView {
     pub raft: Option<(Status, RaftStats)>,
     /// `None` for a node that stands alone.
     pub net: Option<NetStats>,
+    /// `None` for a node that stands alone, or is in no cluster yet.
+    pub gossip: Option<GossipView>,
 }
 
 /// Who answers a wish for a change gets the answer here.
@@ -201,11 +265,23 @@ pub(in crate::runtime) type OnChanged = Box<dyn FnOnce(Changed)>;
 impl Cluster {
     /// Opens the peers' door. The metadata log starts with [`Self::begin`].
     pub fn new(setup: Setup, pin: Pin) -> Result<Self, NodeError> {
-        let Setup { member, incarnation, may_vote, mut seeds, voters, raft, storage, peers, formed, seed } =
-            setup;
+        let Setup {
+            member,
+            incarnation,
+            may_vote,
+            mut seeds,
+            voters,
+            raft,
+            storage,
+            peers,
+            formed,
+            shards,
+            seed,
+        } = setup;
         seeds.sort_unstable_by(|a, b| (&a.host, a.port).cmp(&(&b.host, b.port)));
-        let (mut handle, mut calls) = (None, None);
-        if let Some(PeersSetup { secret, listener }) = peers {
+        let (mut handle, mut calls, mut streams, mut gossip) = (None, None, None, None);
+        if let Some(PeersSetup { secret, listener, gossip: setup }) = peers {
+            gossip = Some(GossipStart { setup, incarnation, key: secret.gossip_key() });
             let listener = tokio::net::TcpListener::from_std(listener)
                 .map_err(|e| NodeError::Resources(e.to_string()))?;
             let me = PeerIdentity {
@@ -217,10 +293,11 @@ impl Cluster {
             };
             let config = net::peers::Config { seed, ..net::peers::Config::default() };
             let (peers, incoming) = Peers::start(config, secret, me, Some(listener));
+            streams = Some(peers.take_streams(shards));
             (handle, calls) = (Some(peers), Some(incoming));
         }
         let (tell, told) = mpsc::channel(TOLD_MAX);
-        let start = Start { config: raft, storage };
+        let start = Start { config: raft, storage, gossip };
         let state = match formed {
             Some((cluster, founders)) => State::Keeping { cluster, founders, start },
             None => {
@@ -235,6 +312,9 @@ impl Cluster {
             voters,
             peers: handle,
             calls,
+            streams,
+            dials: (0..shards).map(|_| Slots::default()).collect(),
+            registered: Vec::new(),
             state,
             waits_for: "it has just started".into(),
             tell,
@@ -253,22 +333,17 @@ impl Cluster {
 
     /// What comes next of peers, log, timers and tasks. May be dropped and called again without a loss.
     pub async fn next(&mut self, now: impl Fn() -> Instant) -> Happened {
-        let Self { calls, told, state, .. } = self;
-        let call = async {
-            match calls {
-                Some(calls) => match calls.recv().await {
-                    Some(call) => call,
-                    None => std::future::pending().await,
-                },
-                None => std::future::pending().await,
-            }
-        };
+        let Self { calls, streams, told, state, .. } = self;
+        let call = next_of(calls);
+        let stream = next_of(streams);
         let told = async { told.recv().await.expect("this node holds a sender itself") };
         match state {
             State::Running(running) => tokio::select! {
                 event = running.events.recv() => Happened::Raft(event),
                 call = call => Happened::Call(call),
+                stream = stream => Happened::Stream(stream),
                 told = told => Happened::Told(told),
+                hint = heard_by(&mut running.gossip) => Happened::Hint(hint),
                 _ = running.tick.tick() => Happened::Look,
             },
             State::Forming { forming, .. } => {
@@ -281,12 +356,14 @@ impl Cluster {
                 };
                 tokio::select! {
                     call = call => Happened::Call(call),
+                    stream = stream => Happened::Stream(stream),
                     told = told => Happened::Told(told),
                     () = timer => Happened::Timer,
                 }
             }
             State::Keeping { .. } | State::Over => tokio::select! {
                 call = call => Happened::Call(call),
+                stream = stream => Happened::Stream(stream),
                 told = told => Happened::Told(told),
             },
         }
@@ -299,12 +376,29 @@ impl Cluster {
         image: &Image,
     ) -> Result<Vec<Effect>, NodeError> {
         match happened {
-            Happened::Raft(Some(event)) => self.on_raft(event),
+            Happened::Raft(Some(event)) => {
+                let is_elected = matches!(&event, raft::Event::Input(control::Input::Leadership { .. }));
+                let mut effects = self.on_raft(event)?;
+                // The last lease came from another: it is not to run out while the next one is waited for.
+                if is_elected {
+                    effects.extend(self.renew_lease(now, image));
+                }
+                Ok(effects)
+            }
             Happened::Raft(None) => Err(NodeError::Raft(RaftError::Fatal("its tasks have ended".into()))),
             Happened::Call(call) => self.on_call(now, call, image),
+            Happened::Stream(stream) => Ok(vec![streams::on_stream(stream)]),
             Happened::Told(told) => self.on_told(now, told),
             Happened::Timer => self.form(now, forming::Input::Timeout),
-            Happened::Look => Ok(self.look(image)),
+            Happened::Hint(hint) => Ok(self.on_hint(hint, image)),
+            Happened::Look => {
+                let mut effects = self.look(image);
+                // One that stands alone has a lease for good.
+                if self.peers.is_some() {
+                    effects.extend(self.renew_lease(now, image));
+                }
+                Ok(effects)
+            }
         }
     }
 
@@ -321,6 +415,9 @@ impl Cluster {
             Told::Heard { call, from } => self.form(now, forming::Input::Heard { call, from }),
             Told::JoinAnswered { call, answer } => {
                 self.form(now, forming::Input::JoinAnswered { call, answer })
+            }
+            Told::Dialed { from, node, shard, stream } => {
+                Ok(vec![streams::on_dialed(from, node, shard, stream)])
             }
             Told::Announced(answer) => match (answer, &self.state) {
                 (JoinAnswer::Refused(why), State::Running(running)) => {
@@ -340,6 +437,7 @@ impl Cluster {
                 }
                 Ok(Vec::new())
             }
+            Told::Leased { asked } => Ok(self.on_leased(asked).into_iter().collect()),
         }
     }
 
@@ -395,7 +493,8 @@ impl Cluster {
         else {
             unreachable!("the log starts once, when the cluster is known")
         };
-        let Start { config, storage } = start;
+        let Start { config, storage, gossip } = start;
+        let patience = config.election_min;
         let is_new = storage.is_new();
         self.pin.loosen();
         let started = match &self.peers {
@@ -425,8 +524,15 @@ impl Cluster {
         }
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let members = Members::new(self.member.clone(), self.voters, self.tell.clone());
-        let running = Running { raft, events, cluster, founders, members, tick };
+        let members = Members::new(self.member.clone(), self.voters, patience, self.tell.clone());
+        let gossip = gossip.map(|start| {
+            let GossipStart { setup, incarnation, key } = start;
+            let seeds = &self.seeds;
+            Gossip::start(setup, self.member.node, incarnation, cluster, (key.0, &*key.1), seeds)
+        });
+        let gossip = gossip.transpose()?;
+        let leases = Leases::new(patience);
+        let running = Running { raft, events, cluster, founders, members, tick, gossip, leases };
         self.state = State::Running(Box::new(running));
         self.announce();
         Ok(vec![Effect::Input(control::Input::ClusterId(cluster.to_string().into()))])
@@ -486,13 +592,45 @@ impl Cluster {
     /// A regular look at the members: where they are, and on the leader who should be one.
     fn look(&mut self, image: &Image) -> Vec<Effect> {
         let State::Running(running) = &mut self.state else { return Vec::new() };
+        if let Some(gossip) = &mut running.gossip {
+            gossip.know(image);
+        }
         running.members.look(&running.raft, self.peers.as_ref(), image)
     }
 
+    /// What this node hears of another by gossip. After a death the leader looks at once whether it hears that node.
+    fn on_hint(&mut self, hint: Hint, image: &Image) -> Vec<Effect> {
+        let mut effects = vec![Effect::Input(control::Input::Hint(hint))];
+        if matches!(hint.sign, Sign::Died | Sign::Left) {
+            effects.extend(self.look(image));
+        }
+        effects
+    }
+
+    /// Changes the keys of gossip on this node alone.
+    pub fn change_keys(&mut self, change: KeyChange) -> Result<String, String> {
+        if self.peers.is_none() {
+            return Err("this node stands alone: `cluster.mode: standalone`".into());
+        }
+        let State::Running(running) = &mut self.state else {
+            return Err("this node is in no cluster yet".into());
+        };
+        running.gossip.as_mut().expect("a node with peers gossips").change_keys(change)
+    }
+
     /// The node is told to stop: another one may lead at once, rather than after an election.
-    pub fn on_stop(&self) {
-        if let State::Running(running) = &self.state {
+    pub fn on_stop(&mut self) {
+        if let State::Running(running) = &mut self.state {
             running.members.hand_over(&running.raft);
+        }
+    }
+
+    /// The node has stopped: nobody has to wait until it is missed.
+    pub fn leave(&mut self) {
+        if let State::Running(running) = &mut self.state
+            && let Some(gossip) = &mut running.gossip
+        {
+            gossip.leave();
         }
     }
 
@@ -509,11 +647,16 @@ impl Cluster {
     }
 
     pub fn view(&self) -> ClusterView {
-        let (forming, raft) = match &self.state {
-            State::Running(running) => (None, Some((running.raft.status(), running.raft.stats()))),
-            _ => (Some(self.waits_for.clone()), None),
-        };
-        ClusterView { forming, raft, net: self.peers.as_ref().map(Peers::stats) }
+        let net = self.peers.as_ref().map(Peers::stats);
+        match &self.state {
+            State::Running(running) => ClusterView {
+                forming: None,
+                raft: Some((running.raft.status(), running.raft.stats())),
+                net,
+                gossip: running.gossip.as_ref().map(Gossip::view),
+            },
+            _ => ClusterView { forming: Some(self.waits_for.clone()), net, ..ClusterView::default() },
+        }
     }
 
     /// Ends the log and the peers. What is still applied has nobody to go to.
@@ -532,6 +675,24 @@ impl Cluster {
         if let Some(peers) = &self.peers {
             peers.close();
         }
+    }
+}
+
+/// What comes next there; nothing ever comes where nothing is, or from one who has gone.
+async fn next_of<T>(from: &mut Option<mpsc::Receiver<T>>) -> T {
+    if let Some(from) = from
+        && let Some(next) = from.recv().await
+    {
+        return next;
+    }
+    std::future::pending().await
+}
+
+/// The next hint; none ever without gossip.
+async fn heard_by(gossip: &mut Option<Gossip>) -> Hint {
+    match gossip {
+        Some(gossip) => gossip.next().await,
+        None => std::future::pending().await,
     }
 }
 

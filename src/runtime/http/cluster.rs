@@ -22,6 +22,7 @@ use hyper::header::{CONTENT_TYPE, ORIGIN};
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use zeroize::Zeroizing;
 
 use super::super::Command;
 use super::super::boot::ask;
@@ -68,23 +69,10 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    if !is_local(client.ip()) {
-        return refused(StatusCode::FORBIDDEN, "the cluster is changed from the node's own host only");
-    }
-    let json =
-        request.headers().get(CONTENT_TYPE).is_some_and(|found| found.as_bytes() == b"application/json");
-    if !json || request.headers().contains_key(ORIGIN) {
-        return refused(
-            StatusCode::FORBIDDEN,
-            "expected a body of `Content-Type: application/json` from a program that is no browser",
-        );
-    }
     let path = request.uri().path().to_owned();
-    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-    let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(_)) => return refused(StatusCode::BAD_REQUEST, "the body is cut off, or longer than 4 KiB"),
-        Err(_) => return refused(StatusCode::BAD_REQUEST, "the body did not arrive in time"),
+    let body = match body_of_change(request, client).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
     };
     let change = match parse(&path, &body) {
         Ok(change) => change,
@@ -94,6 +82,43 @@ where
         Some(changed) => answer(&changed),
         None => answer(&Err(Unchanged::not_now("the node is stopping"))),
     }
+}
+
+/// The body of a request that changes something: from a program on this host that is no browser, in bounded size and
+/// time. It is wiped when dropped.
+pub(super) async fn body_of_change<B>(
+    request: Request<B>,
+    client: SocketAddr,
+) -> Result<Zeroizing<Vec<u8>>, Answer>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    if !is_local(client.ip()) {
+        return Err(refused(StatusCode::FORBIDDEN, "the cluster is changed from the node's own host only"));
+    }
+    let json =
+        request.headers().get(CONTENT_TYPE).is_some_and(|found| found.as_bytes() == b"application/json");
+    if !json || request.headers().contains_key(ORIGIN) {
+        return Err(refused(
+            StatusCode::FORBIDDEN,
+            "expected a body of `Content-Type: application/json` from a program that is no browser",
+        ));
+    }
+    let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
+    let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => {
+            return Err(refused(StatusCode::BAD_REQUEST, "the body is cut off, or longer than 4 KiB"));
+        }
+        Err(_) => return Err(refused(StatusCode::BAD_REQUEST, "the body did not arrive in time")),
+    };
+    let copy = Zeroizing::new(body.to_vec());
+    // The connection's own buffer may still hold it; that is overwritten by the next request, or freed with it.
+    if let Ok(mut bytes) = body.try_into_mut() {
+        bytes.fill(0);
+    }
+    Ok(copy)
 }
 
 fn parse(path: &str, body: &[u8]) -> Result<Change, String> {
@@ -126,11 +151,11 @@ fn answer(changed: &Changed) -> Answer {
     }
 }
 
-fn refused(status: StatusCode, why: &str) -> Answer {
+pub(super) fn refused(status: StatusCode, why: &str) -> Answer {
     json(status, &serde_json::json!({ "error": why, "try_again": false }))
 }
 
-fn json(status: StatusCode, body: &serde_json::Value) -> Answer {
+pub(super) fn json(status: StatusCode, body: &serde_json::Value) -> Answer {
     typed(status, "application/json", format!("{body}\n"))
 }
 

@@ -32,7 +32,9 @@ fn node(ready: bool, second: Option<ShardStats>) -> Snapshot {
         raft: None,
         forming: None,
         net: None,
+        gossip: None,
         control: ControlStats::default(),
+        control_loop: crate::runtime::LoopStats::default(),
         shards: vec![(ShardId(0), Some(ShardStats::default())), (ShardId(1), second)],
     }
 }

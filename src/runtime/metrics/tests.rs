@@ -4,18 +4,19 @@ use std::sync::Arc;
 use highwater_shards::ids::{NodeId, Offset, PartitionId, PartitionIndex, TopicId};
 use highwater_shards::stats::{FrontStats, StorageStats};
 
+use super::super::MemberInfo;
 use super::*;
 use crate::control::metadata::image::{PartitionState, Topic};
+use crate::control::swim::SwimStats;
+use crate::net::stats::{ClassStats, NetStats, PeerStats};
 use crate::raft::Progress;
 
 fn topic(id: u128, name: &str) -> Topic {
     let state = PartitionState {
         leader: Some(NodeId(1)),
-        leader_epoch: Default::default(),
-        partition_epoch: Default::default(),
         replicas: vec![NodeId(1)],
         isr: vec![NodeId(1)],
-        elr: Vec::new(),
+        ..PartitionState::default()
     };
     Topic {
         id: TopicId(id),
@@ -54,6 +55,31 @@ fn requests(name: &'static str, micros: &[u64]) -> RequestStats {
     stats
 }
 
+fn member(name: &str) -> MemberInfo {
+    MemberInfo {
+        name: name.into(),
+        addr: ([10, 0, 0, 1], 9093).into(),
+        status: if name == "1" { swim::Status::Alive } else { swim::Status::Dead },
+        incarnation: swim::Incarnation::default(),
+        version: String::new(),
+    }
+}
+
+#[test]
+fn gossip_is_counted_by_status_reason_and_key() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::default()));
+    for (series, want) in [
+        ("highwater_members{status=\"alive\"}", 1.0),
+        ("highwater_members{status=\"dead\"}", 1.0),
+        ("highwater_members{status=\"left\"}", 0.0),
+        ("highwater_gossip_probes_total", 70.0),
+        ("highwater_gossip_rejected_datagrams_total{reason=\"tag\"}", 5.0),
+        ("highwater_gossip_key_datagrams_total{key=\"4\"}", 3.0),
+    ] {
+        assert_eq!(samples.get(series), Some(&want), "{series}");
+    }
+}
+
 fn snapshot() -> Snapshot {
     let mut image = Image::default();
     image.put_topic(topic(1, "orders"));
@@ -79,6 +105,13 @@ fn snapshot() -> Snapshot {
         raft: None,
         forming: None,
         net: None,
+        control_loop: LoopStats::default(),
+        gossip: Some(GossipView {
+            members: ["1", "2"].map(member).into(),
+            stats: SwimStats { probes: 70, rejected: [0, 0, 0, 5, 0, 0, 0, 0, 0], ..SwimStats::default() },
+            keys: vec![(17, 60), (4, 3)],
+            ..GossipView::default()
+        }),
         control: ControlStats { requests: 9, ..ControlStats::default() },
         shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
     }
@@ -238,6 +271,7 @@ fn the_raft_group_is_told_of_with_the_lag_of_each_member() {
         purged: None,
         is_joint: false,
         silent: BTreeMap::new(),
+        quorum_age: None,
     };
     let mut stats = RaftStats { flushes: 3, ..RaftStats::default() };
     stats.vote_nanos.record(2_000_000).unwrap();
@@ -251,4 +285,53 @@ fn the_raft_group_is_told_of_with_the_lag_of_each_member() {
     assert_eq!(samples["highwater_raft_vote_seconds_bucket{le=\"0.001\"}"], 0.0);
     assert_eq!(samples["highwater_raft_vote_seconds_bucket{le=\"0.0025\"}"], 1.0);
     assert_eq!(samples["highwater_raft_vote_seconds_count"], 1.0);
+}
+
+#[test]
+fn each_peer_is_told_of_with_its_calls_and_streams() {
+    let mut snapshot = snapshot();
+    let latency_us = [100, 200, 30_000_000].into_iter().fold(None, |recorded, micros| {
+        let mut recorded =
+            recorded.unwrap_or_else(|| Histogram::<u32>::new_with_bounds(1, 60_000_000, 2).unwrap());
+        recorded.record(micros).unwrap();
+        Some(recorded)
+    });
+    let append = ClassStats { latency_us, timed_out: 4, ..ClassStats::default() };
+    let peer = PeerStats {
+        node: NodeId(2),
+        bytes_in: 11,
+        bytes_out: 12,
+        frames_in: 13,
+        frames_out: 14,
+        connections: 3,
+        dialed: 2,
+        reconnects: 1,
+        dial_failures: 5,
+        streams_dialed: 6,
+        streams_accepted: 7,
+        streams_failed: 8,
+        classes: [ClassStats::default(), append, ClassStats::default()],
+    };
+    snapshot.net = Some(NetStats {
+        peers: vec![peer],
+        refusals: vec![("wrong secret", 9)],
+        inbound: 1,
+        unproven: 10,
+        incoming_bytes: 77,
+    });
+    let samples = parse(&render(&snapshot, &ProcessStats::default()));
+    let of = |name: &str| samples[&format!("highwater_peer_{name}{{node=\"2\"}}")];
+    assert_eq!((of("received_bytes_total"), of("sent_frames_total"), of("connections")), (11.0, 14.0, 3.0));
+    let streams = ["streams_dialed_total", "streams_accepted_total", "stream_failures_total"].map(of);
+    assert_eq!(streams, [6.0, 7.0, 8.0]);
+    assert_eq!(samples["highwater_peer_refusals_total{reason=\"wrong secret\"}"], 9.0);
+    assert_eq!(samples["highwater_peer_connections_unproven"], 10.0);
+    let call = |name: &str, more: &str| {
+        samples[&format!("highwater_peer_call_{name}{{node=\"2\",class=\"append\"{more}}}")]
+    };
+    assert_eq!(call("failures_total", ",reason=\"timed out\""), 4.0);
+    let below = |le: &str| call("seconds_bucket", &format!(",le=\"{le}\""));
+    assert_eq!((below("0.00005"), below("0.00025"), below("10"), below("+Inf")), (0.0, 2.0, 2.0, 3.0));
+    assert_eq!(call("seconds_count", ""), 3.0);
+    assert!((call("seconds_sum", "") - 30.0).abs() < 0.3);
 }

@@ -96,7 +96,10 @@ impl Checkers {
                 }
             }
             (_, Reply::CreateTopics(_)) => {}
-            (_, Reply::CreatePartitions(results) | Reply::AlterConfigs(results)) => {
+            (
+                _,
+                Reply::CreatePartitions(results) | Reply::AlterConfigs(results) | Reply::Reassign(results),
+            ) => {
                 for result in results {
                     match result {
                         Ok(()) => counts.done += 1,
@@ -106,6 +109,17 @@ impl Checkers {
             }
             (_, Reply::ChangeNode(result) | Reply::SetFeatureLevel(result)) => match result {
                 Ok(()) => counts.done += 1,
+                Err(refusal) => note(refusal.why, counts),
+            },
+            (_, Reply::ElectLeaders(results)) => match results {
+                Ok(results) => {
+                    for (_, result) in results {
+                        match result {
+                            Ok(()) => counts.done += 1,
+                            Err(refusal) => note(refusal.why, counts),
+                        }
+                    }
+                }
                 Err(refusal) => note(refusal.why, counts),
             },
             (_, Reply::NewProducerId(result)) => {

@@ -4,11 +4,13 @@
 //!
 //! - [`oracle`] is the log: one order of entries, and who leads
 //! - [`world`] drives the nodes; [`node`] is one of them, with what its disk holds
+//! - [`partitions`] holds every entry against what may become of a partition
 //! - [`checkers`] compare images, watch who leads partitions, and hold answers against the log
 
 pub mod checkers;
 pub mod node;
 pub mod oracle;
+pub mod partitions;
 pub mod world;
 
 use std::time::Duration;
@@ -41,10 +43,15 @@ pub struct Counts {
     pub staged: u64,
     pub fenced: u64,
     pub elections: u64,
+    pub stops: u64,
+    pub isr_wishes: u64,
+    pub isr_refused: u64,
+    pub reassignments: u64,
+    pub leaders_changed: u64,
 }
 
 impl Counts {
-    pub fn named(&self) -> [(&'static str, u64); 14] {
+    pub fn named(&self) -> [(&'static str, u64); 19] {
         [
             ("entries", self.entries),
             ("lives", self.lives),
@@ -59,7 +66,12 @@ impl Counts {
             ("producer ids", self.producer_ids),
             ("parts of large topics", self.staged),
             ("nodes fenced", self.fenced),
-            ("elections", self.elections),
+            ("elections asked for", self.elections),
+            ("stops", self.stops),
+            ("wishes for other in-sync replicas", self.isr_wishes),
+            ("members refused", self.isr_refused),
+            ("reassignments", self.reassignments),
+            ("leaders changed", self.leaders_changed),
         ]
     }
 
@@ -67,6 +79,7 @@ impl Counts {
         let Self { entries, lives, snapshots, leaders, proposals_lost, proposals_in_doubt, .. } = *other;
         let Self { done, refused, no_controller, timed_out, producer_ids, staged, fenced, elections, .. } =
             *other;
+        let Self { stops, isr_wishes, isr_refused, reassignments, leaders_changed, .. } = *other;
         self.entries += entries;
         self.lives += lives;
         self.snapshots += snapshots;
@@ -81,6 +94,11 @@ impl Counts {
         self.staged += staged;
         self.fenced += fenced;
         self.elections += elections;
+        self.stops += stops;
+        self.isr_wishes += isr_wishes;
+        self.isr_refused += isr_refused;
+        self.reassignments += reassignments;
+        self.leaders_changed += leaders_changed;
     }
 }
 

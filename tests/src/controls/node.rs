@@ -9,8 +9,8 @@ use highwater::control::metadata::topic_config::TopicDefaults;
 use highwater::control::placement::{Placement, Strategy};
 use highwater::control::request::Reply;
 use highwater::control::{Control, ControlConfig, ProposalId};
-use highwater_shards::ids::{NodeId, PartitionId, Revision, ShardId};
-use highwater_shards::mail::FromControl;
+use highwater_shards::ids::{NodeId, PartitionId, RegistrationEpoch, Revision, ShardId};
+use highwater_shards::mail::{Assignment, FromControl, PeerNode};
 
 use crate::rng::Rng;
 
@@ -39,6 +39,10 @@ pub struct Node {
     pub in_doubt: bool,
     /// The latest term that it heard of.
     pub term: u64,
+    /// What the last life left on its disk when it stopped cleanly.
+    pub clean: Option<RegistrationEpoch>,
+    /// It was told to stop.
+    pub stopping: bool,
 }
 
 /// A shard that does what it is told, when it comes to it.
@@ -47,7 +51,8 @@ pub struct FakeShard {
     pub told: VecDeque<Told>,
     pub revision: Revision,
     /// What it owns in this life, and what its disk holds.
-    pub owned: BTreeMap<PartitionId, Option<NodeId>>,
+    pub owned: BTreeMap<PartitionId, Assignment>,
+    pub nodes: Vec<PeerNode>,
     pub held: Vec<PartitionId>,
 }
 
@@ -64,6 +69,8 @@ impl Node {
             proposal: None,
             in_doubt: false,
             term: 0,
+            clean: None,
+            stopping: false,
         }
     }
 
@@ -71,9 +78,11 @@ impl Node {
     pub fn start(&mut self, mut image: Image, rng: &mut Rng) {
         self.life += 1;
         (self.ready, self.proposal, self.in_doubt, self.term) = (false, None, false, 0);
+        self.stopping = false;
         for shard in &mut self.shards {
             shard.told.clear();
             shard.owned.clear();
+            shard.nodes.clear();
             shard.revision = Revision(0);
         }
         for (&partition, &shard) in &self.placements {
@@ -86,6 +95,7 @@ impl Node {
             incarnation: Incarnation(self.life),
             disk: DiskId(u128::from(self.id.0) + 100),
             client: Endpoint { host: format!("node-{}", self.id), port: 9092 },
+            clean_stop: self.clean.take(),
             ..RegisterNode::default()
         };
         let config = ControlConfig {

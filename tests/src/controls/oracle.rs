@@ -4,7 +4,7 @@
 use highwater::control::ProposalId;
 use highwater::control::metadata::command::{Command, Entry};
 use highwater::control::metadata::image::Image;
-use highwater_shards::ids::Revision;
+use highwater_shards::ids::{PartitionId, Revision};
 
 use super::Counts;
 
@@ -52,13 +52,23 @@ impl Oracle {
 
     pub fn append(&mut self, entry: Entry, origin: Option<Origin>, counts: &mut Counts) {
         let mut image = self.newest().clone();
-        image.apply(Revision(image.revision.0 + 1), &entry);
+        let (delta, _) = image.apply(Revision(image.revision.0 + 1), &entry);
         counts.entries += 1;
+        let old = self.newest();
+        let moved = |id: &&PartitionId| {
+            old.partition(**id).is_some_and(|p| p.leader != image.partition(**id).and_then(|p| p.leader))
+        };
+        counts.leaders_changed += delta.changed.iter().filter(moved).count() as u64;
         for command in &entry.commands {
             match command {
                 Command::Stage(_) => counts.staged += 1,
                 Command::FenceNode { .. } => counts.fenced += 1,
-                Command::AlterPartitions(_) => counts.elections += 1,
+                Command::StopNode { .. } => counts.stops += 1,
+                Command::ElectLeaders(_) => counts.elections += 1,
+                Command::AlterIsr(alter) => {
+                    counts.isr_wishes += alter.topics.iter().map(|t| t.partitions.len() as u64).sum::<u64>();
+                }
+                Command::Reassign(_) => counts.reassignments += 1,
                 _ => {}
             }
         }

@@ -6,19 +6,19 @@ use std::time::Duration;
 use highwater::control::metadata::command::{Command, CreateTopic, Entry};
 use highwater::control::metadata::image::Image;
 use highwater::control::request::{
-    AlterConfig, ConfigChange, ConfigOp, ConfigResource, MorePartitions, NewTopic, NodeChange, Request,
-    TopicRef,
+    AlterConfig, ConfigChange, ConfigOp, ConfigResource, ElectionKind, MorePartitions, NewTopic, NodeChange,
+    PartitionRef, Reassignment, Request, TopicRef,
 };
 use highwater::control::{Input, KeepId, LocalId, Output, Placements, ProposalId};
-use highwater_shards::ids::{NodeId, ShardId, TopicId};
-use highwater_shards::mail::{FromControl, ToControl};
+use highwater_shards::ids::{NodeId, PartitionIndex, ShardId, TopicId};
+use highwater_shards::mail::{FromControl, IsrChange, ToControl};
 use highwater_shards::time::Instant;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::checkers::Checkers;
 use super::node::{Node, SHARDS};
 use super::oracle::{ENTRY_BYTES_MAX, Oracle, Origin};
-use super::{Counts, Outcome};
+use super::{Counts, Outcome, partitions};
 use crate::checkers::{Verdict, Violation, broken};
 use crate::queue::Queue;
 use crate::rng::Rng;
@@ -37,6 +37,11 @@ enum Event {
     Ask,
     /// Something goes wrong, or right again.
     Fault,
+    /// Leaders find that followers lag, or have caught up.
+    Wish {
+        node: usize,
+        life: u64,
+    },
     Start {
         node: usize,
     },
@@ -179,6 +184,7 @@ impl World {
             Event::Ask => self.on_ask(),
             Event::Fault => self.on_fault(),
             Event::Start { node } => self.on_start(node),
+            Event::Wish { node, life } if self.is_up(node, life) => self.on_wish(node),
             Event::Deliver { node, life } if self.is_up(node, life) => self.on_deliver(node),
             Event::Arrive { origin, entry } => self.on_arrive(origin, entry),
             Event::Failed { node, life, proposal } if self.is_up(node, life) => {
@@ -272,7 +278,16 @@ impl World {
                 self.checkers.answered(&request, reply, &mut self.counts)?;
             }
             Output::Ready => self.nodes[node].ready = true,
-            Output::Stopped { .. } => unreachable!("nobody is asked to stop"),
+            Output::Stopped { late, clean } => {
+                if !late.is_empty() {
+                    return Err(broken(
+                        "I11 liveness",
+                        format!("shards {late:?} of node {node} did not stop"),
+                    ));
+                }
+                self.nodes[node].clean = clean;
+                self.go(node);
+            }
             Output::Fatal(reason) => {
                 return Err(broken("fatal", format!("node {}: {reason}", self.nodes[node].id)));
             }
@@ -291,6 +306,7 @@ impl World {
         let (term, leader) = (self.oracle.term, self.oracle.leader);
         self.after(200, Event::Tell { node, life, term, leader });
         self.after(50, Event::Deliver { node, life });
+        self.after(500, Event::Wish { node, life });
         for shard in 0..SHARDS {
             let partitions = self.nodes[node].shards[usize::from(shard)].held.clone();
             let message = ToControl::Recovered { partitions };
@@ -347,23 +363,42 @@ impl World {
             self.after(50, Event::Failed { node, life, proposal });
             return Ok(());
         }
-        self.oracle.append(entry, Some(origin), &mut self.counts);
-        Ok(())
+        self.append(entry, Some(origin))
     }
 
     fn on_shard(&mut self, node: usize, shard: ShardId) -> Verdict {
         let (id, life) = (self.nodes[node].id, self.nodes[node].life);
         let at = usize::from(shard.0);
         let Some(message) = self.nodes[node].shards[at].told.pop_front() else { return Ok(()) };
-        let FromControl::Delta { revision, view, assign, unassign } = message else { return Ok(()) };
         let state = &mut self.nodes[node].shards[at];
+        let (revision, view, assign, unassign) = match message {
+            FromControl::Delta { revision, view, assign, unassign } => (revision, view, assign, unassign),
+            FromControl::Nodes(nodes) => {
+                state.nodes = nodes.to_vec();
+                return Ok(());
+            }
+            FromControl::IsrRefused { .. } => {
+                self.counts.isr_refused += 1;
+                return Ok(());
+            }
+            FromControl::Stop { .. } => {
+                return self.input(node, Input::FromShard { shard, message: ToControl::Stopped });
+            }
+            _ => return Ok(()),
+        };
         if revision <= state.revision || view.revision != revision {
             let what = format!("shard {shard} of node {id} is told {revision} after {}", state.revision);
             return Err(broken("I7 revisions", what));
         }
         state.revision = revision;
         for assignment in &assign {
-            state.owned.insert(assignment.partition, assignment.leader);
+            let unknown = |member: &&NodeId| !state.nodes.iter().any(|peer| peer.node == **member);
+            if let Some(unknown) = assignment.isr.iter().find(unknown) {
+                let what =
+                    format!("shard {shard} of node {id} has not heard of node {unknown}, which is in sync");
+                return Err(broken("I7 revisions", what));
+            }
+            state.owned.insert(assignment.partition, assignment.clone());
             self.checkers.assigned(id, life, assignment)?;
         }
         for partition in unassign {
@@ -372,6 +407,60 @@ impl World {
         // Some partitions have records, and these are found at the next start.
         state.held = state.owned.keys().copied().filter(|p| p.index.0 % 3 != 1).collect();
         self.input(node, Input::FromShard { shard, message: ToControl::Applied { revision } })
+    }
+
+    /// Some of the partitions that the node leads get others in sync; while the world heals, all of them all.
+    fn on_wish(&mut self, node: usize) -> Verdict {
+        let (id, life) = (self.nodes[node].id, self.nodes[node].life);
+        self.after(400, Event::Wish { node, life });
+        for shard in 0..SHARDS {
+            let state = &self.nodes[node].shards[usize::from(shard)];
+            let epoch =
+                |node: NodeId| state.nodes.iter().find(|peer| peer.node == node).map(|peer| peer.epoch);
+            let eligible = |node: NodeId| state.nodes.iter().any(|peer| peer.node == node && peer.eligible);
+            let mut changes = Vec::new();
+            for assignment in state.owned.values().filter(|a| a.leader == Some(id) && a.replicas.len() > 1) {
+                if !self.healing && !self.rng.chance(200) {
+                    continue;
+                }
+                // Now and then with somebody who cannot be in sync, which it has not heard yet.
+                let slips = !self.healing && self.rng.chance(50);
+                let mut joins = |member: NodeId| {
+                    member == id || ((eligible(member) || slips) && (self.healing || self.rng.chance(600)))
+                };
+                let mut isr: Vec<NodeId> = assignment.replicas.clone();
+                isr.retain(|member| joins(*member));
+                let mut sorted = assignment.isr.clone();
+                sorted.sort_unstable();
+                let mut wanted = isr.clone();
+                wanted.sort_unstable();
+                if wanted != sorted {
+                    changes.push(IsrChange {
+                        partition: assignment.partition,
+                        leader_epoch: assignment.leader_epoch,
+                        partition_epoch: assignment.partition_epoch,
+                        isr: isr.into_iter().map(|node| (node, epoch(node).unwrap_or_default())).collect(),
+                    });
+                }
+            }
+            if !changes.is_empty() {
+                let message = ToControl::AlterIsr { changes };
+                self.input(node, Input::FromShard { shard: ShardId(shard), message })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The process of the node is gone, whatever the reason; it starts again a little later.
+    fn go(&mut self, node: usize) {
+        self.nodes[node].kill();
+        // Nobody answers for it any more.
+        self.asked.retain(|_, (at, ..)| *at != node);
+        if self.oracle.leader == Some(node) {
+            self.oracle.leader = None;
+            self.tell_leader();
+        }
+        self.after(6000, Event::Start { node });
     }
 
     fn on_ask(&mut self) -> Verdict {
@@ -418,6 +507,38 @@ impl World {
                 }
             }
             7 | 8 => Request::NewProducerId,
+            10 => {
+                let all: Vec<(String, u32, usize)> = self
+                    .oracle
+                    .newest()
+                    .topics()
+                    .flat_map(|t| {
+                        (0..)
+                            .zip(&t.partitions)
+                            .map(|(p, state)| (t.name.to_string(), p, state.replicas.len()))
+                    })
+                    .filter(|(.., replicas)| *replicas > 1)
+                    .collect();
+                if all.is_empty() {
+                    return Request::NewProducerId;
+                }
+                let some: Vec<PartitionRef> = (0..3)
+                    .map(|_| self.rng.pick(&all).clone())
+                    .map(|(topic, index, _)| PartitionRef { topic, index: PartitionIndex(index) })
+                    .collect();
+                if self.rng.chance(300) {
+                    let kind = ElectionKind::Preferred;
+                    return Request::ElectLeaders { kind, partitions: None, timeout };
+                }
+                let reassigned = |partition: PartitionRef, world: &mut Self| {
+                    let (first, count) = (world.rng.index(NODES), 1 + world.rng.index(NODES));
+                    let node = |at: usize| NodeId(1 + u32::try_from((first + at) % NODES).expect("few"));
+                    let replicas = world.rng.chance(700).then(|| (0..count).map(node).collect());
+                    Reassignment { partition, replicas }
+                };
+                let partitions = some.into_iter().map(|partition| reassigned(partition, self)).collect();
+                Request::Reassign { partitions, timeout }
+            }
             9 if self.rng.chance(300) => {
                 let node = NodeId(1 + u32::try_from(self.rng.below(4)).expect("few"));
                 Request::ChangeNode { node, change: NodeChange::Fence, timeout }
@@ -448,33 +569,42 @@ impl World {
         }
         self.after(2500, Event::Fault);
         match self.rng.below(10) {
-            0..=2 => {
+            0 | 1 => {
                 let node = self.rng.index(NODES);
-                self.nodes[node].kill();
-                // Nobody answers for it any more.
-                self.asked.retain(|_, (at, ..)| *at != node);
-                if self.oracle.leader == Some(node) {
-                    self.oracle.leader = None;
-                    self.tell_leader();
-                }
-                self.after(6000, Event::Start { node });
+                self.nodes[node].clean = None;
+                self.go(node);
             }
-            3..=5 => self.elect(),
+            2 | 3 => {
+                let node = self.rng.index(NODES);
+                if !std::mem::replace(&mut self.nodes[node].stopping, true) {
+                    if self.oracle.leader == Some(node) {
+                        self.elect();
+                    }
+                    return self.input(node, Input::Stop { deadline: Duration::from_secs(1) });
+                }
+            }
+            4 | 5 => self.elect(),
             6 => {
                 self.oracle.leader = None;
                 self.tell_leader();
             }
             7 | 8 => self.oracle.compacted = self.oracle.len(),
-            _ => self.create_replicated(),
+            _ => return self.create_replicated(),
         }
         Ok(())
     }
 
-    /// Topics of several replicas come from beside: nodes do not make them yet, but have to live with them.
-    fn create_replicated(&mut self) {
+    fn append(&mut self, entry: Entry, origin: Option<Origin>) -> Verdict {
+        let old = self.oracle.newest().clone();
+        self.oracle.append(entry, origin, &mut self.counts);
+        partitions::check(&old, self.oracle.newest())
+    }
+
+    /// Topics of several replicas, some on nodes that are fenced.
+    fn create_replicated(&mut self) -> Verdict {
         let nodes: Vec<NodeId> = self.oracle.newest().nodes.keys().copied().collect();
         if nodes.is_empty() {
-            return;
+            return Ok(());
         }
         let replicas = |world: &mut Self| {
             let first = world.rng.index(nodes.len());
@@ -487,8 +617,7 @@ impl World {
             replicas: (0..3).map(|_| replicas(self)).collect(),
             ..CreateTopic::default()
         };
-        let entry = Entry { commands: vec![Command::CreateTopics(vec![topic])] };
-        self.oracle.append(entry, None, &mut self.counts);
+        self.append(Entry { commands: vec![Command::CreateTopics(vec![topic])] }, None)
     }
 
     fn elect(&mut self) {
@@ -551,10 +680,11 @@ impl World {
     fn check_shards(&self, node: &Node, image: &Image) -> Verdict {
         let mut owned = 0;
         for (shard, state) in (0..).map(ShardId).zip(&node.shards) {
-            for (&partition, &leader) in &state.owned {
+            for (&partition, assignment) in &state.owned {
                 owned += 1;
-                let known = image.partition(partition).map(|p| p.leader);
-                if image.local_shard(partition) != Some(shard) || known != Some(leader) {
+                let known = image.partition(partition).map(|p| (p.leader, p.partition_epoch));
+                let is = (assignment.leader, assignment.partition_epoch);
+                if image.local_shard(partition) != Some(shard) || known != Some(is) {
                     let what = format!("shard {shard} of node {} has an old view of {partition}", node.id);
                     return Err(broken("I11 liveness", what));
                 }

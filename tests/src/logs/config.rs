@@ -152,6 +152,7 @@ impl Config {
         config.syncs_in_flight_max = *r.pick(&[1, 2, 8]);
         config.wall_ms_at_zero = WALL_MS;
         config.reader.read_bytes = *r.pick(&[512, 4096, 16384]);
+        config.reader.read_bytes_beside_writes = config.reader.read_bytes / *r.pick(&[1, 4]);
         config.reader.ahead_bytes_max = *r.pick(&[0, 16 * 1024, 256 * 1024]);
         config.reader.index_bytes_max = *r.pick(&[0, 1024, 64 * 1024]);
         config.reader.reads_in_flight_max = *r.pick(&[1, 2, 16]);

@@ -425,12 +425,19 @@ impl World {
             }
             let is_recovered = matches!(self.phase, Phase::Running | Phase::Stopping);
             let view = View { partitions: &self.partitions, is_recovered, digests: &self.digests };
-            if let Some(op) = storage.poll_op(self.now, &view) {
-                self.submit(op)?;
-                continue;
+            let op = storage.poll_op(self.now, &view);
+            // What retention announced with that may already be on its way to the disk with the operation, at which the
+            // log may die.
+            let mut is_any = false;
+            while let Some(event) = self.storage.as_mut().and_then(Storage::poll_event) {
+                is_any = true;
+                self.on_event(event)?;
             }
-            let Some(event) = storage.poll_event() else { return self.check() };
-            self.on_event(event)?;
+            match op {
+                Some(op) => self.submit(op)?,
+                None if is_any => {}
+                None => return self.check(),
+            }
         }
         Err(broken(LIVENESS, "a turn does not end"))
     }

@@ -13,13 +13,15 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use highwater::raft::host::{File, Folder};
-use redb::{BackendError, Builder, Database, DatabaseError, StorageBackend};
+use highwater::raft::host::{Backend, File, Folder};
+use redb::{BackendError, StorageBackend};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::rng::Rng;
 
 const SECTOR: usize = 512;
+/// Small, so that many rounds are in a run.
+const ROUND_BYTES: u64 = 256 * 1024;
 
 /// What the disk claims to have done and has not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -369,12 +371,16 @@ impl Folder for Disk {
         Path::new("raft")
     }
 
-    fn database(&self, name: &str, builder: &Builder) -> Result<Database, DatabaseError> {
-        let file = match self.find(name).map_err(redb::StorageError::Io)? {
+    fn backend(&self, name: &str) -> io::Result<Backend> {
+        let file = match self.find(name)? {
             Some(file) => file,
-            None => self.make(name).map_err(redb::StorageError::Io)?,
+            None => self.make(name)?,
         };
-        builder.create_with_backend(file)
+        Ok(Backend(Box::new(file)))
+    }
+
+    fn round_bytes(&self) -> u64 {
+        ROUND_BYTES
     }
 
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>> {

@@ -41,6 +41,8 @@ use crate::time::Instant;
 pub struct ReaderConfig {
     /// Bytes of one read of a sequential reader. A batch that is larger is read as a whole.
     pub read_bytes: u32,
+    /// The same while the shard writes: a write waits behind as much at the disk.
+    pub read_bytes_beside_writes: u32,
     /// From so many bytes on a read gives way to writes.
     pub bulk_bytes_min: u32,
     /// Bytes of windows that are kept or fetched ahead of their reader; one log gets up to an eighth of it. 0: none.
@@ -57,7 +59,8 @@ impl Default for ReaderConfig {
     fn default() -> Self {
         Self {
             read_bytes: 1024 * 1024,
-            bulk_bytes_min: 256 * 1024,
+            read_bytes_beside_writes: 256 * 1024,
+            bulk_bytes_min: 128 * 1024,
             ahead_bytes_max: 64 * 1024 * 1024,
             index_bytes_max: 16 * 1024 * 1024,
             reads_in_flight_max: 64,
@@ -212,7 +215,7 @@ impl Reader {
     /// If `config` allows no read at all.
     pub fn new(config: ReaderConfig) -> Self {
         assert!(
-            config.read_bytes > 0 && config.reads_in_flight_max > 0,
+            config.read_bytes.min(config.read_bytes_beside_writes) > 0 && config.reads_in_flight_max > 0,
             "a reader reads something: {config:?}"
         );
         Self {
@@ -305,6 +308,7 @@ impl Reader {
     pub fn handle(&mut self, now: Instant, event: &DiskEvent) -> bool {
         let DiskEvent::Read { op, result } = event else { return false };
         let Some(fetch) = self.in_flight.remove(op) else { return false };
+        self.size_reads(now);
         self.ahead_in_flight -= usize::from(fetch.is_ahead);
         if fetch.is_bulk {
             self.pace.on_read_done(now);
@@ -322,6 +326,7 @@ impl Reader {
 
     /// The next operation for the disk, numbered by `number`.
     pub fn poll_op(&mut self, now: Instant, number: impl FnOnce() -> OpNo) -> Option<DiskOp> {
+        self.size_reads(now);
         let (fetch, file, position, len) = self.next_fetch(now)?;
         let op = number();
         let before = self.in_flight.insert(op, fetch);
@@ -351,6 +356,12 @@ impl Reader {
     /// Whether no read is under way or waits. The disk may still be reading ahead.
     pub fn is_idle(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    fn size_reads(&mut self, now: Instant) {
+        let alone = self.config.read_bytes;
+        let beside_writes = self.config.read_bytes_beside_writes.min(alone);
+        self.known.read_bytes = if self.pace.is_writing(now) { beside_writes } else { alone };
     }
 
     fn begin(&mut self, mut job: Job) {
@@ -559,6 +570,7 @@ impl Reader {
     /// The shard asks the disk for something that is no read.
     pub fn on_write(&mut self, now: Instant) {
         self.pace.on_write(now);
+        self.size_reads(now);
     }
 
     /// An operation of [`Self::on_write`] ended.

@@ -15,7 +15,7 @@ use crate::time::Instant;
 const WRITES_GO_ON: Duration = Duration::from_millis(5);
 /// The pause after a bulk read that was as fast as the fastest, in times of what it took.
 const PAUSE_FACTOR: u32 = 2;
-/// The longest pause: with windows of 1 MiB, nearly 20 MB/s are left to readers.
+/// The longest pause: with windows of 256 KiB, about 5 MB/s are left to readers.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// By this part of itself the fastest time becomes longer with each read, so that it is one of the last few hundred.
 const FASTEST_FADES: u32 = 64;
@@ -82,7 +82,7 @@ impl Pace {
         [after_writes, after_pause].into_iter().flatten().filter(|&at| at > now).min()
     }
 
-    fn is_writing(&self, now: Instant) -> bool {
+    pub fn is_writing(&self, now: Instant) -> bool {
         self.writes > 0 || self.written_at.is_some_and(|at| now < at + WRITES_GO_ON)
     }
 }

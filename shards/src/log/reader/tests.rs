@@ -164,6 +164,12 @@ fn rig_beside_writes(logs: u32) -> (Rig, Vec<Log>) {
     (rig, logs)
 }
 
+/// The longest read that the disk has.
+fn longest(rig: &Rig) -> u32 {
+    let len = |op: &DiskOp| if let DiskOp::Read { len, .. } = op { *len } else { panic!("it reads only") };
+    rig.in_flight.iter().map(len).max().unwrap_or(0)
+}
+
 /// Lets the time pass that the reader asks for.
 fn pause(rig: &mut Rig) {
     let due = rig.reader.poll_timeout(rig.now).expect("reads wait for the time");
@@ -184,6 +190,7 @@ fn beside_writes_windows_come_one_at_a_time_and_in_turn() {
             pause(&mut rig);
         }
         assert_eq!(rig.in_flight.len(), 1, "one at a time");
+        assert!(longest(&rig) <= small().read_bytes_beside_writes, "no write waits behind more");
         windows += 1;
         rig.now = rig.now + std::time::Duration::from_micros(100);
         rig.complete(0);
@@ -226,6 +233,9 @@ fn without_writes_windows_come_as_many_at_a_time_as_there_may_be() {
     assert_eq!(rig.in_flight.len(), 4);
     rig.run();
     assert_eq!(rig.done.len(), 4);
+    let (mut rig, log) = rig_and_log(small());
+    rig.begin(&log, ask(0, 8192));
+    assert_eq!(longest(&rig), small().read_bytes);
 }
 
 #[test]

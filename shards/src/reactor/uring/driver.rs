@@ -16,7 +16,7 @@ use tracing::{error, info};
 use super::accept::Listeners;
 use super::files::{Files, Journal, Partitions};
 use super::links::{LinkConfig, Links};
-use super::post::Post;
+use super::post::{Came, Post};
 use super::ring::{Completion, Kind, Ring, Tag, Wait};
 use super::spin::Spinner;
 use crate::front::CloseReason;
@@ -24,7 +24,8 @@ use crate::ids::ShardId;
 use crate::mail::{FromControl, ToControl};
 use crate::reactor::boot::ShardExit;
 use crate::reactor::clock;
-use crate::shard::{Input, Machine, Output};
+use crate::reactor::handover::ToDriver;
+use crate::shard::{Input, Machine, Output, PeerInput};
 use crate::time::Instant;
 
 /// How long the end waits for operations in flight.
@@ -154,15 +155,25 @@ impl<M: Machine> Driver<M> {
             self.machine.handle(now, Input::Disk(event));
         }
         let mut stop = false;
-        self.post.drain(|input| {
-            stop |= matches!(input, Input::Control(FromControl::Stop { .. }));
+        self.post.drain(|came| {
+            let input = match came {
+                Came::FromShard(mail) => Input::Mail(mail),
+                Came::FromControl(ToDriver::Control(message)) => {
+                    stop |= matches!(message, FromControl::Stop { .. });
+                    Input::Control(message)
+                }
+                Came::FromControl(ToDriver::DialFailed { node, shard }) => {
+                    Input::Peer(PeerInput::DialFailed { node, shard })
+                }
+                Came::FromControl(ToDriver::Adopt(adopted)) => return self.links.adopt(now, adopted),
+            };
             self.machine.handle(now, input);
         });
         if stop {
             self.listeners.stop(&mut self.ring);
         }
         for event in self.links.events.drain(..) {
-            self.machine.handle(now, Input::Client(event));
+            self.machine.handle(now, event.into_input());
         }
         if self.machine.poll_timeout().is_some_and(|at| at <= now) {
             self.counters.timeouts += 1;
@@ -298,6 +309,11 @@ impl<M: Machine> Driver<M> {
             ("mail_overflowed", self.post.counters.overflowed),
             ("accept_pauses", self.listeners.pauses),
             ("connections_refused", links.refused),
+            ("peers_opened", links.peers_opened),
+            ("peers_closed", links.peers_closed),
+            ("peers_refused", links.peers_refused),
+            ("peer_bytes_received", links.peer_bytes_received),
+            ("peer_bytes_sent", links.peer_bytes_sent),
             ("receives_without_buffer", links.no_buffers),
             ("receives_bulk", links.bulk),
             ("sends", links.sends),

@@ -1,40 +1,44 @@
-//! Client connections of one shard: bytes in, frames up; parts down, bytes out; and their end.
+//! All connections of one shard, those of clients and those of other nodes' shards: bytes in, frames up; parts down,
+//! bytes out; and their end.
 //!
 //! Owned by one shard core. A connection has at most one receive and one send in flight and leaves its slot only when
-//! both have completed, so an operation never outlives the memory that it works on. Receiving takes one of three
-//! forms: a multishot operation that picks buffers from the shard's ring, the usual one; a single one straight into
-//! the body of a big frame, when much of it is missing; and a single one into a plain buffer, where the kernel has no
-//! multishot form and between big frames, so that a stream of them does not pay for cancelling each time.
+//! both have completed, so an operation never outlives the memory that it works on. Clients come by the listeners; shards
+//! of other nodes come as sockets that the control core has dialed or accepted and authenticated
+//! ([`crate::reactor::handover`]). They have a bound and a frame limit of their own, and no idle timeout: how long a
+//! silent one is kept is between the shards, and a dead host is TCP's to notice.
 //!
 //! It never looks into a frame, and sends nothing that the machine did not ask for.
 
-#![expect(unsafe_code, reason = "driver: the kernel writes into receive buffers")]
-
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
-use io_uring::{opcode, types};
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::buffers::{GROUP, RecvBuffers};
-use super::ring::{Completion, Kind, Ring, SLOT_BITS, Tag, is_transient};
+use super::buffers::RecvBuffers;
+use super::conn::{Closing, Conn, Event, Recv, RecvWith, Whose};
+use super::ring::{Completion, Ring, SLOT_BITS, Tag, is_transient};
 use super::send::SendQueue;
-use crate::frame::{Body, FrameAssembler};
+use crate::frame::FrameAssembler;
 use crate::front::CloseReason;
 use crate::ids::ConnId;
-use crate::shard::ClientInput;
+use crate::reactor::handover::Adopted;
+use crate::shard::{ClientInput, PeerInput};
+use crate::stream;
 use crate::time::{Instant, TimerTable};
 
-/// Limits of one shard's client connections.
+/// Limits of one shard's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct LinkConfig {
+    /// Of clients.
     pub frame_bytes_max: u32,
-    /// Beyond it, new connections are closed at once. At most 2^24.
+    /// Of clients; beyond it, new ones are closed at once. At most 2^24.
     pub connections_max: u32,
-    /// A connection on which no byte moved for so long, in either direction, is closed.
+    /// A client's connection on which no byte moved for so long, in either direction, is closed.
     pub connection_idle: Duration,
+    /// To shards of other nodes; beyond it, new ones are closed at once. A cluster needs two for each of their shards.
+    pub peers_max: u32,
     /// Buffers that all receives of the shard share; a power of two, up to 32768.
     pub recv_buffers: u16,
     pub recv_buffer_bytes: u32,
@@ -46,50 +50,15 @@ impl Default for LinkConfig {
             frame_bytes_max: 100 * 1024 * 1024,
             connections_max: 10_000,
             connection_idle: Duration::from_secs(600),
+            peers_max: 8192,
             recv_buffers: 64,
             recv_buffer_bytes: 16 * 1024,
         }
     }
 }
 
-/// When so much of a frame is missing, its body is received into directly.
-const BULK: usize = 64 * 1024;
-
 /// Plain receive buffers that are kept for the next use.
 const SPARE_MAX: usize = 64;
-
-enum Recv {
-    /// Nothing in flight.
-    None,
-    Multi,
-    Single(Box<[u8]>),
-    Bulk(Body),
-}
-
-struct Conn {
-    id: ConnId,
-    socket: OwnedFd,
-    frames: FrameAssembler,
-    recv: Recv,
-    /// The receive in flight was asked to end.
-    cancelled: bool,
-    /// What the machine said last.
-    receive_on: bool,
-    /// The last frame was a big one, and the next will be.
-    bulky: bool,
-    send: SendQueue,
-    closing: Option<Closing>,
-    /// On the list of those that `flush` looks at.
-    dirty: bool,
-    moved_at: Instant,
-}
-
-#[derive(Clone, Copy)]
-struct Closing {
-    reason: CloseReason,
-    /// Once all that was sent is out.
-    flush: bool,
-}
 
 struct Slot {
     generation: u64,
@@ -98,8 +67,14 @@ struct Slot {
 
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct LinkCounters {
-    /// Closed at once because of the bound on connections.
+    /// Closed at once because of the bound on connections of clients,
     pub refused: u64,
+    /// and of peers.
+    pub peers_refused: u64,
+    pub peers_opened: u64,
+    pub peers_closed: u64,
+    pub peer_bytes_received: u64,
+    pub peer_bytes_sent: u64,
     /// Receives that found no buffer free.
     pub no_buffers: u64,
     /// Receives straight into a frame's body.
@@ -115,10 +90,11 @@ pub(super) struct Links {
     free: Vec<u32>,
     buffers: Option<RecvBuffers>,
     spare: Vec<Box<[u8]>>,
+    /// Of clients.
     idle: TimerTable<u32>,
     dirty: Vec<u32>,
     /// For the machine, in order.
-    pub events: Vec<ClientInput>,
+    pub events: Vec<Event>,
     pub counters: LinkCounters,
 }
 
@@ -155,11 +131,49 @@ impl Links {
         self.idle.next()
     }
 
+    /// Connections to shards of other nodes, closing ones included.
+    fn peers(&self) -> usize {
+        let open = self.counters.peers_opened - self.counters.peers_closed;
+        usize::try_from(open).expect("connections are bounded below 2^24")
+    }
+
     pub fn on_accepted(&mut self, now: Instant, socket: OwnedFd, peer: SocketAddr) {
-        if self.open() >= self.config.connections_max as usize {
+        let clients = self.open() - self.peers();
+        if clients >= self.config.connections_max as usize || self.open() >= 1 << SLOT_BITS {
             self.counters.refused += 1;
             return;
         }
+        let (slot, conn) = self.put(now, socket, Whose::Client, self.config.frame_bytes_max);
+        self.idle.set(slot, now + self.config.connection_idle);
+        self.events.push(Event::Client(ClientInput::Opened { conn, peer }));
+    }
+
+    /// Takes a connection that the control core has made. When it cannot be taken it is closed, which the other end
+    /// notices; this shard is told if it waits for it.
+    pub fn adopt(&mut self, now: Instant, adopted: Adopted) {
+        let Adopted { socket, node, remote_shard, epoch, dialed } = adopted;
+        let room = self.peers() < self.config.peers_max as usize && self.open() < 1 << SLOT_BITS;
+        // An operation on a socket that does not block would end at once instead of waiting for its bytes.
+        let waits = rustix::io::ioctl_fionbio(&socket, false);
+        if !room || waits.is_err() {
+            self.counters.peers_refused += 1;
+            warn!(
+                %node, shard = %remote_shard,
+                "a connection to a shard of another node is not taken: {}",
+                if room { "its socket is of no use" } else { "there are too many" }
+            );
+            if dialed {
+                let failed = PeerInput::DialFailed { node, shard: remote_shard };
+                self.events.push(Event::Peer(failed));
+            }
+            return;
+        }
+        self.counters.peers_opened += 1;
+        let (_, conn) = self.put(now, socket, Whose::Peer, stream::FRAME_BYTES_MAX);
+        self.events.push(Event::Peer(PeerInput::Opened { conn, node, remote_shard, epoch, dialed }));
+    }
+
+    fn put(&mut self, now: Instant, socket: OwnedFd, whose: Whose, frame_bytes_max: u32) -> (u32, ConnId) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, conn: None });
             u32::try_from(self.slots.len() - 1).expect("connections are bounded below 2^24")
@@ -170,8 +184,9 @@ impl Links {
         let id = ConnId(place.generation << SLOT_BITS | u64::from(slot));
         place.conn = Some(Box::new(Conn {
             id,
+            whose,
             socket,
-            frames: FrameAssembler::new(self.config.frame_bytes_max),
+            frames: FrameAssembler::new(frame_bytes_max),
             recv: Recv::None,
             cancelled: false,
             receive_on: true,
@@ -181,9 +196,8 @@ impl Links {
             dirty: false,
             moved_at: now,
         }));
-        self.idle.set(slot, now + self.config.connection_idle);
-        self.events.push(ClientInput::Opened { conn: id, peer });
         self.mark(slot);
+        (slot, id)
     }
 
     pub fn send(&mut self, id: ConnId, parts: Vec<Bytes>) {
@@ -246,6 +260,9 @@ impl Links {
         let mut reason = None;
         if came > 0 {
             conn.moved_at = now;
+            if conn.whose == Whose::Peer {
+                self.counters.peer_bytes_received += came as u64;
+            }
         }
         if let Some(id) = c.buffer() {
             let buffers = self.buffers.as_mut().expect("a buffer comes from the ring of buffers");
@@ -278,8 +295,8 @@ impl Links {
         }
         if let Some(reason) = reason {
             self.begin_close(ring, slot, Closing { reason, flush: false });
-        } else if matches!(conn.recv, Recv::Multi) && conn.frames.missing() >= BULK {
-            conn.stop_receiving(ring);
+        } else {
+            conn.make_way_for_bulk(ring);
         }
         self.mark(slot);
     }
@@ -291,7 +308,10 @@ impl Links {
         conn.send.on_completion(taken);
         if taken > 0 {
             conn.moved_at = now;
-            self.events.push(ClientInput::Sent { conn: conn.id, bytes: taken });
+            self.events.push(conn.whose.sent(conn.id, taken));
+            if conn.whose == Whose::Peer {
+                self.counters.peer_bytes_sent += taken as u64;
+            }
             if conn.send.has_rest() {
                 self.counters.short_sends += 1;
             }
@@ -311,20 +331,22 @@ impl Links {
             if conn.closing.is_some_and(|c| !c.flush) {
                 conn.send.clear();
             }
-            let tag = |kind| Tag { kind, slot, generation: lower_half(place.generation) };
-            let started = conn.send.start(ring, conn.socket.as_fd(), tag(Kind::Send));
-            self.counters.sends += u64::from(started);
+            self.counters.sends += u64::from(conn.start_send(ring));
             if let Some(Closing { reason, .. }) = conn.closing {
                 if conn.send.is_done() && matches!(conn.recv, Recv::None) {
-                    self.events.push(ClientInput::Closed { conn: conn.id, reason });
+                    self.events.push(conn.whose.closed(conn.id, reason));
+                    self.counters.peers_closed += u64::from(conn.whose == Whose::Peer);
                     place.conn = None;
                     self.idle.cancel(slot);
                     self.free.push(slot);
                 }
             } else if conn.receive_on && matches!(conn.recv, Recv::None) {
-                start_receive(conn, ring, tag(Kind::Recv), self.buffers.is_some(), &mut self.spare, || {
-                    vec![0; self.config.recv_buffer_bytes as usize].into_boxed_slice()
-                });
+                let with = RecvWith {
+                    multi: self.buffers.is_some(),
+                    spare: &mut self.spare,
+                    buffer_bytes: self.config.recv_buffer_bytes as usize,
+                };
+                conn.start_receive(ring, with);
                 self.counters.bulk += u64::from(matches!(conn.recv, Recv::Bulk(_)));
             }
         }
@@ -362,80 +384,6 @@ impl Links {
         }
         self.mark(slot);
     }
-}
-
-impl Conn {
-    fn tag(&self, kind: Kind) -> Tag {
-        let slot = (self.id.0 & ((1 << SLOT_BITS) - 1)) as u32;
-        Tag { kind, slot, generation: lower_half(self.id.0 >> SLOT_BITS) }
-    }
-
-    /// Asks the receive in flight to end. What it brings until then is taken in.
-    fn stop_receiving(&mut self, ring: &mut Ring) {
-        if !matches!(self.recv, Recv::None) && !std::mem::replace(&mut self.cancelled, true) {
-            ring.cancel(self.tag(Kind::Recv));
-        }
-    }
-
-    /// Cuts what came into frames. Returns why the connection has to be closed, if it has to.
-    fn take_in(&mut self, bytes: &[u8], events: &mut Vec<ClientInput>) -> Option<CloseReason> {
-        if self.closing.is_some() {
-            return None;
-        }
-        let conn = self.id;
-        let fed = self.frames.feed(bytes, |frame| events.push(ClientInput::Frame { conn, frame }));
-        let error = fed.err()?;
-        debug!(%conn, %error, "closing a connection");
-        Some(CloseReason::FrameTooLarge)
-    }
-
-    fn take_in_bulk(&mut self, mut body: Body, came: usize, events: &mut Vec<ClientInput>) {
-        assert!(
-            came <= body.bytes.capacity() - body.bytes.len(),
-            "the kernel fills the room that it was given"
-        );
-        // SAFETY: the kernel has written `came` bytes behind the length, within the capacity.
-        unsafe { body.bytes.set_len(body.bytes.len() + came) };
-        if let Some(frame) = self.frames.put_body(body) {
-            self.bulky = frame.len() >= BULK;
-            if self.closing.is_none() {
-                events.push(ClientInput::Frame { conn: self.id, frame });
-            }
-        }
-    }
-}
-
-fn start_receive(
-    conn: &mut Conn,
-    ring: &mut Ring,
-    tag: Tag,
-    multi: bool,
-    spare: &mut Vec<Box<[u8]>>,
-    new_buffer: impl FnOnce() -> Box<[u8]>,
-) {
-    let fd = types::Fd(conn.socket.as_raw_fd());
-    let missing = conn.frames.missing();
-    let entry = if missing >= BULK || (conn.bulky && missing > 0) {
-        let mut body = conn.frames.take_body().expect("bytes are missing of a body");
-        let missing = body.missing();
-        let room = body.bytes.spare_capacity_mut();
-        let len = u32::try_from(room.len().min(missing)).expect("a frame is below 4 GiB");
-        let entry = opcode::Recv::new(fd, room.as_mut_ptr().cast(), len).build();
-        conn.recv = Recv::Bulk(body);
-        entry
-    } else if multi && !conn.bulky {
-        conn.recv = Recv::Multi;
-        opcode::RecvMulti::new(fd, GROUP).build()
-    } else {
-        let mut buffer = spare.pop().unwrap_or_else(new_buffer);
-        let len = u32::try_from(buffer.len()).expect("a receive buffer is far below 4 GiB");
-        let entry = opcode::Recv::new(fd, buffer.as_mut_ptr(), len).build();
-        conn.recv = Recv::Single(buffer);
-        entry
-    };
-    // SAFETY: the memory is on the heap, owned by `conn.recv` and untouched until the operation completed; the
-    // connection is kept until then.
-    unsafe { ring.push(entry, tag) };
 }
 
 fn conn_of(slots: &mut [Slot], tag: Tag) -> &mut Conn {

@@ -18,9 +18,9 @@ use io_uring::{opcode, types};
 use super::ring::{Completion, Kind, Ring, Tag};
 use crate::front::Front;
 use crate::ids::ShardId;
-use crate::mail::{FromControl, ShardMail, ToControl};
+use crate::mail::{ShardMail, ToControl};
+use crate::reactor::handover::ToDriver;
 use crate::reactor::mailbox::{Doorbell, Full, Receiver, Sender};
-use crate::shard::Input;
 
 /// Messages that wait for room toward one core.
 const OVERFLOW_MAX: usize = 1 << 20;
@@ -76,9 +76,15 @@ pub(crate) struct Mailboxes<F: Front> {
     pub to_shards: Vec<Option<Sender<ShardMail>>>,
     pub from_shards: Vec<Receiver<ShardMail>>,
     pub to_control: Sender<ToControl<F::Request>>,
-    pub from_control: Receiver<FromControl<F::View, F::Reply>>,
+    pub from_control: Receiver<ToDriver<F>>,
     /// What this shard sleeps on.
     pub doorbell: Arc<Doorbell>,
+}
+
+/// What came from another core.
+pub(super) enum Came<F: Front> {
+    FromShard(ShardMail),
+    FromControl(ToDriver<F>),
 }
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -92,7 +98,7 @@ pub(super) struct Post<F: Front> {
     to_shards: Vec<Option<Outbox<ShardMail>>>,
     from_shards: Vec<Receiver<ShardMail>>,
     to_control: Outbox<ToControl<F::Request>>,
-    from_control: Receiver<FromControl<F::View, F::Reply>>,
+    from_control: Receiver<ToDriver<F>>,
     doorbell: Arc<Doorbell>,
     /// The io_uring of each shard.
     rings: Vec<RawFd>,
@@ -130,15 +136,15 @@ impl<F: Front> Post<F> {
 
     /// Hands what came to `each`: of every ring at most as much as it holds, so that one busy sender cannot keep
     /// this core from its other work.
-    pub fn drain(&self, mut each: impl FnMut(Input<F>)) {
+    pub fn drain(&self, mut each: impl FnMut(Came<F>)) {
         for ring in &self.from_shards {
             for mail in std::iter::from_fn(|| ring.pop()).take(ring.slots()) {
-                each(Input::Mail(mail));
+                each(Came::FromShard(mail));
             }
         }
         let ring = &self.from_control;
         for message in std::iter::from_fn(|| ring.pop()).take(ring.slots()) {
-            each(Input::Control(message));
+            each(Came::FromControl(message));
         }
     }
 

@@ -4,13 +4,15 @@
 
 use std::sync::Arc;
 
-use highwater_shards::ids::{NodeId, PartitionId, PartitionIndex};
+use highwater_shards::ids::{NodeId, TopicId};
+use highwater_shards::mail::Durability;
 
 use super::invalid;
-use crate::control::metadata::command::{RegisterAlone, RegisterNode, SettingChange};
+use crate::control::metadata::command::{RegisterNode, SettingChange};
 use crate::control::metadata::delta::Delta;
+use crate::control::metadata::election::Target;
 use crate::control::metadata::image::{
-    Capabilities, DiskId, Endpoint, FeatureLevel, Image, Incarnation, NodeInfo, RegistrationEpoch, Topic,
+    DiskId, FeatureLevel, Image, Incarnation, NodeInfo, PartitionState, RegistrationEpoch,
 };
 use crate::control::metadata::node_config;
 use crate::control::request::{Refusal, Why};
@@ -19,29 +21,6 @@ use crate::control::request::{Refusal, Why};
 pub const NODES_MAX: usize = 1024;
 
 impl Image {
-    pub(super) fn register_alone(&mut self, old: &RegisterAlone, delta: &mut Delta) -> Result<(), Refusal> {
-        self.check_incarnation(old.node, old.incarnation)?;
-        let info = NodeInfo {
-            id: old.node,
-            incarnation: old.incarnation,
-            epoch: RegistrationEpoch(self.revision.0),
-            disk: DiskId(0),
-            capabilities: Capabilities::default(),
-            rack: old.rack.clone(),
-            client: old.client.clone(),
-            shard_clients: old.shard_clients.clone(),
-            cluster: Endpoint::default(),
-            shard_peers: Vec::new(),
-            feature_level: FeatureLevel::FIRST,
-            fenced: false,
-            config: Arc::default(),
-        };
-        self.nodes.insert(old.node, Arc::new(info));
-        delta.nodes.insert(old.node);
-        self.renew_leaderships(old.node, Some(old.node), delta);
-        Ok(())
-    }
-
     pub(super) fn register_node(&mut self, new: &RegisterNode, delta: &mut Delta) -> Result<(), Refusal> {
         let id = new.node;
         if new.feature_level < self.feature_level {
@@ -52,7 +31,7 @@ impl Image {
             return Err(Refusal::new(Why::InvalidRequest, words));
         }
         let config = match self.nodes.get(&id) {
-            // The first release knew nothing of disks.
+            // A node that stands alone may know nothing of disks.
             Some(known) if known.disk != new.disk && known.disk != DiskId(0) => {
                 let words =
                     format!("the disk of node {id} was replaced: remove the node, then join under a new id");
@@ -66,6 +45,7 @@ impl Image {
             None => Arc::default(),
         };
         self.check_incarnation(id, new.incarnation)?;
+        let is_clean = self.nodes.get(&id).is_none_or(|known| new.clean_stop == Some(known.epoch));
         let info = NodeInfo {
             id,
             incarnation: new.incarnation,
@@ -79,14 +59,26 @@ impl Image {
             shard_peers: new.shard_peers.clone(),
             feature_level: new.feature_level,
             fenced: true,
+            stopping: false,
             config,
         };
         self.nodes.insert(id, Arc::new(info));
         delta.nodes.insert(id);
         // The earlier life's half-done work is not gone on with.
         delta.staged |= self.take_staged(id).is_some();
-        self.renew_leaderships(id, None, delta);
+        self.drop_life(id, is_clean, delta);
         Ok(())
+    }
+
+    /// The node's earlier life is over: it leads nothing and is in sync with nothing. What it acknowledged it still has,
+    /// unless it did not stop cleanly and had acknowledged what it had not flushed (R27): topics that acknowledge only
+    /// what is flushed (`highwater.durability=fsync`) count on it after any crash.
+    fn drop_life(&mut self, node: NodeId, is_clean: bool, delta: &mut Delta) {
+        self.change_partitions(delta, |state, settings| {
+            let lost = !is_clean && settings.durability == Durability::Replicated;
+            let concerns = state.isr.contains(&node) || (lost && state.elr.contains(&node));
+            concerns.then(|| Target { lost: lost.then_some(node), ..Target::of(state).without(node) })
+        });
     }
 
     fn check_incarnation(&self, id: NodeId, incarnation: Incarnation) -> Result<(), Refusal> {
@@ -103,56 +95,106 @@ impl Image {
         }
     }
 
-    /// A restart ends the node's leaderships: what it had not flushed is gone, and clients notice by the epoch (R1).
-    fn renew_leaderships(&mut self, node: NodeId, leader: Option<NodeId>, delta: &mut Delta) {
-        let led: Vec<Arc<Topic>> = self
-            .topics_from(Default::default())
-            .filter(|t| t.partitions.iter().any(|p| p.leader == Some(node)))
-            .cloned()
-            .collect();
-        for topic in led {
-            let mut topic = Topic::clone(&topic);
-            for (index, state) in (0..).map(PartitionIndex).zip(topic.partitions.iter_mut()) {
-                if state.leader == Some(node) {
-                    state.leader = leader;
-                    state.leader_epoch.0 += 1;
-                    state.partition_epoch.0 += 1;
-                    delta.changed.insert(PartitionId { topic: topic.id, index });
-                }
-            }
-            self.put_topic(topic);
-        }
-    }
-
-    pub(super) fn set_fenced(
+    /// R32.
+    pub(super) fn fence_node(
         &mut self,
         node: NodeId,
         epoch: RegistrationEpoch,
-        fenced: bool,
         delta: &mut Delta,
     ) -> Result<(), Refusal> {
-        let known = self.known_node(node)?;
-        if known.epoch != epoch {
-            let words = format!("node {node} registered again since: its epoch is {}", known.epoch.0);
-            return Err(Refusal::new(Why::Conflict, words));
-        }
-        if known.fenced != fenced {
-            let info = NodeInfo { fenced, ..NodeInfo::clone(known) };
-            self.nodes.insert(node, Arc::new(info));
-            delta.nodes.insert(node);
+        let known = self.known_life(node, epoch)?;
+        if !known.fenced {
+            let info = NodeInfo { fenced: true, ..NodeInfo::clone(known) };
+            self.put_node(info, delta);
+            self.change_partitions(delta, |state, _| {
+                state.isr.contains(&node).then(|| Target::of(state).without(node))
+            });
         }
         Ok(())
     }
 
-    pub(super) fn remove_node(&mut self, node: NodeId, delta: &mut Delta) -> Result<(), Refusal> {
+    pub(super) fn unfence_node(
+        &mut self,
+        node: NodeId,
+        epoch: RegistrationEpoch,
+        delta: &mut Delta,
+    ) -> Result<(), Refusal> {
+        let known = self.known_life(node, epoch)?;
+        if known.stopping {
+            return Err(Refusal::new(Why::Conflict, format!("node {node} has begun to stop")));
+        }
+        if known.fenced {
+            let info = NodeInfo { fenced: false, ..NodeInfo::clone(known) };
+            self.put_node(info, delta);
+            self.change_partitions(delta, |state, _| {
+                let waits = state.leader.is_none() && state.replicas.contains(&node);
+                waits.then(|| Target::of(state))
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn stop_node(
+        &mut self,
+        node: NodeId,
+        epoch: RegistrationEpoch,
+        delta: &mut Delta,
+    ) -> Result<(), Refusal> {
+        let known = self.known_life(node, epoch)?;
+        if known.stopping {
+            return Ok(());
+        }
+        let info = NodeInfo { stopping: true, ..NodeInfo::clone(known) };
+        self.put_node(info, delta);
+        let nodes = self.nodes.clone();
+        let can_lead = |other: &NodeId| nodes.get(other).is_some_and(|info| info.can_lead());
+        self.change_partitions(delta, |state, _| {
+            let moves = state.isr.contains(&node) && state.isr.iter().any(can_lead);
+            moves.then(|| Target::of(state).without(node))
+        });
+        Ok(())
+    }
+
+    pub(super) fn remove_node(
+        &mut self,
+        node: NodeId,
+        force: bool,
+        delta: &mut Delta,
+    ) -> Result<(), Refusal> {
         self.known_node(node)?;
         let replicas = self.loads().find(|(holder, _)| *holder == node).map_or(0, |(_, load)| load.replicas);
-        if replicas > 0 {
-            let words = format!("node {node} holds {replicas} replicas: move them to other nodes first");
+        if replicas > 0 && !force {
+            let words = format!(
+                "node {node} holds {replicas} replicas: reassign them to other nodes first, or force the removal to drop \
+                 those that are not the only ones"
+            );
+            return Err(Refusal::new(Why::NodeInUse, words));
+        }
+        let only = |state: &&PartitionState| state.replicas == [node];
+        let alone = match replicas {
+            0 => 0,
+            _ => self.topics_from(TopicId::default()).flat_map(|t| &t.partitions).filter(only).count(),
+        };
+        if alone > 0 {
+            let words = format!(
+                "node {node} holds the only replica of {alone} partitions: reassign them, or delete their topics"
+            );
             return Err(Refusal::new(Why::NodeInUse, words));
         }
         self.nodes.remove(&node);
         delta.nodes.insert(node);
+        if replicas > 0 {
+            self.change_partitions(delta, |state, _| {
+                let is_other = |other: &NodeId| *other != node;
+                state.replicas.contains(&node).then(|| {
+                    let mut target = Target::of(state).without(node);
+                    for set in [&mut target.replicas, &mut target.adding, &mut target.removing] {
+                        set.retain(is_other);
+                    }
+                    target
+                })
+            });
+        }
         delta.staged |= self.take_staged(node).is_some();
         if self.controller == Some(node) {
             self.controller = None;
@@ -214,6 +256,21 @@ impl Image {
             delta.nodes.insert(node);
         }
         Ok(())
+    }
+
+    /// The node in this of its lives.
+    fn known_life(&self, node: NodeId, epoch: RegistrationEpoch) -> Result<&Arc<NodeInfo>, Refusal> {
+        let known = self.known_node(node)?;
+        if known.epoch != epoch {
+            let words = format!("node {node} registered again since: its epoch is {}", known.epoch.0);
+            return Err(Refusal::new(Why::Conflict, words));
+        }
+        Ok(known)
+    }
+
+    fn put_node(&mut self, info: NodeInfo, delta: &mut Delta) {
+        delta.nodes.insert(info.id);
+        self.nodes.insert(info.id, Arc::new(info));
     }
 
     fn known_node(&self, node: NodeId) -> Result<&Arc<NodeInfo>, Refusal> {

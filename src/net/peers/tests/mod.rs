@@ -4,6 +4,7 @@ mod calls;
 mod identities;
 mod pipes;
 mod strangers;
+mod streams;
 
 use std::net::{IpAddr, Ipv4Addr};
 

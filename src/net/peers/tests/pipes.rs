@@ -13,7 +13,7 @@ type Outcome = Result<Box<Judged>, HandshakeError>;
 /// A handshake over a pipe that ends after so many bytes of the dialer and of the acceptor.
 async fn handshake_cut(dialers: usize, acceptors: usize) -> (Outcome, Outcome) {
     let secret = Secret::new(SECRET).unwrap();
-    let own = Own { secret: &secret, me: node(1, CLUSTER), known: &|_| None };
+    let own = Own { secret: &secret, me: node(1, CLUSTER), knows: &|_| Known::default() };
     let (mut dialer, dialers_end) = duplex(1024);
     let (mut acceptor, acceptors_end) = duplex(1024);
     let pass = async {
@@ -32,13 +32,14 @@ async fn handshake_cut(dialers: usize, acceptors: usize) -> (Outcome, Outcome) {
         tokio::join!(there, back);
     };
     let dialed = async {
-        let outcome = dial(&mut dialer, &own, Some(NodeId(2)), &[7; 32]).await;
+        let outcome = dial(&mut dialer, &own, Some(NodeId(2)), Purpose::Calls, &[7; 32]).await;
         drop(dialer);
         outcome
     };
     let accepted = async {
         let hear = |hello: &_| Acceptor::new(&node(2, CLUSTER), hello, &[8; 32]);
-        let judge = |acceptor: &Acceptor, proof: &_| acceptor.verdict(&secret, proof, &|_| None, true);
+        let judge =
+            |acceptor: &Acceptor, proof: &_| acceptor.verdict(&secret, proof, &|_| Known::default(), None);
         let outcome = accept(&mut acceptor, hear, judge).await;
         drop(acceptor);
         outcome

@@ -76,7 +76,7 @@ fn held_for_strangers(count: usize, hello: &[u8], is_node: bool) -> u64 {
 #[test]
 fn a_stranger_takes_at_most_a_kibibyte_silent_or_half_way_through_the_handshake() {
     const STRANGERS: usize = 200;
-    let dialer = Dialer::new(node(1, CLUSTER), None, &[7; NONCE_LEN]);
+    let dialer = Dialer::new(node(1, CLUSTER), None, Purpose::Calls, &[7; NONCE_LEN]);
     for hello in [&[][..], dialer.hello()] {
         let sockets = held_for_strangers(STRANGERS, hello, false);
         let all = held_for_strangers(STRANGERS, hello, true);

@@ -75,6 +75,7 @@ fn random_life(seed: u64) -> ReaderStats {
         (0..1 + random.below(3) as u32).map(|i| random_log(&mut random, &mut files, i)).collect();
     let config = ReaderConfig {
         read_bytes: [1, 200, 5000, 70_000, 1 << 20][random.below(5)],
+        read_bytes_beside_writes: [1, 3000, 1 << 20][random.below(3)],
         bulk_bytes_min: [0, 200, 5000, 1 << 20][random.below(4)],
         ahead_bytes_max: [0, 10_000, 300_000, 64 << 20][random.below(4)],
         index_bytes_max: [0, 1000, 1 << 20][random.below(3)],

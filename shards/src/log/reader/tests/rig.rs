@@ -154,6 +154,7 @@ pub struct Rig {
 pub fn small() -> ReaderConfig {
     ReaderConfig {
         read_bytes: 8192,
+        read_bytes_beside_writes: 4096,
         bulk_bytes_min: 4096,
         ahead_bytes_max: 256 * 1024,
         index_bytes_max: 64 * 1024,

@@ -8,7 +8,7 @@ use crate::log::FatalReason;
 use crate::log::disk::{DiskError, DiskOp, FileName};
 use crate::log::journal::{AppendRefused, OnDamage, Urgency};
 use crate::log::random::Random;
-use crate::log::storage::{FoundBatch, Start};
+use crate::log::storage::{FoundBatch, Start, StorageConfig};
 use crate::mail::LogConfig;
 
 #[test]
@@ -512,6 +512,7 @@ fn files_that_a_killed_life_removed_do_not_come_back_after_the_next_checkpoint()
         while !rig.disk.in_flight.iter().any(|(op, _)| is_replace(op)) {
             rig.append(0, 3_000, Urgency::Sync).unwrap();
             rig.complete_one();
+            rig.complete_one();
         }
         rig.crash(false);
         rig.log_config.segment_bytes = 1 << 20;
@@ -564,4 +565,31 @@ fn nothing_is_moved_in_recovery_that_the_power_may_take_from_the_journal() {
     rig.rest();
     rig.check_recovered();
     assert!(rig.disk.files.keys().any(|file| matches!(file, FileName::Segment(_))));
+}
+
+#[test]
+fn checkpoint_leaves_the_disk_to_the_journal_until_that_needs_the_room() {
+    let is_sync = |op: &DiskOp| {
+        matches!(
+            op,
+            DiskOp::SyncFolder { .. } | DiskOp::Sync { file: FileName::Segment(_) | FileName::Index(_), .. }
+        )
+    };
+    // The most syncs that were under way at once, in a life with room for so many bytes in the journal.
+    let most_syncs = |journal_bytes_max: u64| {
+        let mut rig = Rig::with(StorageConfig { journal_bytes_max, ..small_config() }, 31);
+        rig.recover();
+        let mut most = 0;
+        for i in 0..200 {
+            rig.append(i % 20, 3000, Urgency::Sync).unwrap();
+            while rig.complete_one() {
+                most = most.max(rig.disk.in_flight.iter().filter(|(op, _)| is_sync(op)).count());
+            }
+        }
+        assert!(rig.storage.stats().checkpoints > 0);
+        rig.check_contents();
+        most
+    };
+    assert_eq!(most_syncs(64 * 1024 * 1024), 2);
+    assert_eq!(most_syncs(320 * 1024), small_config().syncs_in_flight_max);
 }

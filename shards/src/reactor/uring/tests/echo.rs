@@ -11,12 +11,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::front::{CloseReason, Cx, Front};
-use crate::ids::{ConnId, ShardId};
+use crate::ids::{ConnId, NodeId, RegistrationEpoch, ShardId};
 use crate::log::disk::{DiskEvent, DiskOp};
 use crate::mail::{Answer, FromControl, ShardMail, ToControl, Token};
 use crate::reactor::boot::{ControlLink, Listen, ShardExit, ShardSetup, Shards, start};
 use crate::reactor::uring::{KernelUse, LinkConfig, Spin};
-use crate::shard::{ClientInput, Input, Machine, Output};
+use crate::shard::{ClientInput, Input, Machine, Output, PeerInput};
 use crate::stats::ShardStats;
 use crate::time::Instant;
 
@@ -45,12 +45,25 @@ impl Front for NoFront {
 pub(super) struct Seen {
     pub opened: u64,
     pub closed: Vec<CloseReason>,
+    /// Peers, as they were opened and closed.
+    pub peers: Vec<PeerSeen>,
+    pub peers_closed: Vec<CloseReason>,
+    pub dials_failed: Vec<(NodeId, ShardId)>,
     pub frames: u64,
     pub disk: Vec<DiskEvent>,
     pub mail: u64,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct PeerSeen {
+    pub node: NodeId,
+    pub remote_shard: ShardId,
+    pub epoch: RegistrationEpoch,
+    pub dialed: bool,
+}
+
 struct Conn {
+    is_peer: bool,
     /// Bytes handed to the driver and not reported as sent.
     unsent: usize,
     receiving: bool,
@@ -70,43 +83,81 @@ pub(super) struct Echo {
 
 impl Echo {
     fn on_client(&mut self, input: ClientInput) {
-        let mut seen = self.seen.lock().unwrap();
         match input {
-            ClientInput::Opened { conn, .. } => {
-                seen.opened += 1;
-                let fresh = self.conns.insert(conn, Conn { unsent: 0, receiving: true });
-                assert!(fresh.is_none(), "a connection id is never used twice");
-            }
-            ClientInput::Frame { conn, frame } => {
-                seen.frames += 1;
-                let state = self.conns.get_mut(&conn).expect("frames come between opened and closed");
-                let prefix = Bytes::copy_from_slice(&u32::try_from(frame.len()).unwrap().to_be_bytes());
-                let close = match &frame[..] {
-                    b"close" => Some(true),
-                    b"kill" => Some(false),
-                    _ => None,
-                };
-                state.unsent += prefix.len() + frame.len();
-                self.outputs.push_back(Output::Send { conn, parts: vec![prefix, frame] });
-                if state.unsent > self.unsent_max && std::mem::replace(&mut state.receiving, false) {
-                    self.outputs.push_back(Output::Receive { conn, on: false });
-                }
-                if let Some(flush) = close {
-                    self.outputs.push_back(Output::Close { conn, flush, reason: CloseReason::Malformed });
-                }
-            }
-            ClientInput::Sent { conn, bytes } => {
-                let state = self.conns.get_mut(&conn).expect("sent comes between opened and closed");
-                state.unsent = state.unsent.checked_sub(bytes).expect("no more is sent than was handed over");
-                if state.unsent <= self.unsent_max / 2 && !std::mem::replace(&mut state.receiving, true) {
-                    self.outputs.push_back(Output::Receive { conn, on: true });
-                }
-            }
+            ClientInput::Opened { conn, .. } => self.on_opened(conn, false),
+            ClientInput::Frame { conn, frame } => self.on_frame(conn, frame, false),
+            ClientInput::Sent { conn, bytes } => self.on_sent(conn, bytes, false),
             ClientInput::Closed { conn, reason } => {
-                self.conns.remove(&conn).expect("a connection closes once");
-                seen.closed.push(reason);
+                self.on_closed(conn, false);
+                self.seen.lock().unwrap().closed.push(reason);
             }
         }
+    }
+
+    fn on_peer(&mut self, input: PeerInput) {
+        match input {
+            PeerInput::Opened { conn, node, remote_shard, epoch, dialed } => {
+                self.on_opened(conn, true);
+                let peer = PeerSeen { node, remote_shard, epoch, dialed };
+                self.seen.lock().unwrap().peers.push(peer);
+            }
+            PeerInput::Frame { conn, frame } => self.on_frame(conn, frame, true),
+            PeerInput::Sent { conn, bytes } => self.on_sent(conn, bytes, true),
+            PeerInput::Closed { conn, reason } => {
+                self.on_closed(conn, true);
+                self.seen.lock().unwrap().peers_closed.push(reason);
+            }
+            PeerInput::DialFailed { node, shard } => {
+                self.seen.lock().unwrap().dials_failed.push((node, shard));
+            }
+        }
+    }
+
+    fn on_opened(&mut self, conn: ConnId, is_peer: bool) {
+        self.seen.lock().unwrap().opened += u64::from(!is_peer);
+        let fresh = self.conns.insert(conn, Conn { is_peer, unsent: 0, receiving: true });
+        assert!(fresh.is_none(), "a connection id is never used twice");
+    }
+
+    fn conn(&mut self, conn: ConnId, is_peer: bool) -> &mut Conn {
+        let state = self.conns.get_mut(&conn).expect("events come between opened and closed");
+        assert!(state.is_peer == is_peer, "clients stay clients");
+        state
+    }
+
+    fn on_frame(&mut self, conn: ConnId, frame: Bytes, is_peer: bool) {
+        self.seen.lock().unwrap().frames += 1;
+        let unsent_max = self.unsent_max;
+        let state = self.conn(conn, is_peer);
+        let prefix = Bytes::copy_from_slice(&u32::try_from(frame.len()).unwrap().to_be_bytes());
+        let close = match &frame[..] {
+            b"close" => Some(true),
+            b"kill" => Some(false),
+            _ => None,
+        };
+        state.unsent += prefix.len() + frame.len();
+        let pauses = state.unsent > unsent_max && std::mem::replace(&mut state.receiving, false);
+        self.outputs.push_back(Output::Send { conn, parts: vec![prefix, frame] });
+        if pauses {
+            self.outputs.push_back(Output::Receive { conn, on: false });
+        }
+        if let Some(flush) = close {
+            self.outputs.push_back(Output::Close { conn, flush, reason: CloseReason::Malformed });
+        }
+    }
+
+    fn on_sent(&mut self, conn: ConnId, bytes: usize, is_peer: bool) {
+        let unsent_max = self.unsent_max;
+        let state = self.conn(conn, is_peer);
+        state.unsent = state.unsent.checked_sub(bytes).expect("no more is sent than was handed over");
+        if state.unsent <= unsent_max / 2 && !std::mem::replace(&mut state.receiving, true) {
+            self.outputs.push_back(Output::Receive { conn, on: true });
+        }
+    }
+
+    fn on_closed(&mut self, conn: ConnId, is_peer: bool) {
+        let state = self.conns.remove(&conn).expect("a connection closes once");
+        assert!(state.is_peer == is_peer, "clients stay clients");
     }
 }
 
@@ -116,6 +167,7 @@ impl Machine for Echo {
     fn handle(&mut self, now: Instant, input: Input<NoFront>) {
         match input {
             Input::Client(input) => self.on_client(input),
+            Input::Peer(input) => self.on_peer(input),
             Input::Disk(event) => self.seen.lock().unwrap().disk.push(event),
             Input::Mail(mail) => {
                 self.seen.lock().unwrap().mail += 1;
@@ -149,6 +201,9 @@ impl Machine for Echo {
                     self.outputs.push_back(Output::Control(ToControl::Stopped));
                 }
             }
+            Input::Control(
+                FromControl::Nodes(_) | FromControl::IsrRefused { .. } | FromControl::Lease { .. },
+            ) => unreachable!("no test tells it so"),
             // The test's way to start a round of mail, or a timer.
             Input::Control(FromControl::Delta { revision, .. }) => {
                 if revision.0 == 0 {

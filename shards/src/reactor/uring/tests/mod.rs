@@ -7,4 +7,5 @@ mod echo;
 mod files;
 mod links;
 mod mail;
+mod peers;
 mod segments;

@@ -1,0 +1,189 @@
+//! Followers that are far behind: records from segments, starts that moved, offsets that are no more.
+
+use super::cluster::*;
+use super::*;
+
+fn quorum(isr_min: u32) -> PartitionConfig {
+    PartitionConfig { isr_min, ..PartitionConfig::default() }
+}
+
+/// A leads with B in sync; C was never there and nothing is in memory.
+fn without_c(records: u32, replication: ReplicationConfig) -> Cluster {
+    let mut cluster = Cluster::with(replication, 0);
+    cluster.cut_off(C);
+    cluster.assign(0, A, 1, &[A, B], quorum(2));
+    cluster.append_each(A, 0, 0..records, |i| format!("value {i} {}", "x".repeat(1000)));
+    cluster
+}
+
+fn delete_before(cluster: &mut Cluster, node: NodeId, before: u64) {
+    let deadline = cluster.now() + Duration::from_secs(1);
+    let token = cluster.rig(node).op(0, Op::DeleteRecords { before: Some(Offset(before)), deadline });
+    cluster.run();
+    let answer = cluster.rig(node).answer(token);
+    assert!(matches!(answer, Some(Answer::Deleted(Ok(start))) if start == Offset(before)), "{answer:?}");
+}
+
+#[test]
+fn a_new_follower_gets_the_log_from_segments_and_enters() {
+    let mut cluster = without_c(200, ReplicationConfig { turn_bytes: 10_000, ..Default::default() });
+    cluster.cut_off.clear();
+    cluster.settle();
+    assert_eq!(cluster.ends(C, 0).2, 200);
+    assert_eq!(cluster.wished(), [A, B, C]);
+    cluster.commit_wish(0);
+    cluster.settle();
+    assert_eq!(cluster.ends(C, 0), (0, 200, 200));
+    assert!(cluster.stats(A).bytes_out_catch_up > 200_000);
+}
+
+#[test]
+fn catch_up_traffic_keeps_its_rate_and_does_not_hold_up_who_is_in_sync() {
+    let config =
+        ReplicationConfig { turn_bytes: 4000, catch_up_bytes_per_second: Some(20_000), ..Default::default() };
+    let mut cluster = without_c(200, config);
+    cluster.cut_off.clear();
+    let pass = |cluster: &mut Cluster, seconds: u64| {
+        for _ in 0..seconds * 50 {
+            let now = cluster.now() + Duration::from_millis(20);
+            cluster.at(now);
+        }
+    };
+    pass(&mut cluster, 5);
+    let got = cluster.ends(C, 0).2;
+    assert!((50..150).contains(&got), "{got} records of about 1100 bytes in 5 s at 20,000 B/s");
+    let token = cluster.append(A, 0, "now");
+    assert_eq!(cluster.base(A, token), Some(200));
+    pass(&mut cluster, 10);
+    assert_eq!(cluster.ends(C, 0).2, 201);
+}
+
+#[test]
+fn r24_followers_begin_their_logs_where_the_leader_does() {
+    let mut cluster = Cluster::new();
+    cluster.assign(0, A, 1, &[A, B, C], quorum(2));
+    cluster.append_each(A, 0, 0..5, |i| format!("{i}"));
+    cluster.settle();
+    delete_before(&mut cluster, A, 3);
+    cluster.settle();
+    for node in [A, B, C] {
+        assert_eq!(cluster.ends(node, 0), (3, 5, 5), "{node}");
+    }
+}
+
+#[test]
+fn r24_a_follower_whose_log_ends_before_the_leaders_begins_anew() {
+    let mut cluster = without_c(20, ReplicationConfig::default());
+    cluster.fence(C);
+    cluster.cut_off.clear();
+    cluster.settle();
+    assert_eq!(cluster.ends(C, 0).2, 20);
+    cluster.cut_off(C);
+    cluster.append_each(A, 0, 0..20, |_| "more".into());
+    delete_before(&mut cluster, A, 30);
+    cluster.cut_off.clear();
+    cluster.settle();
+    assert_eq!(cluster.ends(C, 0), (30, 40, 40));
+}
+
+#[test]
+fn r24_a_log_that_begins_within_a_batch_is_followed_from_that_batch() {
+    let mut cluster = Cluster::new();
+    cluster.cut_off(C);
+    cluster.assign(0, A, 1, &[A, B], quorum(2));
+    for _ in 0..3 {
+        let mut records = BatchBuilder::new();
+        for i in 0..10 {
+            records = records.record(i, None, Some(b"v"));
+        }
+        cluster.rig(A).append(0, Acks::All, records.build());
+        cluster.run();
+    }
+    delete_before(&mut cluster, A, 15);
+    cluster.cut_off.clear();
+    cluster.settle();
+    assert_eq!(cluster.ends(C, 0), (15, 30, 30));
+    assert_eq!(cluster.stats(C).misfits, 0);
+    let out = cluster.rig(A).read(0, 15, 0).1.expect("answered");
+    assert_eq!(out.records.len(), 2);
+}
+
+#[test]
+fn offsets_that_compaction_took_reach_followers_as_batches_without_records() {
+    let mut cluster = Cluster::with(ReplicationConfig::default(), 0);
+    cluster.cut_off(C);
+    let mut config = quorum(2);
+    config.log.compact = true;
+    config.log.delete = false;
+    config.log.segment_bytes = 4096;
+    config.log.dirty_permille = 1;
+    cluster.assign(0, A, 1, &[A, B], config);
+    for i in 0..100 {
+        let records = BatchBuilder::new().record(i, Some(b"key"), Some(&[7; 200])).build();
+        cluster.rig(A).append(0, Acks::All, records);
+        cluster.run();
+    }
+    cluster.assign(0, A, 2, &[A, B], config);
+    for i in 0..20 {
+        let records = BatchBuilder::new().record(i, Some(b"other"), Some(&[7; 200])).build();
+        cluster.rig(A).append(0, Acks::All, records);
+        cluster.run();
+    }
+    cluster.after(Duration::from_secs(120));
+    assert!(cluster.rigs[&on(A)].shard.storage.stats().compactions > 0, "the log has gaps");
+    let sent = cluster.bytes;
+    cluster.cut_off.clear();
+    cluster.settle();
+    assert_eq!(cluster.ends(C, 0).2, 120);
+    assert_eq!(cluster.stats(C).misfits, 0);
+    assert!(cluster.bytes - sent < 120 * 250, "what compaction took was not sent");
+    for epoch in [1, 2] {
+        let end = |node| cluster.replica(node, 0).end_of_epoch(LeaderEpoch(epoch));
+        assert_eq!(end(C), end(A), "epoch {epoch}");
+    }
+    // Its journal and segments are sound to the next life.
+    let files = cluster.kill(C);
+    cluster.restart(C, files);
+    cluster.tell(0, C);
+    cluster.settle();
+    assert_eq!(cluster.ends(C, 0).2, 120);
+}
+
+#[test]
+fn consumers_may_read_from_a_follower_up_to_the_high_watermark_that_it_knows() {
+    let mut cluster = Cluster::new();
+    cluster.assign(0, A, 1, &[A, B, C], quorum(2));
+    cluster.append(A, 0, "a");
+    cluster.settle();
+    let any = |offset, epoch| match read(offset, 1) {
+        Op::Read { offset, bytes_max, first_batch_whole, watch_below_bytes, .. } => Op::Read {
+            from_follower: true,
+            current_epoch: epoch,
+            offset,
+            bytes_max,
+            first_batch_whole,
+            watch_below_bytes,
+        },
+        _ => unreachable!(),
+    };
+    let token = cluster.rig(B).op(0, any(0, Some(LeaderEpoch(1))));
+    let Some(Answer::Read(Ok(out))) = cluster.rig(B).answer(token) else { panic!("it is answered") };
+    assert_eq!((out.high_watermark, out.records.len()), (Offset(1), 1));
+    let watch = cluster.rig(B).op(0, any(1, None));
+    assert!(matches!(cluster.rig(B).answer(watch), Some(Answer::Read(Ok(out))) if out.watching));
+    cluster.append(A, 0, "b");
+    cluster.settle();
+    assert!(matches!(cluster.rig(B).answer(watch), Some(Answer::Readable)));
+    for (op, error) in [
+        (any(9, None), PartitionError::OffsetNotAvailable),
+        (any(0, Some(LeaderEpoch(2))), PartitionError::UnknownLeaderEpoch),
+        (any(0, Some(LeaderEpoch(0))), PartitionError::FencedLeaderEpoch),
+        (read(0, 0), PartitionError::NotLeader),
+        (Op::Locate { current_epoch: None, at: Locate::Latest }, PartitionError::NotLeader),
+    ] {
+        let token = cluster.rig(B).op(0, op);
+        assert_eq!(cluster.error(B, token), Some(error));
+    }
+    let token = cluster.append(B, 0, "c");
+    assert_eq!(cluster.error(B, token), Some(PartitionError::NotLeader));
+}
