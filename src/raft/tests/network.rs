@@ -1,0 +1,276 @@
+//! Elections, catching up, and proposals over a network that fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use highwater_shards::ids::{NodeId, ProducerId};
+use rand_xoshiro::rand_core::RngCore as _;
+use tokio::time::{Instant, sleep};
+
+use super::world::{A, B, C, World, member, register, run, take_one};
+use crate::control::ProposalId;
+
+#[test]
+fn three_nodes_founded_at_once_elect_one_leader_and_apply_the_same() {
+    run(async || {
+        let mut world = World::of_three(1).await;
+        let leader = world.leader().await;
+        world.commit(leader, &register()).await;
+        for node in [A, B, C] {
+            world.count(node).await;
+        }
+        world.same(3).await;
+        let status = world.raft(leader).status();
+        assert_eq!(status.voters, BTreeSet::from([A, B, C]));
+        assert_eq!(status.members[&B], member(B));
+        let follower = world.follower(leader);
+        world
+            .until("progress", |world| {
+                let status = world.raft(leader).status();
+                status.progress[&follower].matched == status.last_log
+            })
+            .await;
+        let stats = world.raft(leader).stats();
+        assert!(stats.forwarded >= 2 && !stats.proposal_nanos.is_empty() && stats.flushes > 0);
+        world.end().await;
+    });
+}
+
+#[test]
+fn killed_leaders_are_replaced_and_nothing_committed_is_lost() {
+    run(async || {
+        let mut world = World::of_three(2).await;
+        let leader = world.leader().await;
+        world.commit(leader, &register()).await;
+        let mut taken = 0;
+        for _ in 0..8 {
+            let leader = world.leader().await;
+            let term = world.raft(leader).status().term;
+            world.count(leader).await;
+            world.kill(leader).await;
+            let killed = Instant::now();
+            let next = world.leader().await;
+            assert!(world.raft(next).status().term > term);
+            assert!(killed.elapsed() < Duration::from_millis(1500), "{:?}", killed.elapsed());
+            world.count(next).await;
+            world.start(leader).await;
+            taken += 2;
+            world.same(taken).await;
+        }
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_node_far_behind_catches_up_by_a_snapshot() {
+    run(async || {
+        let mut world = World::of_three(3).await;
+        let leader = world.leader().await;
+        world.commit(leader, &register()).await;
+        let behind = world.follower(leader);
+        world.same(0).await;
+        world.kill(behind).await;
+        let leader = world.leader().await;
+        for _ in 0..50 {
+            let probes = (0..2000).map(|n| world.raft(leader).probe(Bytes::from(vec![n as u8; 20])));
+            for result in join_all(probes).await {
+                result.unwrap();
+            }
+            world.count(leader).await;
+        }
+        let status = world.raft(leader).status();
+        assert!(status.last_log > Some(100_000) && status.purged > Some(80_000), "{status:?}");
+        world.start(behind).await;
+        world.same(50).await;
+        assert!(world.seen(behind).installed >= 1);
+        assert!(world.raft(behind).stats().snapshots_installed >= 1);
+        assert!(world.raft(leader).stats().snapshots_sent >= 1);
+        // And it goes on from there after another start.
+        world.count(behind).await;
+        world.kill(behind).await;
+        world.start(behind).await;
+        assert!(
+            world.seen(behind).image.producer_id_next >= ProducerId(50),
+            "from the snapshot, before any leader"
+        );
+        world.same(51).await;
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_leader_that_one_follower_does_not_reach_goes_on_leading() {
+    run(async || {
+        let mut world = World::of_three(4).await;
+        let leader = world.leader().await;
+        world.commit(leader, &register()).await;
+        let (near, far) =
+            (world.follower(leader), world.running().into_iter().rfind(|n| *n != leader).unwrap());
+        assert_ne!(near, far);
+        let term = world.raft(leader).status().term;
+        world.cut_both(leader, far);
+        for _ in 0..20 {
+            sleep(Duration::from_millis(500)).await;
+            world.count(leader).await;
+        }
+        assert_eq!(
+            world.raft(leader).status().term,
+            term,
+            "votes of the one that hears nothing disturb nobody"
+        );
+        assert_eq!(world.raft(near).status().leader, Some(leader));
+        world.heal_all();
+        world.same(20).await;
+        assert_eq!(world.raft(far).status().term, term);
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_leader_that_hears_no_answers_gives_way() {
+    run(async || {
+        let mut world = World::of_three(5).await;
+        let leader = world.leader().await;
+        world.commit(leader, &register()).await;
+        let others: Vec<NodeId> = world.running().into_iter().filter(|node| *node != leader).collect();
+        // Its heartbeats go on keeping the others from electing one of them, were it not to go quiet.
+        for &other in &others {
+            world.cut(other, leader);
+        }
+        let next = world.leader_of(&others).await;
+        world.count(next).await;
+        world.heal_all();
+        world.count(leader).await;
+        world.same(2).await;
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_minority_takes_no_changes_and_heals_by_itself() {
+    run(async || {
+        let mut world = World::of_three(6).await;
+        let old = world.leader().await;
+        world.commit(old, &register()).await;
+        let others: Vec<NodeId> = world.running().into_iter().filter(|node| *node != old).collect();
+        for &other in &others {
+            world.cut_both(old, other);
+        }
+        let next = world.leader_of(&others).await;
+        sleep(Duration::from_secs(2)).await;
+        let refused = world.give(old, &take_one());
+        world.until("a refusal", |world| world.seen(old).failed.iter().any(|(id, _)| *id == refused)).await;
+        let reason = world.seen(old).failed[0].1.clone();
+        assert!(reason.contains("leader"), "{reason}");
+        world.count(next).await;
+        assert_eq!(world.seen(old).image.producer_id_next, ProducerId(0));
+        world.heal_all();
+        world.count(old).await;
+        world.same(2).await;
+        world.end().await;
+    });
+}
+
+#[test]
+fn proposals_of_a_follower_are_applied_once_when_answers_are_lost() {
+    run(async || {
+        let mut world = World::of_three(7).await;
+        let leader = world.leader().await;
+        world.commit(leader, &register()).await;
+        world.hub.0.borrow_mut().lost_answers = 500;
+        world.hub.0.borrow_mut().lost = 50;
+        let follower = world.follower(leader);
+        let mut taken = 0;
+        for round in 0..40 {
+            world.count(follower).await;
+            taken += 1;
+            if round % 10 == 4 {
+                // What the follower asks comes through; neither answers nor entries come back for a while.
+                let leader = world.leader().await;
+                let id = world.give(follower, &take_one());
+                taken += 1;
+                world.cut(leader, follower);
+                sleep(Duration::from_secs(13)).await;
+                world.heal_all();
+                world
+                    .until("a proposal in doubt", |world| world.seen(follower).committed.contains(&id))
+                    .await;
+            }
+            if round % 10 == 9 {
+                // Leaders come and go meanwhile.
+                let leader = world.raft(follower).status().leader.unwrap_or(follower);
+                let id = world.give(follower, &take_one());
+                taken += 1;
+                if leader != follower {
+                    world.kill(leader).await;
+                    world.start(leader).await;
+                }
+                world
+                    .until("a proposal in doubt", |world| world.seen(follower).committed.contains(&id))
+                    .await;
+            }
+        }
+        world.hub.0.borrow_mut().lost_answers = 0;
+        world.hub.0.borrow_mut().lost = 0;
+        world.same(taken).await;
+        let stats = world.raft(follower).stats();
+        assert!(stats.proposals_repeated > 0, "some answers were lost");
+        let duplicates: u64 = world.running().iter().map(|node| world.raft(*node).stats().duplicates).sum();
+        assert!(duplicates > 0, "some proposals came twice into the log");
+        {
+            let seen = world.seen(follower);
+            let once: BTreeSet<ProposalId> = seen.committed.iter().copied().collect();
+            assert_eq!(once.len(), seen.committed.len(), "each is told once");
+            assert!(seen.failed.is_empty());
+        }
+        world.end().await;
+    });
+}
+
+#[test]
+fn changes_come_through_a_network_that_delays_loses_and_cuts() {
+    for seed in 100..106 {
+        run(async || {
+            let mut world = World::of_three(seed).await;
+            let leader = world.leader().await;
+            world.commit(leader, &register()).await;
+            world.hub.0.borrow_mut().lost = 60;
+            world.hub.0.borrow_mut().delay_ms_max = 40;
+            let mut given: BTreeMap<NodeId, Vec<ProposalId>> = BTreeMap::new();
+            for _ in 0..30 {
+                let draw = world.hub.0.borrow_mut().random.next_u32();
+                let pair = [(A, B), (B, C), (A, C)][(draw % 3) as usize];
+                match draw % 7 {
+                    0 => world.cut_both(pair.0, pair.1),
+                    1 => world.cut(pair.0, pair.1),
+                    2 | 3 => world.heal_all(),
+                    _ => {}
+                }
+                let node = [A, B, C][(draw / 8 % 3) as usize];
+                let id = world.give(node, &take_one());
+                given.entry(node).or_default().push(id);
+                sleep(Duration::from_millis(u64::from(draw / 64 % 2000))).await;
+            }
+            world.heal_all();
+            world.hub.0.borrow_mut().lost = 0;
+            world
+                .until("answers to all", |world| {
+                    given.iter().all(|(node, ids)| {
+                        let seen = world.seen(*node);
+                        let settled =
+                            |id| seen.committed.contains(id) != seen.failed.iter().any(|(f, _)| f == id);
+                        ids.iter().all(settled)
+                    })
+                })
+                .await;
+            let committed = given.iter().map(|(node, ids)| {
+                ids.iter().filter(|id| world.seen(*node).committed.contains(id)).count() as u64
+            });
+            let committed = committed.sum();
+            world.same(committed).await;
+            world.end().await;
+        });
+    }
+}
