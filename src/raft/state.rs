@@ -126,7 +126,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
             if let openraft::EntryPayload::Normal(payload) = &entry.payload {
-                self.bytes += payload.len();
+                self.bytes += payload.bytes();
             }
             let outcome = self.shared.machine.borrow_mut().apply(&entry).map_err(io::Error::other)?;
             match outcome {

@@ -67,7 +67,8 @@ pub enum Payload {
 }
 
 impl Payload {
-    pub fn len(&self) -> usize {
+    /// The size of what it carries, in bytes.
+    pub fn bytes(&self) -> usize {
         match self {
             Self::Entry { body, .. } | Self::Probe(body) => body.len(),
         }

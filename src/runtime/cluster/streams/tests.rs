@@ -1,7 +1,5 @@
 //! Two nodes of one cluster, each with its control core's half of this and real shards with small machines.
 
-#![expect(clippy::disallowed_methods, reason = "these tests are drivers themselves")]
-
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
