@@ -139,11 +139,13 @@ impl Client {
                 answered::on_waiting(&oldest.call, since, scene.now)?;
             }
         }
-        if !scene.healing && scene.config.features.disconnects && self.rng.chance(4) {
-            if let Some((&node, _)) = self.links.iter().next() {
-                acts.push(Act::Disconnect(node));
-                return Ok(Duration::from_micros(100));
-            }
+        if !scene.healing
+            && scene.config.features.disconnects
+            && self.rng.chance(4)
+            && let Some((&node, _)) = self.links.iter().next()
+        {
+            acts.push(Act::Disconnect(node));
+            return Ok(Duration::from_micros(100));
         }
         // At most so many calls at one turn.
         for _ in 0..8 {
