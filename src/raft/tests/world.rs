@@ -60,7 +60,10 @@ impl StorageBackend for MemoryDisk {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let at = usize::try_from(offset).unwrap();
-        self.0.write().unwrap()[at..at + data.len()].copy_from_slice(data);
+        let mut file = self.0.write().unwrap();
+        let end = file.len().max(at + data.len());
+        file.resize(end, 0);
+        file[at..at + data.len()].copy_from_slice(data);
         Ok(())
     }
 
