@@ -28,7 +28,7 @@ const HEAD: usize = 32;
 /// Instead of a part's length: the part says how long the file is.
 const SET_LEN: u64 = u64::MAX;
 /// Bytes of records before the database's file is flushed; opening reads as many.
-const ROUND_BYTES: u64 = 16 * 1024 * 1024;
+pub const ROUND_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The file of records beside a database's file.
 pub fn beside(file: &Path) -> PathBuf {
@@ -117,7 +117,7 @@ fn record_at(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
 
 impl<B: StorageBackend> Ahead<B> {
     /// Brings back what was flushed.
-    fn open(main: B, records: B, round_bytes: u64) -> io::Result<Self> {
+    pub fn open(main: B, records: B, round_bytes: u64) -> io::Result<Self> {
         let round_bytes = round_bytes.next_multiple_of(BLOCK as u64);
         let mut bytes = vec![0; usize::try_from(records.len()?.min(round_bytes)).expect("a round fits")];
         records.read(0, &mut bytes)?;

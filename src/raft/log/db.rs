@@ -274,7 +274,7 @@ pub(super) fn weight(entry: &LogEntry) -> usize {
     FRAME
         + match &entry.payload {
             openraft::EntryPayload::Blank => 0,
-            openraft::EntryPayload::Normal(payload) => Payload::len(payload),
+            openraft::EntryPayload::Normal(payload) => Payload::bytes(payload),
             openraft::EntryPayload::Membership(membership) => 64 * (1 + membership.nodes().count()),
         }
 }

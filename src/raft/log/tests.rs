@@ -9,6 +9,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use tokio::task::LocalSet;
 
+use super::super::host::{Directory, Threads};
 use super::super::state::{Shared as StateShared, StateMachine};
 use super::super::types::Payload;
 use super::super::{Event, machine::Machine};
@@ -26,7 +27,7 @@ fn open(disk: &CrashDisk) -> OpenLog {
 }
 
 fn start(disk: &CrashDisk) -> LogStore {
-    open(disk).start(Counters::default()).unwrap()
+    open(disk).start(Counters::default(), &Threads).unwrap()
 }
 
 fn entry(term: u64, index: u64) -> LogEntry {
@@ -88,7 +89,7 @@ fn a_new_life_goes_on_where_the_last_one_ended() {
         assert_eq!(opened.committed(), Some(LogId::new_term_index(1, 6)));
         assert_eq!(opened.purged(), Some(LogId::new_term_index(1, 2)));
         assert!(!opened.is_new());
-        let mut log = opened.start(Counters::default()).unwrap();
+        let mut log = opened.start(Counters::default(), &Threads).unwrap();
         let expected: Vec<LogEntry> = (3..8).map(|index| entry(1, index)).chain([entry(3, 8)]).collect();
         assert_eq!(all(&log).await, expected);
         assert_eq!(log.reader().vote(), Some(vote));
@@ -241,7 +242,7 @@ fn work_that_waits_together_is_flushed_together() {
     run(async {
         let disk = CrashDisk::default();
         let counters = Counters::default();
-        let mut log = open(&disk).start(counters.clone()).unwrap();
+        let mut log = open(&disk).start(counters.clone(), &Threads).unwrap();
         // The first one holds the thread up until the others wait behind it.
         disk.fail_writes(Some(io::ErrorKind::StorageFull));
         let mut waiting = vec![append(&mut log, vec![entry(1, 0)]).await];
@@ -291,10 +292,16 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, Folder> for Build {
         let folder = std::env::temp_dir().join(format!("highwater-suite-{}-{number}", std::process::id()));
         // Left over by a test process of that number that was killed.
         let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir(&folder).unwrap();
+        let directory = Arc::new(Directory::make(&folder).unwrap());
         let (events, inbox) = mpsc::channel(16);
         tokio::task::spawn_local(keep_image(inbox));
-        let shared = StateShared::new(folder.clone(), events, Counters::default(), Machine::default(), None);
+        let shared = StateShared::new(
+            (directory, Rc::new(Threads)),
+            events,
+            Counters::default(),
+            Machine::default(),
+            None,
+        );
         Ok((Folder(folder), start(&CrashDisk::default()), StateMachine::new(Rc::new(shared))))
     }
 }

@@ -1,6 +1,16 @@
-//! Leaders come and go, messages are lost and nodes cut off: what was committed stays, and all apply the same.
+//! Elections, catching up, and proposals over a network that fails.
 
-use super::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use highwater_shards::ids::{NodeId, ProducerId};
+use rand_xoshiro::rand_core::RngCore as _;
+use tokio::time::{Instant, sleep};
+
+use super::world::{A, B, C, World, member, register, run, take_one};
+use crate::control::ProposalId;
 
 #[test]
 fn three_nodes_founded_at_once_elect_one_leader_and_apply_the_same() {
