@@ -310,6 +310,7 @@ impl Raft {
             calls: Cell::new(0),
             heard: Rc::clone(&heard),
             receiving: Mutex::new(Slot::default()),
+            working: Cell::new(None),
         };
         let (asks, asked) = mpsc::channel(PROPOSALS_MAX);
         let proposer = Proposer {

@@ -27,11 +27,12 @@ use crate::net::{CallError, Class, Network};
 const APPENDS_IN_FLIGHT: usize = 4;
 /// How long an append waits for its answer, which comes when the entries are durable over there.
 const APPEND_DEADLINE: Duration = Duration::from_secs(1);
-const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
-/// Installing takes longer than storing a part.
-const LAST_CHUNK_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a part of a snapshot waits for its answer, before it is sent again: nothing else goes to that node meanwhile.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a part of a snapshot is sent again, each time after [`CHUNK_PAUSE`], before all begins anew.
 const CHUNK_TRIES: u32 = 10;
+/// As many when the receiver says that it is at work on it: installing may take two minutes.
+const CHUNK_WAITS: u32 = 600;
 const CHUNK_PAUSE: Duration = Duration::from_millis(200);
 
 type Answer<T> = Result<T, RPCError<TypeConfig>>;
@@ -113,17 +114,16 @@ impl<N: Network> Peer<N> {
     /// Sends all of a snapshot; the receiver's vote when it is installed.
     async fn send(&self, vote: Vote, file: &SnapshotFile) -> Result<Vote, StreamingError<TypeConfig>> {
         let transfer = u64::from(file.crc) << 32 | (file.len & 0xffff_ffff);
-        let (mut offset, mut tries) = (0, 0);
+        let (mut offset, mut tries, mut waits) = (0, 0, 0);
         loop {
             let read = file.clone();
             let bytes = blocking(&self.workers, move || read.chunk(offset)).await;
             let bytes = bytes.map_err(|error| NetworkError::new(&error))?;
             let end = offset + bytes.len() as u64;
             let chunk = Chunk { vote, transfer, len: file.len, crc: file.crc, offset, bytes };
-            let deadline = if end == file.len { LAST_CHUNK_DEADLINE } else { CHUNK_DEADLINE };
-            let failed = match self.ask(Class::Bulk, wire::SNAPSHOT_CHUNK, &chunk, deadline).await {
+            let failed = match self.ask(Class::Bulk, wire::SNAPSHOT_CHUNK, &chunk, CHUNK_DEADLINE).await {
                 Ok(ChunkAnswer::Next(next)) if next <= file.len && next < end + 1 && next != offset => {
-                    (offset, tries) = (next, if next == end { 0 } else { tries + 1 });
+                    (offset, tries, waits) = (next, if next == end { 0 } else { tries + 1 }, 0);
                     if tries < CHUNK_TRIES {
                         continue;
                     }
@@ -131,6 +131,12 @@ impl<N: Network> Peer<N> {
                 }
                 Ok(ChunkAnswer::Done(vote) | ChunkAnswer::HigherVote(vote)) => return Ok(vote),
                 Ok(ChunkAnswer::Failed(why)) => return Err(NetworkError::from_string(why).into()),
+                Ok(ChunkAnswer::Working) if waits < CHUNK_WAITS => {
+                    (tries, waits) = (0, waits + 1);
+                    tokio::time::sleep(CHUNK_PAUSE).await;
+                    continue;
+                }
+                Ok(ChunkAnswer::Working) => strange("the receiver does not come to an end with a part"),
                 Ok(ChunkAnswer::Busy) => strange("the receiver is busy with another snapshot"),
                 Ok(ChunkAnswer::Next(_)) => strange("the receiver asks for what was not sent"),
                 Err(error) => error,

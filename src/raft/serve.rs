@@ -41,6 +41,8 @@ pub(super) struct Server {
     /// When a leader last spoke to this node.
     pub heard: Rc<Cell<Instant>>,
     pub receiving: Mutex<Slot>,
+    /// While that is locked: the transfer that it works on.
+    pub working: Cell<Option<(NodeId, u64)>>,
 }
 
 /// The one snapshot that comes in.
@@ -129,7 +131,11 @@ impl Server {
         if chunk.len > SNAPSHOT_BYTES_MAX {
             return ChunkAnswer::Failed(format!("a snapshot of {} bytes is too large", chunk.len));
         }
-        let Ok(mut slot) = self.receiving.try_lock() else { return ChunkAnswer::Busy };
+        let transfer = Some((from, chunk.transfer));
+        let Ok(mut slot) = self.receiving.try_lock() else {
+            return if self.working.get() == transfer { ChunkAnswer::Working } else { ChunkAnswer::Busy };
+        };
+        self.working.set(transfer);
         let end = chunk.offset + chunk.bytes.len() as u64;
         if let Some((node, transfer, vote)) = slot.done
             && (node, transfer, end) == (from, chunk.transfer, chunk.len)

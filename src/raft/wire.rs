@@ -84,6 +84,8 @@ pub enum ChunkAnswer {
     Busy,
     /// What came is damaged, or cannot be stored.
     Failed(String),
+    /// A part of the same transfer is being stored, or all of it installed: ask again.
+    Working,
 }
 
 /// A proposal for the leader. It has to be tagged.

@@ -9,8 +9,12 @@ use highwater_shards::ids::{NodeId, ProducerId};
 use rand_xoshiro::rand_core::RngCore as _;
 use tokio::time::{Instant, sleep};
 
+use super::super::types::Vote;
+use super::super::wire::ChunkAnswer::{Busy, Next, Working};
+use super::super::{SNAPSHOT_CHUNK, raft_id, wire};
 use super::world::{A, B, C, World, member, register, run, take_one};
 use crate::control::ProposalId;
+use crate::net::Incoming;
 
 #[test]
 fn three_nodes_founded_at_once_elect_one_leader_and_apply_the_same() {
@@ -96,6 +100,64 @@ fn a_node_far_behind_catches_up_by_a_snapshot() {
             "from the snapshot, before any leader"
         );
         world.same(51).await;
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_lost_answer_to_a_snapshot_does_not_hold_a_node_up() {
+    run(async || {
+        let mut world = World::new(3);
+        world.config.snapshot_every = 50;
+        world.config.keep_entries = 0;
+        for node in [A, B, C] {
+            world.start(node).await;
+        }
+        world.found(&[A, B, C]).await;
+        let leader = world.leader().await;
+        world.commit(leader, &register()).await;
+        let behind = world.follower(leader);
+        world.same(0).await;
+        world.kill(behind).await;
+        let leader = world.leader().await;
+        for _ in 0..120 {
+            world.count(leader).await;
+        }
+        world.until("a purge", |world| world.raft(leader).status().purged > Some(60)).await;
+        world.hub.0.borrow_mut().loses_chunk = true;
+        let since = Instant::now();
+        world.start(behind).await;
+        world.same(120).await;
+        assert!(!world.hub.0.borrow().loses_chunk && world.seen(behind).installed == 1);
+        assert!(since.elapsed() < Duration::from_secs(10), "it took {:?}", since.elapsed());
+        world.end().await;
+    });
+}
+
+#[test]
+fn who_sends_a_part_of_a_snapshot_again_is_told_that_it_is_being_stored() {
+    run(async || {
+        let world = World::of_three(3).await;
+        let leader = world.leader().await;
+        let follower = world.follower(leader);
+        let term = world.raft(leader).status().term;
+        let chunk = |transfer| wire::Chunk {
+            vote: Vote::new_committed(term, raft_id(leader)),
+            transfer,
+            len: 100,
+            crc: 7,
+            offset: 0,
+            bytes: Bytes::from(vec![0; 60]),
+        };
+        let ask = |transfer| {
+            let body = wire::encode(SNAPSHOT_CHUNK, &chunk(transfer));
+            let (call, answer) = Incoming::new(leader, SNAPSHOT_CHUNK, body);
+            world.raft(follower).on_call(call);
+            async move { wire::decode_answer::<wire::Chunk>(SNAPSHOT_CHUNK, &answer.await.unwrap().unwrap()) }
+        };
+        let answers = join_all([ask(1), ask(1), ask(2)]).await;
+        let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+        assert_eq!(answers, [Next(60), Working, Busy]);
         world.end().await;
     });
 }

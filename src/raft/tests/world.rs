@@ -84,6 +84,8 @@ pub(super) struct HubState {
     pub lost: u32,
     /// Of 1000 answers to proposals.
     pub lost_answers: u32,
+    /// The next answer to a part of a snapshot is lost.
+    pub loses_chunk: bool,
     pub delay_ms_max: u64,
     /// When the last message of a class arrives: one class keeps its order.
     pub arrives: BTreeMap<(NodeId, NodeId, Class), Instant>,
@@ -142,7 +144,11 @@ impl Network for Line {
         };
         let (comes, arrival) = {
             let mut hub = self.hub.0.borrow_mut();
-            let lost = kind == PROPOSE && hub.random.next_u32() % 1000 < hub.lost_answers;
+            let lost = match kind {
+                PROPOSE => hub.random.next_u32() % 1000 < hub.lost_answers,
+                SNAPSHOT_CHUNK => std::mem::take(&mut hub.loses_chunk),
+                _ => false,
+            };
             (!lost && !hub.loses(to, self.me), hub.arrival(to, self.me, class))
         };
         if !comes {
@@ -296,6 +302,7 @@ impl World {
             cut: BTreeSet::new(),
             lost: 0,
             lost_answers: 0,
+            loses_chunk: false,
             delay_ms_max: 3,
             arrives: BTreeMap::new(),
             random: Xoshiro256PlusPlus::seed_from_u64(seed),
