@@ -113,6 +113,9 @@ pub struct RemoveArgs {
     /// The id of the node
     #[arg(value_name = "NODE")]
     pub node: u32,
+    /// Remove a dead node although it holds replicas: they are given up wherever others remain
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub admin: AdminArgs,
 }
@@ -262,6 +265,9 @@ pub struct CreateArgs {
     /// How many partitions [default: what the node is configured to, cluster.topic_defaults.partitions]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i32::MAX as i64))]
     pub partitions: Option<u32>,
+    /// How many replicas of each partition [default: what the node is configured to, cluster.topic_defaults.replication_factor]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(i16).range(1..))]
+    pub replication_factor: Option<i16>,
     /// A setting of the topics, such as max.message.bytes=1048576; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
     pub config: Vec<(String, String)>,
@@ -390,7 +396,7 @@ Later layers win: built-in defaults, the profile, the file, HIGHWATER_* variable
 
 const TOPIC_HELP: &str = "\
 Examples:
-  highwater topic create orders --partitions 8
+  highwater topic create orders --partitions 8 --replication-factor 3
   highwater topic create audit --config max.message.bytes=1048576 --if-not-exists
   highwater topic list --bootstrap broker1.example:9092 --json
   highwater topic describe orders
@@ -404,6 +410,7 @@ Examples:
   highwater cluster status
   highwater cluster status --admin 10.0.0.2:9094 --json
   highwater cluster remove 3
+  highwater cluster remove 3 --force
   highwater cluster transfer-leader --to 2
 
 A new node needs no command: with the `cluster.seeds` of the others it joins by itself.

@@ -89,7 +89,7 @@ fn create<S: Read + Write>(
     let topic = |name: &String| CreatableTopic {
         name: name.clone(),
         num_partitions: args.partitions.map_or(-1, |n| i32::try_from(n).unwrap_or(i32::MAX)),
-        replication_factor: -1,
+        replication_factor: args.replication_factor.unwrap_or(-1),
         configs: configs.clone(),
         ..CreatableTopic::default()
     };

@@ -53,6 +53,9 @@ pub enum Op {
         /// A replica that follows may answer too, up to the high watermark that it knows (KIP-392). Otherwise only the
         /// leader does.
         from_follower: bool,
+        /// Followers that the client would rather read from. A leader that knows one of them to have what is asked for
+        /// answers with its name, in [`ReadOut::nearer`], and with no records.
+        nearer: Vec<NodeId>,
         /// What the client believes the leader epoch to be (R4).
         current_epoch: Option<LeaderEpoch>,
         offset: Offset,
@@ -125,6 +128,8 @@ pub struct ReadOut {
     pub records: Vec<Bytes>,
     /// Whether [`Answer::Readable`] will follow.
     pub watching: bool,
+    /// Where to read instead (KIP-392): an in-sync follower whose log holds the offset.
+    pub nearer: Option<NodeId>,
 }
 
 /// A refused read; the ends let a client find its place again.

@@ -26,6 +26,8 @@ pub struct ShardStats {
     pub reads: u64,
     pub bytes_read: u64,
     pub reads_from_disk: u64,
+    /// Reads that were answered with the name of a nearer replica.
+    pub reads_pointed: u64,
     pub mail_sent: u64,
     pub replication: ReplicationStats,
     pub journal: JournalStats,

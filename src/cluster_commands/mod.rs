@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::{AdminArgs, ClusterCommand};
+use crate::cli::{AdminArgs, ClusterCommand, RemoveArgs};
 use crate::error::{ExitStatus, Failure};
 use client::{Answer, Client};
 use status::Status;
@@ -46,7 +46,7 @@ impl ClusterCommand {
                 let done = change(node, "/cluster/join", &json!({ "through": args.through }))?;
                 report(out, &args.admin, &done)
             }
-            Self::Remove(args) => remove(node, args.node, &args.admin, out),
+            Self::Remove(args) => remove(node, args, out),
             Self::TransferLeader(args) => {
                 let body = args.to.map_or_else(|| json!({}), |to| json!({ "to": to }));
                 let done = change(node, "/cluster/transfer-leader", &body)?;
@@ -90,13 +90,15 @@ fn change(node: &mut dyn Admin, path: &str, body: &Value) -> Result<String, Fail
 }
 
 /// A removal takes several steps, and a new leader has to be asked anew: so this asks until the node is gone.
-fn remove(node: &mut dyn Admin, id: u32, args: &AdminArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let body = json!({ "node": id });
+fn remove(node: &mut dyn Admin, args: &RemoveArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let RemoveArgs { node: id, force, admin } = args;
+    let id = *id;
+    let body = json!({ "node": id, "force": force });
     let mut done = change(node, "/cluster/remove", &body)?;
     loop {
         let (_, status) = look(node)?;
         if !status.is_member(id) {
-            return report(out, args, &format!("node {id} is out of the cluster"));
+            return report(out, admin, &format!("node {id} is out of the cluster"));
         }
         if !node.pause(LOOK_AGAIN) {
             let why = format!(
@@ -108,7 +110,7 @@ fn remove(node: &mut dyn Admin, id: u32, args: &AdminArgs, out: &mut dyn Write) 
             Ok(done) => done,
             // It went between the look and the wish.
             Err(_) if !look(node)?.1.is_member(id) => {
-                return report(out, args, &format!("node {id} is out of the cluster"));
+                return report(out, admin, &format!("node {id} is out of the cluster"));
             }
             Err(failure) => return Err(failure),
         };

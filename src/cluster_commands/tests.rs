@@ -130,7 +130,7 @@ fn changes_are_asked_for_again_while_they_may_work_later() {
 
 #[test]
 fn a_removal_is_through_when_the_node_is_gone() {
-    let remove = |node| ClusterCommand::Remove(RemoveArgs { node, admin: admin(false) });
+    let remove = |node| ClusterCommand::Remove(RemoveArgs { node, force: node == 1, admin: admin(false) });
     let path = "/cluster/remove";
     let begun = json!({"done": "it has lost its vote"});
     let mut gone = cluster();
@@ -142,5 +142,8 @@ fn a_removal_is_through_when_the_node_is_gone() {
     assert_eq!(run(&remove(3), &mut Script::new(&steps)).unwrap(), "node 3 is out of the cluster\n");
     let steps = [(path, 200, begun.clone()), still.clone(), (path, 200, begun), still];
     let failure = run(&remove(3), &mut Script::new(&steps)).unwrap_err();
+    let mut forced = Script::new(&[(path, 409, json!({"error": "node 1 is running"}))]);
+    assert_eq!(run(&remove(1), &mut forced).unwrap_err().message, "node 1 is running");
+    assert_eq!(forced.asked, ["/cluster/remove {\"force\":true,\"node\":1}"]);
     assert!(failure.message.contains("still in the cluster (it has lost its vote)"), "{failure}");
 }

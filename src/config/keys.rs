@@ -129,7 +129,10 @@ pub static KEYS: &[Key] = &[
         "cluster.rack",
         Or("none", Text { what: "a text", len_max: 255 }),
         |c| c.cluster.rack,
-        ["The failure domain that clients are told.",]
+        [
+            "The failure domain of this node. Replicas are spread over racks, and consumers that name theirs (client.rack)",
+            "read from a replica there that is in sync.",
+        ]
     ),
     key!("cluster.client_addr", Addr, |c| c.cluster.client_addr, ["IP address and port for Kafka clients."]),
     key!(

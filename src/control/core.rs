@@ -29,6 +29,7 @@ use super::limits::{
 };
 use super::liveness::Liveness;
 use super::metadata::command::{Entry, RegisterNode};
+use super::metadata::delta::Delta;
 use super::metadata::image::{Image, NodeInfo};
 use super::metadata::topic_config::TopicDefaults;
 use super::placement::Placement;
@@ -61,6 +62,10 @@ pub struct ControlStats {
     pub commits: u64,
     /// Times that this node, as the controller, proposed to fence another.
     pub fences: u64,
+    /// Committed changes by which a partition that was there got a leader in a new epoch, heard of while this node served.
+    pub elections: u64,
+    /// Those of them whose leader may lack acknowledged records.
+    pub elections_unclean: u64,
     /// Who leads the metadata log, as far as this node knows, and in which term.
     pub leader: Option<NodeId>,
     pub term: u64,
@@ -132,8 +137,11 @@ enum Phase {
     Leaving {
         left: Option<Revision>,
     },
-    /// Until every shard has stopped.
-    Stopping,
+    /// Until every shard has stopped. Without `assigned` they had no partitions, and are told of none any more: what the
+    /// image says of this node may be of an earlier life.
+    Stopping {
+        assigned: bool,
+    },
     /// Until the log has it that this node is gone.
     Departing,
     /// Stopped, or failed: nothing more comes out.
@@ -308,7 +316,7 @@ impl Control {
             }
             ToControl::Stopped => {
                 state.stopped = true;
-                if self.phase == Phase::Stopping && self.shards.iter().all(|s| s.stopped) {
+                if matches!(self.phase, Phase::Stopping { .. }) && self.shards.iter().all(|s| s.stopped) {
                     self.on_all_stopped();
                 }
             }
@@ -382,12 +390,26 @@ impl Control {
             | Phase::Joining { .. }
             | Phase::Serving
             | Phase::Leaving { .. }
-            | Phase::Stopping => {
+            | Phase::Stopping { assigned: true } => {
+                self.count_elections(&old, &delta);
                 self.publish(&old, &delta);
             }
-            Phase::Departing | Phase::Over => {}
+            Phase::Stopping { assigned: false } | Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
+    }
+
+    fn count_elections(&mut self, old: &Image, delta: &Delta) {
+        for &partition in &delta.changed {
+            let (before, now) = (old.partition(partition), self.image.partition(partition));
+            if let (Some(before), Some(now)) = (before, now)
+                && now.leader.is_some()
+                && now.leader_epoch > before.leader_epoch
+            {
+                self.stats.elections += 1;
+                self.stats.elections_unclean += u64::from(now.recovering);
+            }
+        }
     }
 
     /// A snapshot took the place of entries that this node never saw.
@@ -408,10 +430,10 @@ impl Control {
             | Phase::Joining { .. }
             | Phase::Serving
             | Phase::Leaving { .. }
-            | Phase::Stopping => {
+            | Phase::Stopping { assigned: true } => {
                 self.publish_all(&old);
             }
-            Phase::Departing | Phase::Over => {}
+            Phase::Stopping { assigned: false } | Phase::Departing | Phase::Over => {}
         }
         self.on_applied();
     }
@@ -482,7 +504,7 @@ impl Control {
     fn tell_lease(&mut self) {
         let lead = match self.phase {
             Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Leaving { .. } => true,
-            Phase::Starting | Phase::Stopping | Phase::Departing | Phase::Over => false,
+            Phase::Starting | Phase::Stopping { .. } | Phase::Departing | Phase::Over => false,
         };
         if let Some(until) = self.lease.filter(|_| lead) {
             for shard in self.shard_ids() {

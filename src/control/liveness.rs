@@ -5,8 +5,9 @@
 //! committed entry that fences a node, and a node that is fenced and lives unfences itself.
 //!
 //! 1. A node that the log's leader has not heard for [`SILENCE_MAX`] is fenced, whatever gossip says.
-//! 2. One that gossip calls dead is fenced as soon as the log's leader has not heard it for so long that its lease has
-//!    run out (see [`super::lease`]). One that the log hears is not dead, whatever gossip says: the way of gossip may be blocked.
+//! 2. One that gossip calls dead is fenced as soon as the log's leader has not heard it either, for as long as a follower
+//!    waits for its leader. One that the log hears is not dead, whatever gossip says: the way of gossip may be blocked.
+//!    Its lease may not have run out by then: see [`super::lease`] why nothing is lost by that.
 //! 3. One that says itself that it leaves is fenced at once.
 //! 4. A hint is about one life of a node: a life that has registered since is not touched.
 //! 5. A node that came back in the same life was no dead one. Each time, gossip alone counts for less: the silence that
@@ -19,7 +20,6 @@ use std::time::Duration;
 use highwater_shards::ids::NodeId;
 use highwater_shards::time::Instant;
 
-use super::lease::Times;
 use super::metadata::image::{Image, Incarnation};
 
 /// Silence towards the log's leader after which a node is fenced, also when nothing else is known of it.
@@ -181,8 +181,7 @@ impl Known {
         silent: Duration,
         patience: Duration,
     ) -> Option<Reason> {
-        let silence_min = Times::of(patience).silence_min;
-        let silence_max = SILENCE_MAX.max(patience.saturating_mul(SILENCE_FACTOR)).max(silence_min);
+        let silence_max = SILENCE_MAX.max(patience.saturating_mul(SILENCE_FACTOR));
         if silent >= silence_max {
             return Some(Reason::Silent(silent));
         }
@@ -190,7 +189,7 @@ impl Known {
         match self.gone.filter(|_| self.incarnation >= registered)? {
             Gone::Left => Some(Reason::Left),
             Gone::Died => {
-                let asked = silence_min.saturating_mul(1 << self.returns_at(now).min(16)).min(silence_max);
+                let asked = patience.saturating_mul(1 << self.returns_at(now).min(16)).min(silence_max);
                 (silent >= asked).then_some(Reason::Died(silent))
             }
         }
@@ -260,10 +259,8 @@ mod tests {
         world.hint(4, Sign::Suspected);
         assert_eq!(world.silent(5999), None, "a suspicion is not yet a death");
         world.hint(4, Sign::Died);
-        let lease_over = Times::of(PATIENCE).silence_min;
-        assert_eq!(lease_over, Duration::from_millis(1872));
-        assert_eq!(world.silent(1871), None, "the log hears it: the way of gossip may be blocked");
-        assert_eq!(world.silent(1872), Some(Reason::Died(lease_over)));
+        assert_eq!(world.silent(299), None, "the log hears it: the way of gossip may be blocked");
+        assert_eq!(world.silent(300), Some(Reason::Died(PATIENCE)));
     }
 
     #[test]
@@ -318,20 +315,17 @@ mod tests {
             world.hint(4, Sign::Joined);
             world.pass(FENCE_AGAIN);
         }
-        assert_eq!(asked, [1900, 3800, 6000, 6000, 6000, 6000, 6000]);
-        // Two returns count: after them, silence alone was enough.
-        world.pass(CALM);
+        assert_eq!(asked, [300, 600, 1200, 2400, 4800, 6000, 6000]);
+        // Five returns count: after them, silence alone was enough.
+        world.pass(CALM * 4);
         world.hint(4, Sign::Died);
-        assert!(
-            world.silent(3700).is_none() && world.silent(3800).is_some(),
-            "one return is still remembered"
-        );
+        assert!(world.silent(599).is_none() && world.silent(600).is_some(), "one return is still remembered");
         // Another life begins with a clean sheet.
         let info = NodeInfo { id: OTHER, incarnation: Incarnation(5), ..NodeInfo::default() };
         world.image.nodes.insert(OTHER, Arc::new(info));
         world.hint(5, Sign::Joined);
         world.hint(5, Sign::Died);
-        assert!(world.silent(1900).is_some());
+        assert!(world.silent(300).is_some());
     }
 
     #[test]
@@ -373,7 +367,7 @@ mod tests {
             silent: vec![(OTHER, Duration::from_millis(ms))],
         };
         world.hint(4, Sign::Died);
-        for (ms, want) in [(187_199, 0), (187_200, 1)] {
+        for (ms, want) in [(29_999, 0), (30_000, 1)] {
             world.liveness.on_heard(world.now, &heard(ms), &world.image, ME);
             assert_eq!(world.liveness.take_decided().len(), want, "{ms}");
         }

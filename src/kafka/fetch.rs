@@ -1,6 +1,10 @@
 //! Fetch: reads from the shards that own the partitions, and one answer when there are bytes enough, something is
 //! wrong, or the client has waited as long as it wants to. Record bytes are sent from where they lie.
 //!
+//! A client that names its rack (KIP-392) is sent to an in-sync follower there, when the leader is in another rack and
+//! knows that the follower's log holds what is asked for. There any follower in sync answers it, up to the high watermark
+//! that it knows; whatever a follower refuses, clients ask the leader for. Who names no rack reads from leaders only.
+//!
 //! Pure; on the shard core that the connection came to. There are no fetch sessions (KIP-227): every request names
 //! all of its partitions and every answer says so.
 //!
@@ -13,16 +17,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_shards::front::Cx;
-use highwater_shards::ids::{LeaderEpoch, Offset, PartitionId, ShardId};
+use highwater_shards::ids::{LeaderEpoch, NodeId, Offset, PartitionId, ShardId};
 use highwater_shards::mail::{Answer, Op, ReadError, ReadOut};
 use highwater_shards::time::Instant;
 
 use super::api::{ApiKey, begin_response};
 use super::errors::ErrorCode;
 use super::messages::fetch::ForgottenTopic;
-use super::route::{TopicKey, read_topic, route, topic_size_min};
+use super::route::{Brokers, TopicKey, followers_in, read_topic, route_read, topic_size_min};
 use super::session::{Header, Kafka, Other, Step};
 use super::wire::{DecodeError, Reader, Version, Wire, Writer};
+use crate::control::metadata::image::Image;
 
 /// One Fetch request from its arrival to its answer.
 #[derive(Debug)]
@@ -58,8 +63,14 @@ struct Partition {
     /// Its last read was to return the first batch whole, however large.
     forced: bool,
     target: Option<(ShardId, PartitionId)>,
+    /// This node follows; otherwise it leads.
+    follows: bool,
+    /// Of the leader only: where the client would rather read.
+    nearer: Vec<NodeId>,
     state: State,
     error: ErrorCode,
+    /// Where to read instead.
+    preferred: Option<NodeId>,
     high_watermark: i64,
     log_start: i64,
     records: Vec<Bytes>,
@@ -135,10 +146,10 @@ impl Fetch {
             for _ in 0..count {
                 let mut partition = Partition::read(r, v)?;
                 let target =
-                    topic.and_then(|topic| route(cx.view, kafka.config.node, topic, partition.index));
+                    topic.and_then(|topic| route_read(cx.view, kafka.config.node, topic, partition.index));
                 match target {
                     Ok(_) if partition.offset < 0 => partition.error = ErrorCode::OffsetOutOfRange,
-                    Ok(target) => partition.target = Some(target),
+                    Ok((target, leads)) => (partition.target, partition.follows) = (Some(target), !leads),
                     Err(code) => partition.error = code,
                 }
                 fetch.complete |= partition.error != ErrorCode::None;
@@ -150,11 +161,24 @@ impl Fetch {
         if v.number >= 7 {
             Vec::<ForgottenTopic>::decode(r, v)?;
         }
-        if v.number >= 11 {
-            let _rack_id = r.required_str(v)?;
-        }
+        let rack = if v.number >= 11 { r.required_str(v)? } else { "" };
         r.skip_tags(v)?;
+        fetch.choose_replicas(kafka.config.node, cx.view, rack);
         Ok((!in_session).then_some(fetch))
+    }
+
+    /// Once the client's rack is known, which stands behind the partitions.
+    fn choose_replicas(&mut self, this: NodeId, image: &Image, rack: &str) {
+        for partition in &mut self.partitions {
+            let Some((_, id)) = partition.target else { continue };
+            if rack.is_empty() && partition.follows {
+                partition.target = None;
+                partition.error = ErrorCode::NotLeaderOrFollower;
+                self.complete = true;
+            } else if !(rack.is_empty() || partition.follows) {
+                partition.nearer = followers_in(image, this, id, rack);
+            }
+        }
     }
 
     pub fn on_answer(
@@ -195,6 +219,8 @@ impl Fetch {
                 partition.records = out.records;
                 partition.high_watermark = out.high_watermark.wire();
                 partition.log_start = out.log_start.wire();
+                partition.preferred = out.nearer;
+                self.complete |= out.nearer.is_some();
                 self.held += partition.held;
                 // A first batch that came whole may be larger than what was granted.
                 self.budget = self.budget.saturating_sub(partition.held);
@@ -261,7 +287,8 @@ impl Fetch {
         for partition in &self.partitions {
             kafka.stats.error(ApiKey::Fetch, partition.error);
         }
-        Some(self.encode(header))
+        let brokers = Brokers { image: cx.view, this: kafka.config.node };
+        Some(self.encode(header, brokers))
     }
 
     /// Reads a partition, anew if it was read before.
@@ -281,7 +308,8 @@ impl Fetch {
         let watch_below =
             if self.deadline.is_some() { self.bytes_min.min(partition.granted.max(1)) } else { 0 };
         let op = Op::Read {
-            from_follower: false,
+            from_follower: partition.follows,
+            nearer: partition.nearer.clone(),
             current_epoch: partition.current_epoch,
             offset: Offset::from_wire(partition.offset).expect("negative offsets have no target"),
             bytes_max: u32::try_from(partition.granted).unwrap_or(u32::MAX),
@@ -320,7 +348,7 @@ impl Fetch {
         }
     }
 
-    fn encode(&mut self, header: &Header) -> Vec<Bytes> {
+    fn encode(&mut self, header: &Header, brokers: Brokers<'_>) -> Vec<Bytes> {
         let v = header.v;
         let names: usize = self.topics.iter().map(|(key, _)| key.len_max() + 6).sum();
         let mut answer = Parts::new(header, 32 + names + 52 * self.partitions.len());
@@ -346,7 +374,8 @@ impl Fetch {
                 }
                 w.long_len(self.read_committed.then_some(0), v);
                 if v.number >= 11 {
-                    w.i32(-1);
+                    let preferred = partition.preferred.zip(partition.target);
+                    w.i32(preferred.map_or(-1, |(node, (_, id))| brokers.replica(node, id)));
                 }
                 w.long_len(Some(partition.held), v);
                 answer.records(std::mem::take(&mut partition.records), partition.held);
@@ -380,8 +409,11 @@ impl Partition {
             granted: 0,
             forced: false,
             target: None,
+            follows: false,
+            nearer: Vec::new(),
             state: State::Idle,
             error: ErrorCode::None,
+            preferred: None,
             high_watermark: -1,
             log_start: -1,
             records: Vec::new(),
@@ -391,7 +423,8 @@ impl Partition {
 
     /// Whether there are records, but the first batch of them is larger than what was granted.
     fn has_more_than_fits(&self) -> bool {
-        self.error == ErrorCode::None && self.held == 0 && self.offset < self.high_watermark
+        let is_read_here = self.error == ErrorCode::None && self.preferred.is_none();
+        is_read_here && self.held == 0 && self.offset < self.high_watermark
     }
 }
 

@@ -64,14 +64,42 @@ pub fn route(
     topic: &Topic,
     index: i32,
 ) -> Result<(ShardId, PartitionId), ErrorCode> {
+    let (target, leads) = route_read(image, node, topic, index)?;
+    if leads { Ok(target) } else { Err(ErrorCode::NotLeaderOrFollower) }
+}
+
+/// Where reads of a partition go when this node leads it or follows in sync, and whether it leads. What is not in sync
+/// would keep its readers from records that others have.
+pub fn route_read(
+    image: &Image,
+    node: NodeId,
+    topic: &Topic,
+    index: i32,
+) -> Result<((ShardId, PartitionId), bool), ErrorCode> {
     let index = PartitionIndex(u32::try_from(index).map_err(|_| ErrorCode::UnknownTopicOrPartition)?);
     let state = topic.partition(index).ok_or(ErrorCode::UnknownTopicOrPartition)?;
-    if state.leader != Some(node) {
+    let leads = state.leader == Some(node);
+    let follows_in_sync = state.leader.is_some() && state.isr.contains(&node);
+    if !(leads || follows_in_sync) {
         return Err(ErrorCode::NotLeaderOrFollower);
     }
     let id = topic.partition_id(index);
     let shard = image.local_shard(id).ok_or(ErrorCode::NotLeaderOrFollower)?;
-    Ok((shard, id))
+    Ok(((shard, id), leads))
+}
+
+/// Who follows a partition in sync in `rack`, while its leader, `this`, is in another (KIP-392).
+pub fn followers_in(image: &Image, this: NodeId, partition: PartitionId, rack: &str) -> Vec<NodeId> {
+    let is_there = |node: &NodeId| {
+        image.nodes.get(node).is_some_and(|info| info.is_active() && info.rack.as_deref() == Some(rack))
+    };
+    match image.partition(partition) {
+        // In the order of preference as leader: the same one first on every request.
+        Some(state) if !is_there(&this) => {
+            state.replicas.iter().filter(|node| state.isr.contains(node) && is_there(node)).copied().collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Ids that one node can give its shards when it routes by core.

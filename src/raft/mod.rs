@@ -40,7 +40,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 pub use self::admin::{AdminError, Progress, Status};
-use self::host::{Directory, Folder, Threads, Workers};
+use self::host::{Folder, Threads, Workers};
 pub use self::log::Contents;
 use self::log::{LogReader, OpenLog};
 use self::machine::{Applied, Machine};
@@ -57,7 +57,9 @@ use crate::control::metadata::command::{Command, Entry};
 use crate::control::metadata::image::{Image, Incarnation};
 use crate::control::{Input, ProposalId};
 use crate::net::{CallError, Class, Incoming, Network};
-use crate::store::StoreError;
+use crate::store::error::Failure;
+use crate::store::folder::Directory;
+use crate::store::{StoreError, ahead};
 
 pub use self::wire::{APPEND, PRE_VOTE, PROPOSE, SNAPSHOT_CHUNK, TRANSFER_LEADER, VOTE};
 
@@ -212,15 +214,20 @@ pub fn open(folder: &Path, disk: DiskId) -> Result<Opened, StoreError> {
 }
 
 /// As [`open`], in a folder of any kind.
+///
+/// # Errors
+/// As [`open`].
 pub fn open_in(folder: Arc<dyn Folder>, disk: DiskId) -> Result<Opened, StoreError> {
     let file = folder.path().join(log::FILE_NAME);
+    let failed = |error: std::io::Error| Failure::Redb(redb::Error::Io(error)).at(&file);
+    let journal = folder.direct(log::JOURNAL_NAME).map_err(failed)?;
     let databases = Arc::clone(&folder);
-    let opener =
-        Box::new(move |builder: &redb::Builder| host::database(&*databases, log::FILE_NAME, builder));
-    let log = OpenLog::open(&file, opener, disk)?;
+    let opener = Box::new(move |builder: &redb::Builder| ahead::create(builder, &*databases, log::FILE_NAME));
+    let journal_bytes = folder.journal_bytes();
+    let place = log::Place { file: file.clone(), opener, journal, journal_bytes };
+    let log = OpenLog::open(place, disk)?;
     let snapshot = snapshot::open(&*folder)?;
     // New names are only there after a crash once they are durable.
-    let failed = |error: std::io::Error| StoreError::Io { file: file.clone(), reason: error.to_string() };
     folder.sync().map_err(failed)?;
     let content = snapshot.as_ref().and_then(|snapshot| snapshot.content.clone());
     let snapshot::Content { mut machine, mut image } = content.map(Arc::unwrap_or_clone).unwrap_or_default();

@@ -198,8 +198,8 @@ mod tests {
 
     use highwater_shards::ids::Revision;
 
-    use super::super::host::Directory;
     use super::*;
+    use crate::store::folder::Directory;
 
     fn folder(name: &str) -> Directory {
         let path = std::env::temp_dir().join(format!("highwater-snapshot-{name}-{}", std::process::id()));

@@ -217,7 +217,8 @@ fn listen_peers(config: &Config) -> Result<PeersSetup, NodeError> {
     let socket = super::swim::bind(address)
         .map_err(|error| NodeError::Gossip { address, reason: error.to_string() })?;
     let advertised = config.cluster.swim_advertised();
-    let gossip = GossipSetup { socket, advertised, config: config.cluster.swim.clone() };
+    let data_dir = config.storage.data_dir.clone();
+    let gossip = GossipSetup { socket, advertised, config: config.cluster.swim.clone(), data_dir };
     Ok(PeersSetup { secret, listener, gossip })
 }
 

@@ -4,6 +4,7 @@
 //! counter is one line. At most [`PARTITIONS_MAX`] partitions are listed one by one, whatever the node holds.
 
 mod peers;
+mod replication;
 
 use std::fmt::{Display, Write as _};
 use std::time::Duration;
@@ -64,7 +65,7 @@ const fn gauge<S>(name: &'static str, help: &'static str, value: fn(&S) -> u64) 
     Family { name, kind: Kind::Gauge, help, value }
 }
 
-const CONTROL: [Family<ControlStats>; 9] = [
+const CONTROL: [Family<ControlStats>; 11] = [
     counter("control_requests_total", "Requests to the control core.", |s| s.requests),
     gauge("control_requests_waiting", "Requests that the control core has not answered yet.", |s| {
         s.requests_waiting
@@ -81,6 +82,16 @@ const CONTROL: [Family<ControlStats>; 9] = [
         "nodes_fenced_by_controller_total",
         "Times that this node, as the controller, took another for dead.",
         |s| s.fences,
+    ),
+    counter(
+        "leader_elections_total",
+        "Partitions of the cluster that got another leader, or the same one anew, as this node heard.",
+        |s| s.elections,
+    ),
+    counter(
+        "unclean_leader_elections_total",
+        "Those of them whose leader may lack records that were acknowledged.",
+        |s| s.elections_unclean,
     ),
     gauge("metadata_term", "The term of the metadata log.", |s| s.term),
     gauge("metadata_has_leader", "1 while this node knows who leads the metadata log.", |s| {
@@ -213,7 +224,7 @@ const LOOP_LATENCIES: [Latency<LoopStats>; 2] = [
     ),
 ];
 
-const SHARD: [Family<ShardStats>; 34] = [
+const SHARD: [Family<ShardStats>; 35] = [
     gauge("connections", "Open client connections.", |s| s.connections),
     counter("connections_opened_total", "Client connections accepted.", |s| s.connections_opened),
     counter("frames_total", "Requests received from clients.", |s| s.frames),
@@ -228,6 +239,9 @@ const SHARD: [Family<ShardStats>; 34] = [
     counter("read_bytes_total", "Bytes of record batches read.", |s| s.bytes_read),
     counter("disk_reads_total", "Reads that went to the disk, beyond the records in memory.", |s| {
         s.reads_from_disk
+    }),
+    counter("reads_pointed_total", "Reads answered with the name of a replica in the client's rack.", |s| {
+        s.reads_pointed
     }),
     counter("mail_sent_total", "Operations and answers sent to other shards.", |s| s.mail_sent),
     gauge("shard_partitions", "Partitions that the shard owns.", |s| s.partitions_total),
@@ -376,6 +390,7 @@ fn shards(out: &mut Exposition, snapshot: &Snapshot) {
             out.sample(&name, &[("shard", shard)], (family.value)(stats));
         }
     }
+    replication::render(out, &up);
     let name = "highwater_connections_closed_total";
     out.family(name, Kind::Counter, "Client connections closed, by reason.");
     for (shard, stats) in &up {

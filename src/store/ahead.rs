@@ -12,15 +12,14 @@
 
 #![expect(clippy::disallowed_types, reason = "driver: the log thread writes while the control core reads")]
 
-use std::fs::File;
 use std::io;
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crc_fast::{CrcAlgorithm, checksum};
-use redb::backends::FileBackend;
 use redb::{BackendError, Database, DatabaseError, StorageBackend};
+
+use super::folder::Folder;
 
 const MAGIC: u32 = 0x4857_4131;
 const BLOCK: usize = 4096;
@@ -31,23 +30,34 @@ const SET_LEN: u64 = u64::MAX;
 pub const ROUND_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The file of records beside a database's file.
-pub fn beside(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push("-ahead");
-    name.into()
+fn beside(name: &str) -> String {
+    format!("{name}-ahead")
 }
 
-/// Opens the database, or makes one. No other process may have it open.
+/// The file of a database that is being made.
+fn unfinished(name: &str) -> String {
+    format!("{name}.new")
+}
+
+/// Opens a database of the folder, or makes one. No other process may have it open.
+///
+/// A file of that name is always a whole database: it gets its name when it is one, and what is left of a making that
+/// was cut short goes. Both names are durable before the first record is, without which the file may be anything.
 ///
 /// # Errors
 /// When a file cannot be read or written, or the database is damaged.
-pub fn create(builder: &redb::Builder, file: &Path) -> Result<Database, DatabaseError> {
-    let open = |path: &Path| {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        FileBackend::new(file)
-    };
-    let (main, records) = (open(file)?, open(&beside(file))?);
-    builder.create_with_backend(Ahead::open(main, records, ROUND_BYTES)?)
+pub fn create(builder: &redb::Builder, folder: &dyn Folder, name: &str) -> Result<Database, DatabaseError> {
+    let records = beside(name);
+    if !folder.exists(name)? {
+        let new = unfinished(name);
+        folder.remove(&new)?;
+        folder.remove(&records)?;
+        drop(builder.create_with_backend(folder.backend(&new)?)?);
+        folder.rename(&new, name)?;
+    }
+    let (main, records) = (folder.backend(name)?, folder.backend(&records)?);
+    folder.sync()?;
+    builder.create_with_backend(Ahead::open(main, records, folder.round_bytes())?)
 }
 
 /// The database's file and its records.
@@ -117,15 +127,13 @@ fn record_at(bytes: &[u8]) -> Option<(u64, u64, &[u8])> {
 
 impl<B: StorageBackend> Ahead<B> {
     /// Brings back what was flushed.
-    pub fn open(main: B, records: B, round_bytes: u64) -> io::Result<Self> {
+    fn open(main: B, records: B, round_bytes: u64) -> io::Result<Self> {
         let round_bytes = round_bytes.next_multiple_of(BLOCK as u64);
         let mut bytes = vec![0; usize::try_from(records.len()?.min(round_bytes)).expect("a round fits")];
         records.read(0, &mut bytes)?;
-        let is_new = main.len()? == 0;
-        if !is_new {
-            replay(&bytes, &main)?;
-            main.sync_data()?;
-        }
+        // Of a file that was never flushed not even its length is there, and all of it is in the records.
+        replay(&bytes, &main)?;
+        main.sync_data()?;
         let rounds =
             bytes.chunks(BLOCK).enumerate().filter(|(_, block)| block.starts_with(&MAGIC.to_le_bytes()));
         // Whatever lies there from earlier rounds must not look like one of the next.

@@ -55,6 +55,10 @@ impl CrashDisk {
         let mut state = self.0.lock().unwrap();
         state.dead = true;
         let mut bytes = state.synced.clone();
+        if random.next_u32().is_multiple_of(8) {
+            // Nothing of it, not even how long the file had become.
+            return Self::holding(bytes);
+        }
         for write in &state.unsynced {
             match write {
                 Write::Len(_) => write.apply(&mut bytes),

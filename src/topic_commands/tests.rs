@@ -117,6 +117,7 @@ fn create_args(topics: &[&str], if_not_exists: bool) -> CreateArgs {
     CreateArgs {
         names: names(topics),
         partitions: Some(3),
+        replication_factor: None,
         config: vec![("max.message.bytes".into(), "1000".into())],
         if_not_exists,
         node: node_args(false),
@@ -145,6 +146,12 @@ fn create_sends_partitions_and_settings_and_prints_each_topic() {
     assert_eq!((sent.topics[0].num_partitions, sent.topics[0].replication_factor), (3, -1));
     assert_eq!(sent.topics[1].configs[0].value.as_deref(), Some("1000"));
     assert_eq!(sent.timeout_ms, 30_000);
+
+    let mut client = Scripted::node().newest::<CreateTopicsRequest>(2, &created(&[("a", 0)])).client();
+    let args = CreateArgs { replication_factor: Some(2), ..create_args(&["a"], false) };
+    assert_eq!(run(|out| create(&mut client, &args, out)).1, Ok(()));
+    let sent: CreateTopicsRequest = request(&client.into_stream().requests[1]);
+    assert_eq!(sent.topics[0].replication_factor, 2);
 }
 
 #[test]

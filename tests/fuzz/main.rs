@@ -1,4 +1,4 @@
-//! Fuzzes what reads the log's files and the datagrams of gossip: damaged ones, made from a corpus by seed.
+//! Fuzzes what reads the log's files, the datagrams of gossip and the frames between shards: damaged ones, made from a corpus by seed.
 //!
 //! Each target takes a good file of the corpus and what became of it, and holds what the decoder makes of the two
 //! against each other (`targets.rs`). A run is a function of its seed alone. Two kinds of damage: as it happens, where
@@ -14,6 +14,7 @@ mod checkpoint;
 mod journal;
 mod mutate;
 mod segment;
+mod stream;
 mod swim;
 mod target;
 #[cfg(test)]
@@ -31,9 +32,9 @@ use highwater_sim::rng::Rng;
 use target::{Target, targets};
 
 const USAGE: &str = "\
-Fuzzes the decoders of the log's files and of gossip. Every failure names the seed and the command that runs it again.
+Fuzzes the decoders of the log's files, of gossip and of replication. Every failure names the seed and the command that runs it again.
 
-  --target NAME   journal, segment, index, checkpoint or swim (default: all of them)
+  --target NAME   journal, segment, index, checkpoint, swim or stream (default: all of them)
   --seed N        the first seed (default: 0)
   --runs N        so many seeds of each target (default: 10000; with --seed: 1)
   --seconds N     ends after so long, whatever is left of the runs (without --runs: goes on that long)

@@ -2,7 +2,7 @@
 
 use highwater_sim::rng::Rng;
 
-use crate::{checkpoint, journal, segment, swim};
+use crate::{checkpoint, journal, segment, stream, swim};
 
 /// A decoder with its oracle. To fuzz another one, write one of these and name it in [`targets`].
 pub trait Target {
@@ -29,6 +29,7 @@ pub fn targets() -> Vec<Box<dyn Target>> {
         Box::new(segment::Indexed),
         Box::new(checkpoint::Parsed),
         Box::new(swim::Received),
+        Box::new(stream::Spoken),
     ]
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::node::{Home, Node, free_port, http_get, wait_for};
+use crate::node::{Home, Node, free_port, free_ports, http_get, wait_for, without_own_settings};
 
 const REFUSED: i32 = 1;
 
@@ -297,17 +297,14 @@ fn a_cluster_for_development_runs_from_one_command() {
     let folder =
         std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("live-dev-{}", std::process::id()));
     // Three nodes with three ports each, ten apart.
-    let first = (0..1000).map(|_| free_port()).find(|port| {
-        let all = (0..3).flat_map(|node| (0..3).map(move |offset| port + node * 10 + offset));
-        all.into_iter().all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())
-    });
-    let first = first.expect("some free ports");
+    let first = free_ports(23);
     let log = folder.join("log");
     fs::create_dir_all(&folder).unwrap();
     let file = fs::File::create(&log).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_highwater"));
     command.args(["dev", "cluster", "--port", &first.to_string(), "--data-dir"]).arg(folder.join("data"));
     command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+    without_own_settings(&mut command);
     let mut child = command.spawn().unwrap();
     let admin = |node: u16| std::net::SocketAddr::from(([127, 0, 0, 1], first + node * 10 + 2));
     let ready = |node: u16| matches!(http_get(admin(node), "/readyz"), Ok((200, _)));

@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::node::{Home, Node};
+use crate::node::{Home, Node, wait_for};
 use crate::records::{Producer, batch};
 use crate::wire::{Conn, NONE};
 
@@ -36,8 +36,9 @@ impl SmallDisk {
         run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.folder))
     }
 
-    fn unmount(&self) -> Result<(), String> {
-        run(Command::new("umount").arg(&self.folder))
+    /// The kernel may hold files of a process that has ended for a little longer than the process lives.
+    fn unmount(&self) {
+        wait_for("the disk to be let go", || run(Command::new("umount").arg(&self.folder)).ok());
     }
 
     /// From now on every write and flush fails with an I/O error, as on a disk that is gone. What was flushed before
@@ -172,7 +173,7 @@ fn a_full_disk_refuses_produces_and_loses_nothing_acked() {
     let node = home.start();
     assert_eq!(check_held(&node, next), next);
     assert!(node.stop().success());
-    disk.unmount().unwrap();
+    disk.unmount();
 }
 
 #[test]
@@ -226,10 +227,10 @@ fn a_dying_disk_stops_the_node_with_a_message_and_loses_nothing_acked() {
     assert!(log.contains("I/O error") || log.contains("read-only") || log.contains("Input/output"), "{log}");
     drop(node);
 
-    disk.unmount().unwrap();
+    disk.unmount();
     disk.mount_again().unwrap();
     let node = home.start();
     check_held(&node, acked);
     assert!(node.stop().success());
-    disk.unmount().unwrap();
+    disk.unmount();
 }

@@ -13,12 +13,15 @@
 mod bad_input;
 mod cluster;
 mod disk;
+mod failover;
 mod idle;
 mod kill;
 mod members;
 mod network;
 mod node;
 mod partitions;
+mod rack;
+mod reassign;
 mod records;
 mod replication;
 mod restart;

@@ -116,14 +116,14 @@ fn members(home: &Home) -> Option<Value> {
 }
 
 /// How a node sees another one.
-fn status(home: &Home, node: usize) -> Option<String> {
+pub fn status(home: &Home, node: usize) -> Option<String> {
     let view = members(home)?;
     let all = view["members"].as_array().into_iter().flatten();
     let of = all.clone().find(|member| member["name"] == node.to_string().as_str());
     of.map(|member| member["status"].as_str().unwrap().to_owned())
 }
 
-fn is_fenced(home: &Home, node: usize) -> Option<bool> {
+pub fn is_fenced(home: &Home, node: usize) -> Option<bool> {
     let view = cluster(home)?;
     let mut all = view["nodes"].as_array().into_iter().flatten();
     all.find(|info| info["id"] == node).and_then(|info| info["fenced"].as_bool())
@@ -278,6 +278,47 @@ fn keys_change_on_running_nodes_one_after_the_other() {
 }
 
 #[test]
+fn keys_that_were_changed_at_run_time_survive_a_restart() {
+    const NEW: &str = "a secret that came while the nodes ran";
+    let fleet = Fleet::new("kept-keys", 3);
+    let mut nodes = fleet.start();
+    let homes: Vec<&Home> = fleet.homes.iter().collect();
+    wait_for_leader(&homes);
+    wait_for_members(&homes, 3);
+    let file = homes[0].root.join("new-secret");
+    fs::write(&file, format!("{NEW}\n")).unwrap();
+    let keys = |home: &Home| -> Vec<u64> {
+        let view = members(home).unwrap();
+        view["keys"].as_array().unwrap().iter().map(|key| key["key"].as_u64().unwrap()).collect()
+    };
+    let run = |home: &Home, what: &[&str]| {
+        let (ok, said) =
+            highwater(&[&["members", "keys"], what, &["--admin", &home.admin.to_string()]].concat());
+        assert!(ok, "{said}");
+    };
+    let old = keys(homes[0])[0];
+    homes.iter().for_each(|home| run(home, &["install", file.to_str().unwrap()]));
+    let new = *keys(homes[0]).iter().find(|key| **key != old).unwrap();
+    homes.iter().for_each(|home| run(home, &["use", &new.to_string()]));
+    homes.iter().for_each(|home| run(home, &["remove", &old.to_string()]));
+    // Killed, and stopped in order: either way the next life has the key under which the others talk.
+    for (at, kill) in [(1, true), (2, false)] {
+        let mut node = nodes[at].take().unwrap();
+        if kill {
+            node.kill();
+        } else {
+            node.terminate();
+            assert!(node.wait_exit().success());
+        }
+        nodes[at] = Some(homes[at].spawn());
+        let began = Instant::now();
+        wait_for_members(&homes, 3);
+        println!("alive everywhere {:?} after its start, under the key that it was given", began.elapsed());
+        assert_eq!(keys(homes[at]), [new]);
+    }
+}
+
+#[test]
 fn a_taken_port_and_a_wildcard_are_refused_in_clear_words() {
     let fleet = Fleet::new("taken", 1);
     let taken = std::net::UdpSocket::bind(("127.0.0.1", fleet.peers[0])).unwrap();
@@ -288,4 +329,50 @@ fn a_taken_port_and_a_wildcard_are_refused_in_clear_words() {
     let home = told.home(1, told.peers[0]).set("cluster.swim.addr_advertised", "0.0.0.0:9093");
     let (status, said) = home.start_refused();
     assert!(!status.success() && said.contains("means nothing on other hosts"), "{said}");
+}
+
+/// As many datagrams as members at an interval of a second exchange, and nothing else: what the machine itself takes.
+#[test]
+fn what_as_many_bare_datagrams_cost() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let mut sockets = Vec::new();
+        for _ in 0..MEMBERS {
+            sockets.push(tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        }
+        let all: Rc<Vec<_>> = Rc::new(sockets.iter().map(|socket| socket.local_addr().unwrap()).collect());
+        let answered = Rc::new(std::cell::Cell::new(0));
+        for (at, socket) in sockets.into_iter().enumerate() {
+            let (all, answered) = (Rc::clone(&all), Rc::clone(&answered));
+            tokio::task::spawn_local(async move {
+                let mut probes = tokio::time::interval(Duration::from_secs(1));
+                // Members probe at times of their own.
+                tokio::time::sleep(Duration::from_millis(20 * at as u64)).await;
+                probes.reset();
+                let (mut round, mut buffer) = (at, [0; 64]);
+                loop {
+                    tokio::select! {
+                        _ = probes.tick() => {
+                            round += 1;
+                            let other = (at + 1 + round % (MEMBERS - 1)) % MEMBERS;
+                            socket.send_to(&[1; 51], all[other]).await.unwrap();
+                        }
+                        got = socket.recv_from(&mut buffer) => match got.unwrap() {
+                            (51, from) => drop(socket.send_to(&buffer[..50], from).await.unwrap()),
+                            _ => answered.set(answered.get() + 1),
+                        }
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (before, began) = (processor_time(), Instant::now());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let each = (processor_time() - before).as_secs_f64() / began.elapsed().as_secs_f64() / MEMBERS as f64;
+        println!(
+            "bare datagrams, one a second and its answer: {:.1} us/s of processor time each",
+            each * 1e6
+        );
+        assert!(answered.get() > MEMBERS, "they were exchanged");
+    });
 }

@@ -28,21 +28,37 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// A port that nobody listens on, below the range from which the kernel takes ports of outgoing connections, so that
 /// none of those can take it before the node binds it. Tests that run side by side never get the same one.
 pub fn free_port() -> u16 {
-    const FIRST: u32 = 15_000;
-    const COUNT: u32 = 16_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    for _ in 0..COUNT {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = FIRST + (std::process::id().wrapping_mul(97).wrapping_add(step)) % COUNT;
-        let port = u16::try_from(port).expect("below 31,000");
-        // Nodes take the UDP port of the same number too.
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-            && UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-        {
-            return port;
+    free_ports(1)
+}
+
+/// What the developer has set in the shell must not reach the node under test.
+pub fn without_own_settings(command: &mut Command) {
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("HIGHWATER_") {
+            command.env_remove(key);
         }
     }
-    panic!("no free port from {FIRST} on");
+}
+
+/// The first of so many such ports in a row.
+pub fn free_ports(count: u16) -> u16 {
+    const FIRST: u32 = 15_000;
+    const ALL: u32 = 16_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Nodes take the UDP port of the same number too.
+    let is_free = |port| {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+            && UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    };
+    for _ in 0..ALL {
+        let step = NEXT.fetch_add(u32::from(count), Ordering::Relaxed);
+        let first = FIRST + (std::process::id().wrapping_mul(97).wrapping_add(step)) % ALL;
+        let first = u16::try_from(first).expect("below 31,000");
+        if (first..first + count).all(is_free) {
+            return first;
+        }
+    }
+    panic!("no {count} free ports in a row from {FIRST} on");
 }
 
 /// The data directory, ports, flags and log of a node; removed at the end unless the test fails.
@@ -104,12 +120,7 @@ impl Home {
         command.args(["--listen", &self.client.to_string(), "--admin", &self.admin.to_string()]);
         command.args(["--set", "cluster.topic_defaults.retention_ms=none"]);
         command.args(&self.flags).current_dir(&self.root).stdin(Stdio::null());
-        // What the developer has set in the shell must not reach the node under test.
-        for (key, _) in std::env::vars_os() {
-            if key.to_string_lossy().starts_with("HIGHWATER_") {
-                command.env_remove(key);
-            }
-        }
+        without_own_settings(&mut command);
         command
     }
 

@@ -34,23 +34,8 @@ struct Fleet {
 
 impl Fleet {
     fn start(name: &str) -> Option<Self> {
-        const PEERS: u16 = 9093;
         let network = Network::try_new(3)?;
-        let address = |node: usize, port: u16| SocketAddr::from((network.address(node), port));
-        let seeds = (1..=3).map(|node| address(node, PEERS).to_string()).collect::<Vec<_>>().join(",");
-        let homes: Vec<Home> = (1..=3)
-            .map(|node| {
-                let mut home = Home::new(name)
-                    .set("profile", "dev")
-                    .set("cluster.mode", "cluster")
-                    .set("cluster.node_id", &node.to_string())
-                    .set("cluster.cluster_addr", &address(node, PEERS).to_string())
-                    .set("cluster.seeds", &format!("[{seeds}]"))
-                    .set("security.cluster_secret", "a secret of the live tests");
-                (home.client, home.admin) = (address(node, 9092), address(node, 9094));
-                home
-            })
-            .collect();
+        let homes = homes(&network, name);
         let nodes = (1..).zip(&homes).map(|(node, home)| network.inside(node, || home.spawn())).collect();
         let fleet = Self { nodes, homes, network };
         wait_for_leader(&fleet.all());
@@ -117,6 +102,26 @@ impl Fleet {
     }
 }
 
+/// The homes of three nodes, each at its address in the network.
+pub fn homes(network: &Network, name: &str) -> Vec<Home> {
+    const PEERS: u16 = 9093;
+    let address = |node: usize, port: u16| SocketAddr::from((network.address(node), port));
+    let seeds = (1..=3).map(|node| address(node, PEERS).to_string()).collect::<Vec<_>>().join(",");
+    (1..=3)
+        .map(|node| {
+            let mut home = Home::new(name)
+                .set("profile", "dev")
+                .set("cluster.mode", "cluster")
+                .set("cluster.node_id", &node.to_string())
+                .set("cluster.cluster_addr", &address(node, PEERS).to_string())
+                .set("cluster.seeds", &format!("[{seeds}]"))
+                .set("security.cluster_secret", "a secret of the live tests");
+            (home.client, home.admin) = (address(node, 9092), address(node, 9094));
+            home
+        })
+        .collect()
+}
+
 /// What a node answers to CreateTopics.
 fn try_create(node: SocketAddr, name: &str) -> i16 {
     let topic = CreatableTopic::default()
@@ -155,8 +160,11 @@ fn a_leader_that_is_cut_off_refuses_changes_while_the_others_go_on() {
     tell(&format!("the majority made a topic {took:?} after its leader was cut off"));
     assert!(fleet.term(one) > term);
     let mut refused = Vec::new();
-    while refused.len() < 3 {
-        let name = format!("alone-{}", refused.len());
+    for attempt in 0.. {
+        if refused.len() == 3 {
+            break;
+        }
+        let name = format!("alone-{attempt}");
         match try_create(fleet.client(old), &name) {
             NOT_CONTROLLER => refused.push(name),
             // It was taken in before the node knew that it was alone, and may come about later.
@@ -287,4 +295,64 @@ fn connections_whose_packets_vanish_are_replaced() {
     fleet.wait_for_agreement(&["behind-its-back", "by-whom-nobody-heard"]);
     fleet.network.heal();
     wait_for_leader(&fleet.all());
+}
+
+/// How a node sees the members by gossip: by their numbers.
+fn statuses(home: &Home) -> Vec<(usize, String)> {
+    let Ok((200, body)) = http_get(home.admin, "/members") else { return Vec::new() };
+    let view: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let word = |of: &serde_json::Value| of.as_str().unwrap().to_owned();
+    let members = view["members"].as_array().into_iter().flatten();
+    let mut all: Vec<_> =
+        members.map(|member| (word(&member["name"]).parse().unwrap(), word(&member["status"]))).collect();
+    all.sort();
+    all
+}
+
+fn see(home: &Home, of: &[usize], what: &str) -> bool {
+    let all = statuses(home);
+    of.iter().all(|of| all.iter().any(|(node, status)| node == of && status == what))
+}
+
+fn is_fenced(home: &Home, node: usize) -> Option<bool> {
+    let view = cluster(home)?;
+    let mut all = view["nodes"].as_array().into_iter().flatten();
+    all.find(|info| info["id"] == node).and_then(|info| info["fenced"].as_bool())
+}
+
+#[test]
+fn members_that_held_each_other_for_dead_meet_again_when_the_cut_heals() {
+    let Some(mut fleet) = Fleet::start("gossip-cut") else { return };
+    let all_alive = |fleet: &Fleet| {
+        let good = |home: &Home| {
+            see(home, &[1, 2, 3], "alive") && (1..=3).all(|node| is_fenced(home, node) == Some(false))
+        };
+        fleet.homes.iter().all(good).then_some(())
+    };
+    wait_for("all to see all", || all_alive(&fleet));
+    // First a follower, then the leader.
+    for round in 0..2 {
+        let (led, [one, other]) = fleet.roles();
+        let (away, rest) = if round == 0 { (other, [led, one]) } else { (led, [one, other]) };
+        rest.iter().for_each(|node| fleet.network.cut(away, *node));
+        let began = Instant::now();
+        wait_for("both sides to hold each other for dead", || {
+            let theirs = rest.iter().all(|node| see(fleet.home(*node), &[away], "dead"));
+            (theirs && see(fleet.home(away), &rest, "dead")).then_some(())
+        });
+        let dead = began.elapsed();
+        // Much longer than any suspicion, which is two seconds at most with these settings.
+        sleep(Duration::from_secs(10));
+        assert!(see(fleet.home(away), &rest, "dead"));
+        fleet.network.heal();
+        let healed = Instant::now();
+        wait_for("all to see all again", || all_alive(&fleet));
+        tell(&format!(
+            "node {away} cut off (node {led} led): dead on both sides after {dead:?}; all alive and unfenced everywhere {:?} \
+             after it was healed",
+            healed.elapsed()
+        ));
+        fleet.make(away, &format!("after-{round}"));
+    }
+    fleet.wait_for_agreement(&["after-0", "after-1"]);
 }

@@ -1,27 +1,33 @@
 //! Records on three nodes: replicated, served by another node when one dies, and none lost or shown that later vanishes,
-//! under kill -9, pauses and clean restarts while producers and consumers go on.
+//! under kill -9, pauses, clean restarts and cut links while producers and consumers go on.
 //!
-//! `HIGHWATER_TORTURE_SECONDS` says how long the faults last (default 20).
+//! `HIGHWATER_TORTURE_SECONDS` says how long the faults last (default 20). Links are cut where the system lets us make
+//! network namespaces; elsewhere the other faults remain.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{CreateTopicsRequest, MetadataRequest, MetadataResponse};
-use kafka_protocol::protocol::StrBytes;
 use rustix::process::Signal;
 
 use crate::cluster::{Fleet, wait_for_leader};
-use crate::node::{Home, Node, wait_for};
+use crate::network::Network;
+use crate::node::{Home, Node, PATIENCE, wait_for};
+use crate::partitions;
 use crate::records::{Producer, Record, batch, read_batches};
-use crate::wire::{Conn, NONE, topic_name};
+use crate::wire::{Conn, NONE, topic_configs, topic_name};
 
-const TOPIC: &str = "ledger";
+pub const TOPIC: &str = "ledger";
 const LANES: i32 = 4;
+/// In runs longer than this many seconds writers pause between batches, so that the records of hours fit on the disk.
+const LONG: u64 = 60;
+const PACE: Duration = Duration::from_millis(5);
 
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -44,21 +50,21 @@ fn value(lane: i32, seq: u64) -> Vec<u8> {
 }
 
 /// The number of a record, after a look at its content.
-fn number(lane: i32, record: &Record) -> u64 {
+pub fn number(lane: i32, record: &Record) -> u64 {
     let found = record.value.as_deref().expect("every record has a value");
     let number = u64::from_be_bytes(found[4..12].try_into().unwrap());
     assert!(found == value(lane, number), "lane {lane}: the content of record {number} at {}", record.offset);
     number
 }
 
-fn metadata(addr: SocketAddr, topic: &str) -> io::Result<MetadataResponse> {
+pub fn metadata(addr: SocketAddr, topic: &str) -> io::Result<MetadataResponse> {
     let topics = vec![MetadataRequestTopic::default().with_name(Some(topic_name(topic)))];
     let request = MetadataRequest::default().with_topics(Some(topics)).with_allow_auto_topic_creation(false);
     Conn::open(addr)?.call(8, &request)
 }
 
 /// Where the leader of a partition serves clients, by the first node that answers.
-fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<SocketAddr> {
+pub fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<SocketAddr> {
     clients.iter().find_map(|client| {
         let answer = metadata(*client, topic).ok()?;
         let state = answer.topics.first()?.partitions.iter().find(|p| p.partition_index == partition)?;
@@ -68,23 +74,26 @@ fn leader_of(clients: &[SocketAddr], topic: &str, partition: i32) -> Option<Sock
 }
 
 /// Nodes in the ISR of each partition.
-fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
+pub fn isr_sizes(client: SocketAddr, topic: &str) -> Vec<usize> {
     let Ok(answer) = metadata(client, topic) else { return Vec::new() };
     let Some(topic) = answer.topics.first() else { return Vec::new() };
     topic.partitions.iter().map(|partition| partition.isr_nodes.len()).collect()
 }
 
-fn create(client: SocketAddr, name: &str, partitions: i32) {
-    let config = |(key, value): (&'static str, &'static str)| {
-        CreatableTopicConfig::default()
-            .with_name(StrBytes::from_static_str(key))
-            .with_value(Some(StrBytes::from_static_str(value)))
-    };
+/// Waits until all replicas of all partitions of the topic are in sync, three of each, as this node sees it.
+pub fn wait_in_sync(client: SocketAddr, topic: &str, partitions: i32) {
+    wait_for("all replicas in sync", || {
+        let sizes = isr_sizes(client, topic);
+        (sizes.len() == usize::try_from(partitions).unwrap() && sizes.iter().all(|n| *n == 3)).then_some(())
+    });
+}
+
+pub fn create(client: SocketAddr, name: &str, partitions: i32) {
     let topic = CreatableTopic::default()
         .with_name(topic_name(name))
         .with_num_partitions(partitions)
         .with_replication_factor(3)
-        .with_configs(vec![config(("min.insync.replicas", "2"))]);
+        .with_configs(topic_configs(&[("min.insync.replicas", "2")]));
     let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
     // INVALID_REPLICATION_FACTOR: a node has not caught up with its own registration yet.
     wait_for("three nodes that take replicas", || {
@@ -93,22 +102,24 @@ fn create(client: SocketAddr, name: &str, partitions: i32) {
         assert!([NONE, 38].contains(&error), "create {name}: {words:?}");
         (error == NONE).then_some(())
     });
-    wait_for("all replicas in sync", || {
-        let sizes = isr_sizes(client, name);
-        (sizes.len() == usize::try_from(partitions).unwrap() && sizes.iter().all(|n| *n == 3)).then_some(())
-    });
+    wait_in_sync(client, name, partitions);
 }
 
 /// One partition's writer: an idempotent producer with one batch in flight, which it sends until it is acked.
-struct Writer {
-    lane: i32,
+pub struct Writer {
+    pub lane: i32,
     producer: (i64, i16),
-    next: u64,
-    /// The longest time from a first attempt to its ack.
-    slowest: Duration,
+    pub next: u64,
+    /// From the first attempt of each batch to its ack.
+    pub times: Vec<Duration>,
 }
 
 impl Writer {
+    pub fn new(lane: i32, client: SocketAddr) -> Self {
+        let producer = Conn::open(client).unwrap().init_producer_id().unwrap();
+        Self { lane, producer, next: 0, times: Vec::new() }
+    }
+
     fn bytes(&self, count: u64) -> Vec<u8> {
         let values: Vec<Vec<u8>> = (self.next..self.next + count).map(|seq| value(self.lane, seq)).collect();
         let records: Vec<_> = values.iter().map(|value| (Some(&value[4..12]), Some(&value[..]))).collect();
@@ -118,7 +129,8 @@ impl Writer {
     }
 
     /// Writes until `stop`, then returns once the last batch is acked.
-    fn write(&mut self, clients: &[SocketAddr], stop: &AtomicBool, acked: &AtomicU64) {
+    pub fn write(&mut self, clients: &[SocketAddr], stop: &AtomicBool, acked: &AtomicU64) {
+        let pace = (seconds() > LONG).then_some(PACE);
         let mut conn: Option<Conn> = None;
         while !stop.load(Ordering::Relaxed) {
             let count = 1 + mix(self.next) % 20;
@@ -141,20 +153,19 @@ impl Writer {
                 match open.produce(TOPIC, self.lane, &bytes) {
                     Ok((NONE, _)) => break,
                     Ok((error, _)) => {
-                        // OUT_OF_ORDER_SEQUENCE, INVALID_PRODUCER_EPOCH: something acked is gone, or came twice.
-                        assert!(
-                            ![45, 47].contains(&error),
-                            "lane {}: error {error} at {}",
-                            self.lane,
-                            self.next
-                        );
+                        // OUT_OF_ORDER_SEQUENCE comes from a leader that was cut off and has not heard of the next one,
+                        // too. If something acked is gone it comes for ever. INVALID_PRODUCER_EPOCH: it came twice.
+                        assert_ne!(error, 47, "lane {}: at {}", self.lane, self.next);
                         conn = None;
                         std::thread::sleep(Duration::from_millis(20));
                     }
                     Err(_) => conn = None,
                 }
             }
-            self.slowest = self.slowest.max(began.elapsed());
+            self.times.push(began.elapsed());
+            if let Some(pace) = pace {
+                std::thread::sleep(pace);
+            }
             self.next += count;
             acked.fetch_add(count, Ordering::Relaxed);
         }
@@ -203,32 +214,76 @@ fn read(lane: i32, clients: &[SocketAddr], stop: &AtomicBool) -> u64 {
     next
 }
 
-/// Every record of the partition as its leader has it.
-fn check(clients: &[SocketAddr], lane: i32, acked: u64, seen: u64) {
-    let conn = wait_for("a leader", || Conn::open(leader_of(clients, TOPIC, lane)?).ok());
-    let mut conn = conn;
-    let records = conn.read_all(TOPIC, lane, 0);
-    for (next, record) in (0..).zip(&records) {
-        assert_eq!(number(lane, record), next, "lane {lane}: what is at {}", record.offset);
+/// Every record of the partition as its leader has it. A leader that has just been elected shows what was acked only
+/// when its followers have told it that they hold it.
+pub fn check(clients: &[SocketAddr], lane: i32, acked: u64, seen: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let conn = leader_of(clients, TOPIC, lane).and_then(|leader| Conn::open(leader).ok());
+        let held = conn.and_then(|mut conn| conn.try_read_all(TOPIC, lane, 0).ok()).map(|records| {
+            for (next, record) in (0..).zip(&records) {
+                assert_eq!(number(lane, record), next, "lane {lane}: what is at {}", record.offset);
+            }
+            records.len() as u64
+        });
+        if held.is_some_and(|held| held >= acked.max(seen)) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "lane {lane}: {acked} records were acked, {seen} shown; the leader has {held:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
     }
-    let held = records.len() as u64;
-    assert!(held >= acked, "lane {lane}: {acked} records were acked, {held} are there");
-    assert!(held >= seen, "lane {lane}: {seen} records were shown, {held} are there");
 }
 
 fn seconds() -> u64 {
     std::env::var("HIGHWATER_TORTURE_SECONDS").map_or(20, |s| s.parse().expect("a number"))
 }
 
+/// Three nodes that come and go.
+struct Cluster {
+    // Nodes end before their homes are removed, and those before the network.
+    nodes: Vec<Option<Node>>,
+    homes: Vec<Home>,
+    network: Option<Network>,
+}
+
+impl Cluster {
+    /// With a topic of which each node holds a replica.
+    fn start(name: &str, network: Option<Network>) -> Self {
+        let homes = match &network {
+            Some(network) => partitions::homes(network, name),
+            None => Fleet::new(name, 3).homes,
+        };
+        let mut cluster = Self { nodes: vec![None, None, None], homes, network };
+        (0..3).for_each(|which| cluster.spawn(which));
+        wait_for_leader(&cluster.homes.iter().collect::<Vec<&Home>>());
+        create(cluster.homes[0].client, TOPIC, LANES);
+        cluster
+    }
+
+    fn spawn(&mut self, which: usize) {
+        let home = &self.homes[which];
+        self.nodes[which] = Some(match &self.network {
+            Some(network) => network.inside(which + 1, || home.spawn()),
+            None => home.spawn(),
+        });
+    }
+
+    fn take(&mut self, which: usize) -> Node {
+        self.nodes[which].take().expect("all run")
+    }
+
+    fn clients(&self) -> Vec<SocketAddr> {
+        self.homes.iter().map(|home| home.client).collect()
+    }
+}
+
 /// Lets writers and readers of all lanes go on while `faults` runs, and checks what is there after it on every node.
-fn under_load(fleet: &Fleet, nodes: &mut [Option<Node>], faults: impl FnOnce(&mut [Option<Node>])) {
-    let clients: Vec<SocketAddr> = fleet.homes.iter().map(|home| home.client).collect();
-    let mut writers: Vec<Writer> = (0..LANES)
-        .map(|lane| {
-            let producer = Conn::open(clients[0]).unwrap().init_producer_id().unwrap();
-            Writer { lane, producer, next: 0, slowest: Duration::ZERO }
-        })
-        .collect();
+fn under_load(cluster: &mut Cluster, faults: impl FnOnce(&mut Cluster)) {
+    let clients = cluster.clients();
+    let mut writers: Vec<Writer> = (0..LANES).map(|lane| Writer::new(lane, clients[0])).collect();
     let (stop, acked) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut seen = BTreeMap::new();
     std::thread::scope(|scope| {
@@ -244,7 +299,7 @@ fn under_load(fleet: &Fleet, nodes: &mut [Option<Node>], faults: impl FnOnce(&mu
             }
         }
         let guard = Stop(stop);
-        faults(nodes);
+        faults(cluster);
         let before = acked.load(Ordering::Relaxed);
         wait_for("the load to go on after the faults", || {
             (acked.load(Ordering::Relaxed) > before + 200).then_some(())
@@ -257,20 +312,15 @@ fn under_load(fleet: &Fleet, nodes: &mut [Option<Node>], faults: impl FnOnce(&mu
             seen.insert(lane, reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
     });
-    let slowest = writers.iter().map(|writer| writer.slowest).max().unwrap_or_default();
+    let slowest = writers.iter().flat_map(|writer| &writer.times).max().copied().unwrap_or_default();
     println!("{} records acked, the slowest ack after {slowest:.2?}", acked.load(Ordering::Relaxed));
-    wait_for("all replicas in sync", || {
-        let sizes = isr_sizes(clients[0], TOPIC);
-        (sizes.len() == LANES as usize && sizes.iter().all(|n| *n == 3)).then_some(())
-    });
+    wait_in_sync(clients[0], TOPIC, LANES);
     // Each node in its turn is one of the two that are left, so that each replica is read.
-    for away in 0..nodes.len() {
+    for away in 0..clients.len() {
         for writer in &writers {
             check(&clients, writer.lane, writer.next, seen[&writer.lane]);
         }
-        if let Some(node) = nodes[away].take() {
-            node.kill();
-        }
+        cluster.take(away).kill();
         let left: Vec<SocketAddr> =
             clients.iter().enumerate().filter(|(i, _)| *i != away).map(|(_, client)| *client).collect();
         for writer in &writers {
@@ -279,67 +329,82 @@ fn under_load(fleet: &Fleet, nodes: &mut [Option<Node>], faults: impl FnOnce(&mu
             });
             check(&left, writer.lane, writer.next, seen[&writer.lane]);
         }
-        nodes[away] = Some(fleet.homes[away].spawn());
-        wait_for("all replicas in sync again", || {
-            let sizes = isr_sizes(left[0], TOPIC);
-            (!sizes.is_empty() && sizes.iter().all(|n| *n == 3)).then_some(())
-        });
+        cluster.spawn(away);
+        wait_in_sync(left[0], TOPIC, LANES);
     }
-}
-
-fn started(name: &str) -> (Fleet, Vec<Option<Node>>) {
-    let fleet = Fleet::new(name, 3);
-    let nodes = fleet.start();
-    wait_for_leader(&fleet.homes.iter().collect::<Vec<&Home>>());
-    create(fleet.homes[0].client, TOPIC, LANES);
-    (fleet, nodes)
 }
 
 #[test]
 fn records_survive_the_loss_of_any_node_and_are_served_by_another() {
-    let (fleet, mut nodes) = started("replicas");
-    under_load(&fleet, &mut nodes, |_| std::thread::sleep(Duration::from_secs(1)));
+    let mut cluster = Cluster::start("replicas", None);
+    under_load(&mut cluster, |_| std::thread::sleep(Duration::from_secs(1)));
 }
 
 #[test]
-fn nothing_acked_is_lost_and_nothing_shown_vanishes_under_kills_pauses_and_restarts() {
-    let (fleet, mut nodes) = started("torture");
+fn nothing_acked_is_lost_and_nothing_shown_vanishes_under_kills_pauses_restarts_and_cut_links() {
+    let mut cluster = Cluster::start("torture", Network::try_new(3));
     let mut state = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(1, |time| u64::from(time.subsec_nanos()));
-    under_load(&fleet, &mut nodes, |nodes| {
+    under_load(&mut cluster, |cluster| {
+        let kinds = if cluster.network.is_some() { 6 } else { 4 };
+        let mut faults = [0; 6];
         let end = Instant::now() + Duration::from_secs(seconds());
         while Instant::now() < end {
             state = mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15));
             let which = usize::try_from(state % 3).unwrap();
+            let other = (which + 1) % 3;
             let pause = Duration::from_millis(state >> 8 & 0xfff);
-            match state >> 32 & 3 {
+            let kind = usize::try_from((state >> 32) % kinds).unwrap();
+            faults[kind] += 1;
+            match kind {
                 0 | 1 => {
-                    nodes[which].take().expect("all run").kill();
+                    cluster.take(which).kill();
                     std::thread::sleep(pause);
-                    nodes[which] = Some(fleet.homes[which].spawn());
+                    cluster.spawn(which);
                 }
                 2 => {
-                    let node = nodes[which].as_ref().expect("all run");
+                    let node = cluster.nodes[which].as_ref().expect("all run");
                     node.signal(Signal::STOP);
                     std::thread::sleep(pause);
                     node.signal(Signal::CONT);
                 }
+                3 => {
+                    let ended = cluster.take(which).stop();
+                    // A process that was only just started does not handle signals yet.
+                    let at_once = ended.signal() == Some(Signal::TERM.as_raw());
+                    assert!(ended.success() || at_once, "a clean stop: {ended}");
+                    cluster.spawn(which);
+                }
+                // A link, or a node cut off from both others; in one direction, or in both.
                 _ => {
-                    assert!(nodes[which].take().expect("all run").stop().success(), "a clean stop");
-                    nodes[which] = Some(fleet.homes[which].spawn());
+                    let network = cluster.network.as_mut().expect("links are cut where there are some");
+                    let others = if kind == 4 { vec![other] } else { vec![other, (which + 2) % 3] };
+                    for other in others {
+                        match state >> 41 & 3 {
+                            0 => network.drop_between(which + 1, other + 1),
+                            1 => network.drop_between(other + 1, which + 1),
+                            _ => network.cut(which + 1, other + 1),
+                        }
+                    }
+                    std::thread::sleep(pause * 2);
+                    network.heal();
                 }
             }
             // Half the time the next fault comes before all is well again.
             if state >> 40 & 1 == 0 {
-                let client = fleet.homes[(which + 1) % 3].client;
-                wait_for("all replicas in sync", || {
-                    let sizes = isr_sizes(client, TOPIC);
-                    (!sizes.is_empty() && sizes.iter().all(|n| *n == 3)).then_some(())
-                });
+                wait_in_sync(cluster.homes[other].client, TOPIC, LANES);
             } else {
                 std::thread::sleep(pause / 2);
             }
         }
+        println!(
+            "{} kills, {} pauses, {} clean restarts, {} cut links, {} nodes cut off",
+            faults[0] + faults[1],
+            faults[2],
+            faults[3],
+            faults[4],
+            faults[5]
+        );
     });
 }

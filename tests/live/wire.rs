@@ -5,7 +5,9 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::create_topics_request::{
+    CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
+};
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
@@ -125,16 +127,11 @@ impl Conn {
 
     /// Creates a topic and waits until its partitions serve. `configs` are names and values.
     pub fn create_topic(&mut self, name: &str, partitions: i32, configs: &[(&str, &str)]) {
-        let config = |(key, value): &(&str, &str)| {
-            CreatableTopicConfig::default()
-                .with_name(StrBytes::from_string((*key).into()))
-                .with_value(Some(StrBytes::from_string((*value).into())))
-        };
         let topic = CreatableTopic::default()
             .with_name(topic_name(name))
             .with_num_partitions(partitions)
             .with_replication_factor(1)
-            .with_configs(configs.iter().map(config).collect());
+            .with_configs(topic_configs(configs));
         let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
         let answer = self.call(5, &request).unwrap();
         assert_eq!(answer.topics[0].error_code, NONE, "create {name}: {:?}", answer.topics[0].error_message);
@@ -143,6 +140,29 @@ impl Conn {
                 (self.list_offset(name, partition, LATEST).unwrap().0 == NONE).then_some(())
             });
         }
+    }
+
+    /// Creates a topic with these nodes as replicas of each partition, the first of them its leader.
+    pub fn create_on<const N: usize>(
+        &mut self,
+        name: &str,
+        replicas: &[[usize; N]],
+        configs: &[(&str, &str)],
+    ) {
+        let assignments = (0..).zip(replicas).map(|(index, nodes)| {
+            CreatableReplicaAssignment::default()
+                .with_partition_index(index)
+                .with_broker_ids(nodes.map(|node| BrokerId(i32::try_from(node).unwrap())).into())
+        });
+        let topic = CreatableTopic::default()
+            .with_name(topic_name(name))
+            .with_num_partitions(-1)
+            .with_replication_factor(-1)
+            .with_assignments(assignments.collect())
+            .with_configs(topic_configs(configs));
+        let request = CreateTopicsRequest::default().with_topics(vec![topic]).with_timeout_ms(60_000);
+        let answer = self.call(5, &request).unwrap();
+        assert_eq!(answer.topics[0].error_code, NONE, "{name}: {:?}", answer.topics[0].error_message);
     }
 
     /// The error and offset that ListOffsets gives for a timestamp, [`EARLIEST`] or [`LATEST`].
@@ -200,11 +220,19 @@ impl Conn {
     }
 
     /// Every record of a partition from `offset` to its high watermark.
-    pub fn read_all(&mut self, topic: &str, partition: i32, mut offset: i64) -> Vec<Record> {
+    pub fn read_all(&mut self, topic: &str, partition: i32, offset: i64) -> Vec<Record> {
+        self.try_read_all(topic, partition, offset).unwrap()
+    }
+
+    /// The same, where the partition may just now move to another leader.
+    pub fn try_read_all(&mut self, topic: &str, partition: i32, mut offset: i64) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
         loop {
-            let data = self.fetch(topic, partition, offset, 0).unwrap();
-            assert_eq!(data.error_code, NONE, "fetch of {topic}-{partition} at {offset}");
+            let data = self.fetch(topic, partition, offset, 0)?;
+            if data.error_code != NONE {
+                let said = format!("fetch of {topic}-{partition} at {offset}: error {}", data.error_code);
+                return Err(io::Error::other(said));
+            }
             let read = read_batches(data.records.as_deref().unwrap_or_default());
             // The first batch may begin before the offset that was asked for.
             let fresh = read.into_iter().filter(|record| record.offset >= offset);
@@ -212,7 +240,7 @@ impl Conn {
             records.extend(fresh);
             offset = records.last().map_or(offset, |record: &Record| record.offset + 1);
             if offset >= data.high_watermark {
-                return records;
+                return Ok(records);
             }
             assert!(
                 records.len() > before,
@@ -221,6 +249,16 @@ impl Conn {
             );
         }
     }
+}
+
+/// Settings of a new topic, from names and values.
+pub fn topic_configs(configs: &[(&str, &str)]) -> Vec<CreatableTopicConfig> {
+    let config = |(key, value): &(&str, &str)| {
+        CreatableTopicConfig::default()
+            .with_name(StrBytes::from_string((*key).into()))
+            .with_value(Some(StrBytes::from_string((*value).into())))
+    };
+    configs.iter().map(config).collect()
 }
 
 /// ListOffsets timestamps with a meaning of their own.

@@ -9,11 +9,9 @@ use highwater_shards::mail::{Acks, Locate};
 use crate::checkers::{ReadSeen, Verdict, broken, liveness, order};
 use crate::client::{Move, Open, Scene, Tag};
 use crate::records::Uid;
-use crate::shadow::{Boot, Lane, Wanted};
+use crate::shadow::{Boot, Wanted};
 use crate::wire::{Call, ReadCall, Said};
 
-/// Of every lane that the auditor's batches are in; clients count from 0.
-const AUDITOR: u64 = u32::MAX as u64;
 const READ_BYTES: u32 = 1 << 20;
 
 #[derive(Debug, Default)]
@@ -65,15 +63,7 @@ impl Auditor {
         match self.stage {
             Stage::Append => {
                 self.lanes += 1;
-                let wanted = Wanted {
-                    partition,
-                    lane: Lane(AUDITOR << 32 | self.lanes),
-                    boot: scene.checkers.boot,
-                    records: 1,
-                    value_len: 8,
-                    stamp: None,
-                    frozen: None,
-                };
+                let wanted = Wanted::last(partition, self.lanes, scene.checkers.boot);
                 let (uid, records) = scene.checkers.shadow.make(&wanted);
                 let timeout = Duration::from_secs(2);
                 let call = Call::Append { partition, acks: Acks::All, timeout, records };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::disk::{Crash, DiskConfig};
 use crate::faults::Fault;
+use crate::features::features;
 use crate::rng::Rng;
 
 /// How long a shard's core may be away.
@@ -52,31 +53,6 @@ pub struct Config {
     pub crash_at: Option<(u64, Crash)>,
     /// At the end of each life one bit that was durable flips.
     pub rot: bool,
-}
-
-macro_rules! features {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// What may happen in a run.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-        pub struct Features {
-            $($(#[$doc])* pub $name: bool,)*
-        }
-
-        impl Features {
-            pub const ALL: Self = Self { $($name: true,)* };
-
-            /// Each feature on or off by the throw of a coin.
-            pub fn swarm(rng: &mut Rng) -> Self {
-                Self { $($name: rng.flip(),)* }
-            }
-
-            /// The names of those that are on.
-            pub fn names(&self) -> Vec<&'static str> {
-                let all = [$((stringify!($name), self.$name)),*];
-                all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
-            }
-        }
-    };
 }
 
 features! {

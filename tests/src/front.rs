@@ -404,6 +404,7 @@ fn unwatch(cx: &mut Cx<'_, SimFront>, partition: PartitionId, token: Token) {
 fn read_once(read: &ReadCall, watch_below_bytes: u32) -> Op {
     Op::Read {
         from_follower: read.from_follower,
+        nearer: Vec::new(),
         current_epoch: None,
         offset: read.offset,
         bytes_max: read.bytes_max,

@@ -3,6 +3,7 @@
 //!
 //! - [`world`] drives the machines under test; [`disk`], [`net`], [`control`] and [`faults`] are its parts
 //! - [`client`] with [`producer`], [`consumer`] and [`auditor`] is the workload, over any protocol ([`wire`])
+//! - [`cluster`] is a world of whole clusters; what it shares with the first is in [`turn`], [`track`] and the parts above
 //! - [`kafka`] speaks the real protocol, [`front`] the simulator's own; [`records`] is its own reading of record batches
 //! - [`checkers`] are told what happened, and compare it with the [`shadow`]
 //! - worlds of their own: [`logs`] for the log of one shard alone, [`controls`] for several control planes, [`rafts`] for
@@ -19,8 +20,10 @@ pub mod config;
 pub mod consumer;
 pub mod control;
 pub mod controls;
+mod counts;
 pub mod disk;
 pub mod faults;
+mod features;
 pub mod front;
 pub mod kafka;
 pub mod logs;
@@ -36,5 +39,7 @@ pub mod saboteur;
 pub mod shadow;
 pub mod toy;
 pub mod trace;
+pub mod track;
+pub mod turn;
 pub mod wire;
 pub mod world;

@@ -24,8 +24,8 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
                  (default: on for odd seeds)
   --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard;
                  log: the log of one shard alone; control: several control planes over an oracle of the
-                 metadata log; raft: the Raft group of the metadata, on openraft and redb; replicas: nodes of
-                 shards that replicate, under a scripted control plane; cluster: the same under the real one
+                 metadata log; raft: the Raft group of the metadata, on openraft and redb; cluster: nodes that
+                 replicate, with all their shards and control planes
                  (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
@@ -51,21 +51,18 @@ enum Alone {
     Control,
     /// The Raft group of the metadata.
     Raft,
-    /// Nodes that replicate, under a scripted control plane.
-    Replicas,
-    /// Under the real one.
+    /// Nodes that replicate.
     Cluster,
 }
 
 impl Alone {
-    const ALL: [Self; 5] = [Self::Log, Self::Control, Self::Raft, Self::Replicas, Self::Cluster];
+    const ALL: [Self; 4] = [Self::Log, Self::Control, Self::Raft, Self::Cluster];
 
     fn name(self) -> &'static str {
         match self {
             Self::Log => "log",
             Self::Control => "control",
             Self::Raft => "raft",
-            Self::Replicas => "replicas",
             Self::Cluster => "cluster",
         }
     }
@@ -84,14 +81,11 @@ impl Alone {
                 let rafts::Outcome { hash, time, violation, counts } = rafts::run(seed, None, print);
                 Ran { hash, time, violation, counts: counts.named() }
             }
-            Self::Replicas => Self::cluster(cluster::run_replicas(seed, print)),
-            Self::Cluster => Self::cluster(cluster::run_cluster(seed, print)),
+            Self::Cluster => {
+                let cluster::Outcome { hash, time, violation, counts, .. } = cluster::run(seed, print);
+                Ran { hash, time, violation, counts: counts.named().into_iter().collect() }
+            }
         }
-    }
-
-    fn cluster(outcome: cluster::Outcome) -> Ran {
-        let cluster::Outcome { hash, time, violation, counts, .. } = outcome;
-        Ran { hash, time, violation, counts: counts.named().into_iter().collect() }
     }
 }
 

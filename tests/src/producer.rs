@@ -1,23 +1,21 @@
 //! A producer: plain, which sends each batch once, or idempotent, which sends a batch again until it hears that it
 //! is there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use highwater_shards::ids::{ConnId, PartitionId};
 use highwater_shards::mail::{Acks, PartitionError};
-use highwater_shards::time::Instant;
 
 use crate::checkers::{Verdict, broken};
 use crate::client::{Move, Open, Scene, Tag};
-use crate::records::{self, Stamp, Uid};
+use crate::records;
 use crate::rng::Rng;
 use crate::shadow::{Boot, Lane, Wanted};
+use crate::track::{self, OPEN_MAX, Sizes, Track, is_fault_of_batch, timeout};
 use crate::wire::{Call, Said};
 
-/// A broker remembers so many batches of a producer at a partition.
-const OPEN_MAX: usize = 5;
 /// Batches of one multi-batch append, at most.
 const MULTI_MAX: u64 = 4;
 
@@ -48,32 +46,6 @@ struct Idempotent {
     tracks: BTreeMap<PartitionId, Track>,
 }
 
-/// What an idempotent producer has going with one partition.
-#[derive(Debug)]
-struct Track {
-    lane: Lane,
-    sequence: u32,
-    /// Batches made.
-    made: usize,
-    unacked: VecDeque<Unacked>,
-    /// The node knows this producer by a batch that it acknowledged. Until then it takes any sequence for the first,
-    /// so that a second open batch could overtake a first one that failed.
-    known: bool,
-    /// Something failed: nothing new until all that was sent is answered, then everything again.
-    stalled: bool,
-    /// Nothing is sent again before this.
-    again_at: Instant,
-}
-
-#[derive(Debug)]
-struct Unacked {
-    /// How many batches were made before it.
-    index: usize,
-    uid: Uid,
-    records: Bytes,
-    in_flight: bool,
-}
-
 impl Producer {
     pub fn new(client: usize, budget: u32, idempotent: bool, acks_leader: bool, rng: &mut Rng) -> Self {
         let kind = if idempotent {
@@ -88,7 +60,7 @@ impl Producer {
     pub fn is_done(&self) -> bool {
         let settled = match &self.kind {
             Kind::Plain { .. } => true,
-            Kind::Idempotent(i) => i.tracks.values().all(|t| t.unacked.is_empty()),
+            Kind::Idempotent(i) => i.tracks.values().all(Track::is_settled),
         };
         self.budget == 0 && settled
     }
@@ -103,10 +75,7 @@ impl Producer {
     pub fn disconnected(&mut self) {
         if let Kind::Idempotent(i) = &mut self.kind {
             i.asked = false;
-            for track in i.tracks.values_mut() {
-                track.stalled |= !track.unacked.is_empty();
-                track.unacked.iter_mut().for_each(|u| u.in_flight = false);
-            }
+            i.tracks.values_mut().for_each(Track::all_lost);
         }
     }
 
@@ -165,25 +134,15 @@ impl Producer {
 }
 
 fn wanted(partition: PartitionId, lane: Lane, scene: &Scene<'_>, rng: &mut Rng) -> Wanted {
-    let huge = rng.chance(15);
-    let value_max = if huge { 40_000 } else { scene.config.value_max };
-    let records = u32::try_from(rng.range(1..u64::from(scene.config.batch_records_max) + 1)).expect("small");
-    // A record has about twenty bytes besides its value.
-    let fits = (scene.config.batch_bytes_max - 100) / records - 20;
-    let value_max = u64::from(value_max.min(fits));
-    Wanted {
-        partition,
-        lane,
-        boot: scene.checkers.boot,
-        records,
-        value_len: u32::try_from(rng.range(8..value_max + 1)).expect("small"),
-        stamp: None,
-        frozen: scene.checkers.visible.freeze(partition),
-    }
-}
-
-fn timeout(rng: &mut Rng) -> Duration {
-    Duration::from_millis(*rng.pick(&[5, 50, 500, 2000]))
+    let config = scene.config;
+    let sizes = Sizes {
+        huge: 15,
+        value_max: config.value_max,
+        batch_records_max: config.batch_records_max,
+        batch_bytes_max: config.batch_bytes_max,
+    };
+    let frozen = scene.checkers.visible.freeze(partition);
+    Wanted { frozen, ..sizes.draw(partition, lane, scene.checkers.boot, rng) }
 }
 
 fn plain(lane: Lane, partition: PartitionId, scene: &mut Scene<'_>, rng: &mut Rng) -> Move {
@@ -247,14 +206,9 @@ fn hear_plain(
 
 /// Whether the error says that nothing of so many batches was appended.
 fn is_definite(e: PartitionError, batches: usize) -> bool {
-    use PartitionError as E;
     // A shard that runs full in the middle of an append keeps the batches before.
-    let in_part = batches > 1 && matches!(e, E::Overloaded | E::StorageFull);
-    !in_part
-        && !matches!(
-            e,
-            E::TimedOut | E::NotEnoughReplicasAfterAppend | E::NotLeader | E::NotOwned | E::StorageFailed
-        )
+    let in_part = batches > 1 && matches!(e, PartitionError::Overloaded | PartitionError::StorageFull);
+    !in_part && track::is_definite(e)
 }
 
 impl Idempotent {
@@ -263,20 +217,10 @@ impl Idempotent {
         let boot = scene.checkers.boot;
         let acks = if self.acks_leader { Acks::Leader } else { Acks::All };
         for (&partition, track) in &mut self.tracks {
-            if !track.stalled || track.again_at > scene.now {
-                continue;
-            }
-            let sent = track.unacked.iter().take_while(|u| u.in_flight).count();
-            if sent < track.unacked.len() && track.unacked.iter().skip(sent).any(|u| u.in_flight) {
-                continue;
-            }
-            track.stalled = sent + 1 < track.unacked.len();
-            let Some(next) = track.unacked.get_mut(sent) else { continue };
-            next.in_flight = true;
-            scene.checkers.shadow.of_mut(next.uid).last_boot = boot;
-            let timeout = Duration::from_millis(500);
-            let call = Call::Append { partition, acks, timeout, records: next.records.clone() };
-            return Some(Move::Call(call, Tag { uids: vec![next.uid] }));
+            let Some((uid, records)) = track.again(scene.now) else { continue };
+            scene.checkers.shadow.of_mut(uid).last_boot = boot;
+            let call = Call::Append { partition, acks, timeout: Duration::from_millis(500), records };
+            return Some(Move::Call(call, Tag { uids: vec![uid] }));
         }
         None
     }
@@ -288,33 +232,13 @@ impl Idempotent {
         scene: &mut Scene<'_>,
         rng: &mut Rng,
     ) -> Option<Move> {
-        let Some((producer, epoch)) = self.id else {
+        let Some(id) = self.id else {
             let ask = !std::mem::replace(&mut self.asked, true);
             return ask.then(|| Move::Call(Call::NewProducer, Tag::default()));
         };
-        let empty = || Track {
-            lane,
-            sequence: 0,
-            made: 0,
-            unacked: VecDeque::new(),
-            known: false,
-            stalled: false,
-            again_at: Instant::ZERO,
-        };
-        let track = self.tracks.entry(partition).or_insert_with(empty);
-        let open_max = if track.known { OPEN_MAX } else { 1 };
-        // The oldest open batch must be among those that the node remembers, whatever became of the ones since.
-        let span = track.unacked.front().map_or(0, |u| track.made - u.index);
-        if track.stalled || span >= open_max {
-            return None;
-        }
-        let mut wanted = wanted(partition, track.lane, scene, rng);
-        wanted.stamp = Some(Stamp { producer, epoch, sequence: track.sequence });
-        track.sequence += wanted.records;
-        let (uid, records) = scene.checkers.shadow.make(&wanted);
-        let index = track.made;
-        track.made += 1;
-        track.unacked.push_back(Unacked { index, uid, records: records.clone(), in_flight: true });
+        let track = self.tracks.entry(partition).or_insert_with(|| Track::new(lane));
+        let wanted = wanted(partition, track.lane(), scene, rng);
+        let (uid, records) = track.make(id, wanted, &mut scene.checkers.shadow)?;
         let acks = if self.acks_leader { Acks::Leader } else { Acks::All };
         let call = Call::Append { partition, acks, timeout: timeout(rng), records };
         Some(Move::Call(call, Tag { uids: vec![uid] }))
@@ -332,11 +256,10 @@ impl Idempotent {
         };
         let uid = open.tag.uids[0];
         let Some(track) = self.tracks.get_mut(partition) else { return Ok(()) };
-        let Some(at) = track.unacked.iter().position(|u| u.uid == uid) else { return Ok(()) };
+        let Some(at) = track.place(uid) else { return Ok(()) };
         match result {
             Ok(base) => {
-                track.unacked.remove(at);
-                track.known = true;
+                track.acked(at);
                 scene.checkers.on_acked(uid, base.0, *acks == Acks::All, boot, scene.now)
             }
             Err(PartitionError::OutOfOrderSequence) if at == 0 => {
@@ -355,20 +278,9 @@ impl Idempotent {
                 Err(broken("I1 idempotence", format!("{partition}: {uid:?} was refused: {e}")))
             }
             Err(_) => {
-                track.unacked[at].in_flight = false;
-                track.stalled = true;
-                track.again_at = scene.now + BACKOFF;
+                track.failed(at, scene.now + BACKOFF);
                 Ok(())
             }
         }
     }
-}
-
-/// Errors that a sound batch of a sound producer never meets.
-fn is_fault_of_batch(e: PartitionError) -> bool {
-    use PartitionError as E;
-    matches!(
-        e,
-        E::CorruptBatch | E::InvalidBatch | E::UnsupportedFormat | E::BatchTooLarge | E::InvalidProducerEpoch
-    )
 }

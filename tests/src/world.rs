@@ -28,6 +28,7 @@ use crate::queue::{Lane, Queue};
 use crate::rng::Rng;
 use crate::shadow::Boot;
 use crate::trace::Trace;
+use crate::turn::{self, Item};
 use crate::wire::Wire;
 
 /// A run with more inputs and outputs than this goes round in circles.
@@ -84,12 +85,6 @@ struct Host<B: Builder> {
     from_control: Lane,
     to_control: Lane,
     mail: Vec<Lane>,
-}
-
-enum Item<F: Front> {
-    Input(Input<F>),
-    /// The disk does an operation when the shard hears of it, so that nothing is promised before.
-    Disk(OpNo),
 }
 
 enum Event<F: Front> {
@@ -395,28 +390,13 @@ impl<B: Builder> World<B> {
     /// One turn of a shard's loop: a batch of inputs, then all outputs.
     fn wake(&mut self, shard: ShardId) -> Verdict {
         let clock = self.clock();
-        let batch = {
-            let host = &mut self.hosts[usize::from(shard.0)];
-            host.waking = false;
-            let all = host.inbox.len();
-            // Mostly everything that is there, now and then a part of it.
-            if all > 1 && self.dice.wake.chance(200) { 1 + self.dice.wake.index(all) } else { all }
-        };
         let host = &mut self.hosts[usize::from(shard.0)];
+        host.waking = false;
         let machine = host.machine.as_mut().expect("the node is up");
-        if machine.poll_timeout().is_some_and(|t| t <= clock) {
-            let input = Input::Timeout;
-            self.trace.input(self.now, shard, &input);
-            machine.handle(clock, input);
-        }
-        for item in host.inbox.drain(..batch) {
-            let input = match item {
-                Item::Input(input) => input,
-                Item::Disk(op) => Input::Disk(host.disk.complete(op)),
-            };
-            self.trace.input(self.now, shard, &input);
-            machine.handle(clock, input);
-        }
+        let (trace, now) = (&mut self.trace, self.now);
+        turn::take(machine, &mut host.disk, &mut host.inbox, clock, &mut self.dice.wake, |input| {
+            trace.input(now, shard, input);
+        });
         self.drain(shard)?;
         if self.up {
             self.after_drain(shard, clock);

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 1 the same seed is the same run; the paper's medians | `trace`; `crash --alpha 5 --arm lifeguard` |
 //! | 2 detection of crashes | `crash` |
-//! | 3 interval grid | `grid`, beside `grid --arm lifeguard` and `grid --arm swim` |
+//! | 3 interval grid | `grid` and `grid --still 1`, beside `grid --arm lifeguard` and `grid --arm swim` |
 //! | 4 starved members | `starve` |
 //! | 5 loss alone | `quiet` |
 //! | 6 joins at once | `joins` |
@@ -14,6 +14,7 @@
 //! | 10 scale-down | `leave` |
 //! | 11 restart of all | `restart` |
 //! | the paper's table beside ours | `paper --out FOLDER`; a short subset that fails when the order of the arms does not hold: `paper --short 1` |
+//! | what an extension is worth | `--arm unfair`, `alone` or `deaf` |
 //! | the foca crate beside ours | `--arm foca` with `crash`, `grid`, `starve`, `quiet`, `joins`, `idle` or `split` |
 
 #![expect(
@@ -32,7 +33,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use highwater::control::swim::Extensions;
+use highwater::control::swim::{Extensions, Keyring, forge};
 
 use crate::foca_peer::Theirs;
 use crate::peer::{Ours, Peer};
@@ -43,7 +44,7 @@ const USAGE: &str = "\
 Measures the membership protocol in virtual time.
 
   highwater-swim COMMAND [--seeds N] [--jobs N] [--alpha A] [--arm ARM] [--loss PERMILLE] [--members N]
-                         [--anomalous N] [--out FOLDER] [--short 1]
+                         [--anomalous N] [--first SEED] [--still 1] [--out FOLDER] [--short 1]
 
   crash     members stop; first and full detection, over all counts of anomalous members
   grid      members block again and again; false deaths (the paper's interval runs)
@@ -58,15 +59,21 @@ Measures the membership protocol in virtual time.
   cost      time that a member of many spends on a datagram
   paper     the interval runs of every arm beside the Lifeguard paper's; fails when the order of the arms is another
 
-  ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone, all (default) or foca, the crate of that name
+  Seeds count from --first on. A blocked member's timers go on, as in the paper; with --still 1 they stand still with it,
+  as in a program of one thread. In a paper table both are shown.
+  ARM is swim, probe, suspicion, buddy, lifeguard, unfair, alone, deaf, all (default) or foca, the crate of that name
 ";
 
 struct Args {
     command: String,
     seeds: Option<u64>,
+    /// The first of them.
+    first: u64,
     jobs: usize,
     alpha: Option<u32>,
     arm: Extensions,
+    /// A blocked member stands still as a whole.
+    still: bool,
     loss: Option<u32>,
     members: Option<usize>,
     anomalous: Option<usize>,
@@ -86,9 +93,11 @@ fn parse() -> Result<Args, String> {
     let mut args = Args {
         command,
         seeds: None,
+        first: 0,
         jobs,
         alpha: None,
         arm,
+        still: false,
         loss: None,
         members: None,
         anomalous: None,
@@ -102,6 +111,8 @@ fn parse() -> Result<Args, String> {
         let small = || u32::try_from(number()?).map_err(|_| format!("{value} is too large"));
         match word.as_str() {
             "--seeds" => args.seeds = Some(number()?),
+            "--first" => args.first = number()?,
+            "--still" => args.still = number()? > 0,
             "--jobs" => args.jobs = small()? as usize,
             "--alpha" => args.alpha = Some(small()?),
             "--loss" => args.loss = Some(small()?),
@@ -117,6 +128,14 @@ fn parse() -> Result<Args, String> {
     Ok(args)
 }
 
+impl Args {
+    /// The run of the seed that is so many after the first.
+    fn setup(&self, seed: u64, members: usize, alpha: u32) -> world::Setup {
+        let setup = paper(self.first + seed, members, alpha, self.arm);
+        world::Setup { stands_still: self.still, ..setup }
+    }
+}
+
 fn arm_of(name: &str) -> Result<Extensions, String> {
     let swim = Extensions::SWIM;
     Ok(match name {
@@ -127,6 +146,7 @@ fn arm_of(name: &str) -> Result<Extensions, String> {
         "lifeguard" => Extensions::LIFEGUARD,
         "unfair" => Extensions { fair_health: false, ..Extensions::ALL },
         "alone" => Extensions { second_opinion: false, ..Extensions::ALL },
+        "deaf" => Extensions { silence_aware: false, ..Extensions::ALL },
         "all" => Extensions::ALL,
         _ => return Err(format!("{name} is no arm")),
     })
@@ -176,9 +196,8 @@ fn crash<P: Peer>(args: &Args) {
     let each = args.seeds.unwrap_or(5);
     let (mut first, mut full, mut wrong, mut crashed) = (Vec::new(), Vec::new(), 0, 0);
     for count in ANOMALOUS.into_iter().filter(|count| count * 4 <= members) {
-        let runs = stats::seeds(each, args.jobs, |seed| {
-            runs::crash::<P>(paper(seed, members, alpha, args.arm), count)
-        });
+        let runs =
+            stats::seeds(each, args.jobs, |seed| runs::crash::<P>(args.setup(seed, members, alpha), count));
         let mut all: Vec<Duration> = runs.iter().flat_map(|run| run.full.iter().copied()).collect();
         let [p50, p99] = [500, 990].map(|part| permille(&mut all, part));
         println!("  {count:2} crashed: full detection p50 {p50:.2} s, p99 {p99:.2} s");
@@ -212,9 +231,15 @@ fn grid<P: Peer>(args: &Args) {
     let all = cells.len() as u64 * each;
     let runs = stats::seeds(all, args.jobs, |run| {
         let (count, length, pause) = cells[(run % cells.len() as u64) as usize];
-        let setup = paper(run / cells.len() as u64, members, alpha, args.arm);
+        let setup = args.setup(run / cells.len() as u64, members, alpha);
         runs::interval::<P>(setup, count, Duration::from_millis(length), Duration::from_millis(pause))
     });
+    for (at, (count, length, pause)) in cells.iter().enumerate() {
+        let any: usize = runs.iter().skip(at).step_by(cells.len()).map(|run| run.wrong.any).sum();
+        if any > 0 {
+            println!("  {count} blocked for {length} ms, {pause} ms apart: {any} false deaths");
+        }
+    }
     let sum = |part: fn(&runs::IntervalRun) -> u64| runs.iter().map(part).sum::<u64>();
     println!(
         "grid: alpha {alpha}, {members} members, {} cells x {each} seeds: false deaths {} at the origin, {} in all, {} at \
@@ -234,7 +259,7 @@ fn starve<P: Peer>(args: &Args) {
     let losses = args.loss.map_or(vec![0, 10, 20, 30, 40, 50], |loss| vec![loss]);
     for loss_permille in losses {
         let runs = stats::seeds(each, args.jobs, |seed| {
-            let setup = paper(seed, args.members.unwrap_or(50), alpha, args.arm);
+            let setup = args.setup(seed, args.members.unwrap_or(50), alpha);
             runs::starve::<P>(runs_setup(setup, loss_permille))
         });
         let per_run = |sum: usize| sum as f64 / each as f64;
@@ -259,7 +284,7 @@ fn quiet<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(1000));
     let (alpha, loss) = (args.alpha.unwrap_or(3), args.loss.unwrap_or(50));
     let runs = stats::seeds(each, args.jobs, |seed| {
-        runs::quiet::<P>(runs_setup(paper(seed, members, alpha, args.arm), loss))
+        runs::quiet::<P>(runs_setup(args.setup(seed, members, alpha), loss))
     });
     println!(
         "quiet: alpha {alpha}, {members} members, loss {loss} permille, {each} seeds of 60 s: {} false deaths",
@@ -270,8 +295,7 @@ fn quiet<P: Peer>(args: &Args) {
 fn joins<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(1000), args.seeds.unwrap_or(3));
     let most = Duration::from_secs(60);
-    let runs =
-        stats::seeds(each, args.jobs, |seed| runs::joins::<P>(paper(seed, members, 3, args.arm), most));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::joins::<P>(args.setup(seed, members, 3), most));
     let mut times: Vec<Duration> = runs.iter().flatten().flatten().copied().collect();
     println!(
         "joins: {members} members through one seed, {each} seeds: {} of {} know all; p50 {:.2} s, p99 {:.2} s, last {:.2} s",
@@ -285,7 +309,7 @@ fn joins<P: Peer>(args: &Args) {
 
 fn idle<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(3));
-    let runs = stats::seeds(each, args.jobs, |seed| runs::idle::<P>(paper(seed, members, 3, args.arm)));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::idle::<P>(args.setup(seed, members, 3)));
     for (seed, (bytes, datagrams)) in runs.into_iter().enumerate() {
         println!(
             "idle: {members} members, seed {seed}: {bytes:.1} B and {datagrams:.2} datagrams a second and member"
@@ -295,7 +319,7 @@ fn idle<P: Peer>(args: &Args) {
 
 fn split<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(PAPER_MEMBERS), args.seeds.unwrap_or(5));
-    let runs = stats::seeds(each, args.jobs, |seed| runs::split::<P>(paper(seed, members, 3, args.arm)));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::split::<P>(args.setup(seed, members, 3)));
     let mut times: Vec<Duration> = runs.into_iter().flatten().collect();
     println!(
         "split: {members} members in halves for 600 s, {each} seeds: {} merged; p50 {:.1} s, last {:.1} s after healing",
@@ -309,7 +333,7 @@ fn leave<P: Peer>(args: &Args) {
     let each = args.seeds.unwrap_or(1000);
     let loss = args.loss.unwrap_or(0);
     let runs = stats::seeds(each, args.jobs, |seed| {
-        runs::scale_down::<P>(runs_setup(paper(seed, 10, 3, args.arm), loss))
+        runs::scale_down::<P>(runs_setup(args.setup(seed, 10, 3), loss))
     });
     println!(
         "leave: 7 of 10, loss {loss} permille, {each} seeds: {} deaths of leavers; the others agree in {}",
@@ -320,8 +344,7 @@ fn leave<P: Peer>(args: &Args) {
 
 fn restart<P: Peer>(args: &Args) {
     let (members, each) = (args.members.unwrap_or(1000), args.seeds.unwrap_or(1));
-    let runs =
-        stats::seeds(each, args.jobs, |seed| runs::restart_all::<P>(paper(seed, members, 3, args.arm)));
+    let runs = stats::seeds(each, args.jobs, |seed| runs::restart_all::<P>(args.setup(seed, members, 3)));
     for (seed, (dead, lacking)) in runs.into_iter().enumerate() {
         println!(
             "restart: {members} members, seed {seed}: after 30 s {dead} live members are held for dead, {lacking} members \
@@ -333,7 +356,7 @@ fn restart<P: Peer>(args: &Args) {
 fn trace(args: &Args) -> Option<()> {
     let each = args.seeds.unwrap_or(5);
     let members = args.members.unwrap_or(PAPER_MEMBERS);
-    let run = |seed| runs::crash::<Ours>(paper(seed, members, 3, args.arm), 4).trace;
+    let run = |seed| runs::crash::<Ours>(args.setup(seed, members, 3), 4).trace;
     let runs = stats::seeds(each, args.jobs, |seed| (run(seed), run(seed)));
     let same = runs.iter().filter(|(a, b)| a == b).count();
     println!(
@@ -343,12 +366,14 @@ fn trace(args: &Args) -> Option<()> {
     Some(())
 }
 
-/// What it takes to open a ping, to answer it and to seal the answer: two MACs are in it.
+/// What it takes to open a ping, to answer it and to seal the answer: two MACs are in it. One of the same length is
+/// timed alone, and taken off twice.
 fn cost(args: &Args) -> Option<()> {
     let members = args.members.unwrap_or(1000);
-    let mut world = world::World::<Ours>::joined(paper(args.seeds.unwrap_or(0), members, 3, args.arm));
+    let mut world = world::World::<Ours>::joined(args.setup(args.seeds.unwrap_or(0), members, 3));
     world.run(Duration::from_secs(120));
-    let mut times = Vec::new();
+    let keys = Keyring::new(peer::CLUSTER, 1, &peer::SECRET).expect("a good secret");
+    let (mut times, mut macs, mut rest) = (Vec::new(), Vec::new(), Vec::new());
     for node in 1..members.min(400) {
         let datagrams = world.intercept(node, Duration::from_secs(3));
         let now = world.now;
@@ -356,15 +381,25 @@ fn cost(args: &Args) -> Option<()> {
         for (from, bytes) in datagrams.iter().filter(|(_, bytes)| bytes[26] == 1) {
             let start = std::time::Instant::now();
             member.datagram(now, *from, bytes);
-            times.push(start.elapsed());
+            let time = start.elapsed();
             while member.poll().is_some() {}
+            let mut copy = bytes.clone();
+            let start = std::time::Instant::now();
+            forge::reseal(&keys, &member.member, &mut copy);
+            let mac = start.elapsed();
+            assert_eq!(copy, *bytes, "the same key");
+            times.push(time);
+            macs.push(mac);
+            rest.push(time.saturating_sub(mac * 2));
         }
     }
-    let [p50, p99] = [500, 990].map(|part| permille(&mut times, part) * 1e6);
-    println!(
-        "cost: {members} members, {} pings with two MACs each: p50 {p50:.2} us, p99 {p99:.2} us",
-        times.len()
-    );
+    println!("cost: {members} members, {} pings", times.len());
+    for (what, times) in
+        [("two MACs included", &mut times), ("one MAC", &mut macs), ("without MACs", &mut rest)]
+    {
+        let [p50, p99] = [500, 990].map(|part| permille(times, part) * 1e6);
+        println!("  {what}: p50 {p50:.2} us, p99 {p99:.2} us");
+    }
     Some(())
 }
 
@@ -388,8 +423,9 @@ fn paper_table(args: &Args) -> ExitCode {
         let runs = stats::seeds(cells.len() as u64 * each, args.jobs, |run| {
             let (count, length, pause) = cells[(run % cells.len() as u64) as usize];
             let (length, pause) = (Duration::from_millis(length), Duration::from_millis(pause));
-            let setup =
-                paper(run / cells.len() as u64, members, alpha, arm.extensions.unwrap_or(Extensions::SWIM));
+            let extensions = arm.extensions.unwrap_or(Extensions::SWIM);
+            let setup = args.setup(run / cells.len() as u64, members, alpha);
+            let setup = world::Setup { extensions, stands_still: arm.stands_still, ..setup };
             match arm.extensions {
                 Some(_) => runs::interval::<Ours>(setup, count, length, pause),
                 None => runs::interval::<Theirs>(setup, count, length, pause),

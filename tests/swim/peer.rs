@@ -51,6 +51,10 @@ pub trait Peer: Sized {
     fn sent(&self) -> (u64, u64);
 }
 
+/// The cluster of all members, and the secret of its key 1.
+pub const CLUSTER: &str = "experiment";
+pub const SECRET: [u8; 32] = [7; 32];
+
 pub struct Ours {
     pub member: Membership,
 }
@@ -75,7 +79,7 @@ impl Peer for Ours {
         let mut draw = Rng::new(setup.seed, "swim member", node as u64 + (u64::from(life) << 32));
         let mut entropy = [0; 32];
         entropy.chunks_exact_mut(8).for_each(|part| part.copy_from_slice(&draw.draw().to_le_bytes()));
-        let keys = Keyring::new("experiment", 1, &[7; 32]).expect("a good secret");
+        let keys = Keyring::new(CLUSTER, 1, &SECRET).expect("a good secret");
         let member = Membership::new(config, keys, &Entropy(entropy), now).expect("a good configuration");
         Self { member }
     }

@@ -20,7 +20,7 @@ pub const LENGTHS_MS: [u64; 5] = [128, 512, 2048, 8192, 32768];
 pub const PAUSES_MS: [u64; 8] = [1, 4, 16, 64, 256, 1024, 4096, 16384];
 
 pub fn paper(seed: u64, members: usize, alpha: u32, extensions: Extensions) -> Setup {
-    Setup { seed, members, alpha, extensions, loss_permille: 0, paper_times: true }
+    Setup { seed, members, alpha, extensions, loss_permille: 0, paper_times: true, stands_still: false }
 }
 
 /// What became of members that died.

@@ -27,6 +27,9 @@ pub struct Setup {
     pub loss_permille: u32,
     /// The interval of a second of the Lifeguard paper, or the defaults.
     pub paper_times: bool,
+    /// A member that is blocked stands still as a whole, as a program of one thread does. Otherwise its timers go on,
+    /// as in the Lifeguard paper.
+    pub stands_still: bool,
 }
 
 pub struct World<P> {
@@ -182,8 +185,7 @@ impl<P: Peer> World<P> {
         self.setup.loss_permille = permille;
     }
 
-    /// The member's sends and receives block for a while. Its timers go on, unless it is one that notices stalls:
-    /// then it is a single thread that stands still as a whole.
+    /// The member's sends and receives block for a while; its timers go on or not, as the setup has it.
     pub fn block(&mut self, node: usize, time: Duration) {
         let until = self.now + time;
         self.nodes[node].blocked = Some(until);
@@ -210,7 +212,6 @@ impl<P: Peer> World<P> {
     }
 
     fn step(&mut self, what: What) {
-        let stalls = self.setup.extensions.stall_aware;
         match what {
             What::Arrive { to, from, bytes } => {
                 let node = &mut self.nodes[to];
@@ -230,8 +231,12 @@ impl<P: Peer> World<P> {
                     return;
                 }
                 this.wake = None;
-                // A single thread handles what arrived before it looks at its timers.
-                if stalls && (this.blocked.is_some() || !this.inbox.is_empty()) {
+                let waits = match this.blocked {
+                    Some(_) => self.setup.stands_still,
+                    // What arrived comes before timers: a duty of drivers of the core, which other arms do not have.
+                    None => !this.inbox.is_empty() && self.setup.extensions.stall_aware,
+                };
+                if waits {
                     return;
                 }
                 self.feed(node, P::timeout);

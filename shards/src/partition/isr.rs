@@ -265,6 +265,13 @@ impl InSync {
         self.replicas.iter().filter(|r| r.counts()).map(|r| r.ends.of(durability)).min()
     }
 
+    /// Where a follower's log ends that is in sync, as is committed, and holds `offset` or ends there; `None` of any other.
+    pub fn end_of_holder(&self, node: NodeId, offset: Offset) -> Option<Offset> {
+        let replica = self.replicas.iter().find(|r| r.node == node && r.node != self.this)?;
+        let is_known = replica.in_sync && replica.registration.is_some();
+        (is_known && replica.log_start <= offset && offset <= replica.ends.log).then_some(replica.ends.log)
+    }
+
     /// Whether every replica that counts begins its log at `start` or later.
     pub fn all_start_at(&self, start: Offset) -> bool {
         self.replicas.iter().all(|r| r.node == self.this || !r.counts() || r.log_start >= start)

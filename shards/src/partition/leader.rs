@@ -162,6 +162,15 @@ impl Partition {
         }
     }
 
+    /// Of the `candidates`, the follower to read from `from` on instead of this leader (KIP-392): one in sync whose log holds
+    /// that offset. Of several the one that has most; a follower that lags would send its readers back for nothing.
+    pub fn nearer(&self, candidates: &[NodeId], from: Offset) -> Option<NodeId> {
+        let in_sync = self.in_sync()?;
+        let found = candidates.iter().filter_map(|&node| Some((in_sync.end_of_holder(node, from)?, node)));
+        // The first of equals.
+        found.rev().max_by_key(|&(end, _)| end).map(|(_, node)| node)
+    }
+
     /// Whether fewer replicas are in sync than producers ask for.
     pub fn is_under_min(&self) -> bool {
         self.in_sync().is_some_and(|in_sync| !in_sync.has_quorum(self.config.isr_min))

@@ -318,7 +318,11 @@ impl Partition {
     }
 
     /// Up to where a consumer may read from `from` on: the high watermark. A follower says so only to those who ask for
-    /// any replica.
+    /// any replica (KIP-392).
+    ///
+    /// What a follower shows stays: its log is cut at the end of a leader epoch, and every leader has all that was committed
+    /// before it led, so no cut goes below a high watermark that was told, unless an unclean election gave records up. A
+    /// reader behind such a cut learns so from the leader, which alone knows where the log ends.
     ///
     /// # Errors
     /// [`PartitionError::OffsetOutOfRange`] outside of the log, [`PartitionError::OffsetNotAvailable`] behind the end of

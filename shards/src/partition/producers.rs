@@ -165,13 +165,22 @@ impl Producers {
         producers
     }
 
-    /// Forgets the batches at or behind `end`: the log ends there now. A producer without any other batch is forgotten
-    /// with them: a client repeats no more batches than are kept, so none of those before can come again.
+    /// Forgets the batches at or behind `end`: the log ends there now. Where none is left that is known, what comes next
+    /// follows the ones before them still: a client repeats no more batches than are kept, but taking a later one of
+    /// them for the first would lose the others. A producer that had begun behind `end` is forgotten.
     pub fn cut(&mut self, end: Offset) {
         let Self { by_id, by_idleness, .. } = self;
         by_id.retain(|&id, producer| {
+            let mut next = None;
             while producer.kept > 0 && producer.batches[producer.kept - 1].base_offset >= end {
                 producer.kept -= 1;
+                next = Some(producer.batches[producer.kept]);
+            }
+            if producer.kept == 0
+                && let Some(next) = next.filter(|next| next.first != Sequence(0) && !next.is_none())
+                && let Some(before) = end.0.checked_sub(1)
+            {
+                producer.push(Kept::none_before(next.first, Offset(before)));
             }
             if producer.kept == 0 {
                 by_idleness.remove(&(producer.noted, id));
@@ -209,6 +218,7 @@ impl Producers {
 
 impl Producer {
     fn push(&mut self, batch: Kept) {
+        self.kept -= usize::from(self.kept == 1 && self.batches[0].is_none());
         if self.kept == BATCHES_KEPT {
             self.batches.rotate_left(1);
             self.batches[BATCHES_KEPT - 1] = batch;
@@ -217,6 +227,22 @@ impl Producer {
             self.kept += 1;
         }
     }
+}
+
+impl Kept {
+    /// No batch, but the knowledge that the producer's next one begins with `next`. No batch is taken for its duplicate.
+    fn none_before(next: Sequence, base_offset: Offset) -> Self {
+        Self { first: next, last: before(next), base_offset }
+    }
+
+    fn is_none(&self) -> bool {
+        self.last == before(self.first)
+    }
+}
+
+/// The opposite of [`after`].
+fn before(sequence: Sequence) -> Sequence {
+    Sequence(sequence.0.wrapping_sub(1) & i32::MAX as u32)
 }
 
 /// The sequence number that follows; `i32::MAX` is followed by 0.
@@ -407,6 +433,27 @@ mod tests {
         assert_eq!(p.len(), 1, "of producer 2 nothing is left");
         p.expire(at(1) + EXPIRY);
         assert!(p.is_empty());
+    }
+
+    #[test]
+    fn of_a_producer_of_which_no_kept_batch_is_left_the_next_one_is_known() {
+        let mut p = Producers::default();
+        for i in 0..7 {
+            append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 2);
+        }
+        p.cut(Offset(4));
+        for p in [&mut Producers::from_list(at(0), &p.to_list()), &mut p] {
+            assert_eq!(p.check(&batch(1, 0, 6, 2)), Err(PartitionError::OutOfOrderSequence));
+            assert_eq!(p.check(&batch(1, 0, 2, 2)), Err(PartitionError::OutOfOrderSequence));
+            p.cut(Offset(4));
+            for i in 2..7 {
+                append(p, &batch(1, 0, i * 2, 2), u64::from(i) * 2);
+            }
+            assert_eq!(p.check(&batch(1, 0, 4, 2)), duplicate(4));
+            p.cut(Offset(4));
+            p.cut(Offset(3));
+            assert!(p.is_empty(), "what is left is not known any more");
+        }
     }
 
     #[test]

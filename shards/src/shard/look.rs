@@ -30,4 +30,9 @@ impl<F: Front> Shard<F> {
             flushed_end: ends.flushed,
         })
     }
+
+    /// The leader epoch of one of its records.
+    pub fn epoch_of(&self, partition: PartitionId, offset: Offset) -> Option<LeaderEpoch> {
+        self.partitions.get(self.storage.slot(partition)?)?.epoch_of(offset)
+    }
 }

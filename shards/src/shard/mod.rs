@@ -274,6 +274,8 @@ impl<F: Front> Shard<F> {
                         partition.start_at(start);
                     }
                     self.mark(slot);
+                    // A leader that believes the old start would go on sending readers here.
+                    self.owe_ack(slot);
                 }
                 StorageEvent::Read { ticket, result } => self.on_read(ticket, result),
                 StorageEvent::FoundBatch { ticket, result } => {

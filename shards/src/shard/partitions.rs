@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::clients::refusal;
-use super::{Held, Shard, Timer};
+use super::{Held, Shard, Stop, Timer};
 use crate::batch::{self, BatchHeader, Limits};
 use crate::front::Front;
 use crate::ids::{LeaderEpoch, NodeId, Offset, PartitionId};
@@ -163,8 +163,13 @@ impl<F: Front> Shard<F> {
         }
     }
 
-    /// The partition is no longer on this node: its records are deleted.
+    /// The partition is no longer on this node: its records are deleted. A log that is stopping deletes nothing more, and
+    /// what it notes of the partition in the end must be whole, for it may be here again when the next life begins;
+    /// otherwise that one finds a log that nobody wants.
     pub(super) fn unassign(&mut self, id: PartitionId) {
+        if self.stop != Stop::No {
+            return;
+        }
         let Some(slot) = self.storage.slot(id) else { return };
         self.refuse_waiters(slot, PartitionError::NotLeader);
         self.wake_watchers(slot);
@@ -174,7 +179,7 @@ impl<F: Front> Shard<F> {
         self.dismiss(slot, Refusal::NotLeader);
         self.partitions.remove(slot);
         self.finish_deletions();
-        // Refused only by a log that is stopping or failed: then the next start finds a log that nobody wants.
+        // Refused only by a log that failed: then the next start finds a log that nobody wants.
         let _ = self.storage.drop_log(self.now, slot);
     }
 
@@ -212,11 +217,10 @@ impl<F: Front> Shard<F> {
             }
             return;
         };
-        if self.is_lease_over() && self.partitions.get(slot).is_some_and(Partition::is_leader) {
-            if !matches!(op, Op::Unwatch) {
-                self.answer(to, refusal(&op, PartitionError::NotLeader));
-            }
-            return;
+        // What a follower would answer is committed however long it has heard nothing, but it may never hear more: its
+        // readers are better off with the leader, as they are when it leaves the ISR.
+        if self.is_lease_over() && !matches!(op, Op::Unwatch) {
+            return self.answer(to, refusal(&op, PartitionError::NotLeader));
         }
         match op {
             Op::Append { acks, deadline, records } => {
@@ -229,6 +233,7 @@ impl<F: Front> Shard<F> {
             }
             Op::Read {
                 from_follower,
+                nearer,
                 current_epoch,
                 offset,
                 bytes_max,
@@ -243,7 +248,7 @@ impl<F: Front> Shard<F> {
                     first_whole: first_batch_whole,
                     watch_below_bytes: watch_below_bytes as usize,
                 };
-                self.read(to, slot, wanted);
+                self.read_or_point(to, slot, wanted, &nearer);
             }
             Op::Unwatch => {
                 if let Some(partition) = self.partitions.get_mut(slot) {

@@ -7,11 +7,11 @@ use super::search::Search;
 use super::{Shard, describe};
 use crate::batch;
 use crate::front::Front;
-use crate::ids::{LeaderEpoch, Map, Offset};
+use crate::ids::{LeaderEpoch, Map, NodeId, Offset};
 use crate::log::Slot;
 use crate::log::reader::ReadFault;
 use crate::log::storage::{Found, FoundBatch, Wanted};
-use crate::mail::{Answer, Located, PartitionError, ReadError, ReadOut, ReplyTo};
+use crate::mail::{Answer, Located, PartitionError, ReadEnds, ReadError, ReadOut, ReplyTo};
 
 /// [`crate::mail::Op::Read`] with its sizes as this machine counts them.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +69,20 @@ fn end_of(records: &[Bytes]) -> Option<Offset> {
 }
 
 impl<F: Front> Shard<F> {
+    /// Reads, or says which of the `nearer` followers can be read from instead.
+    pub(super) fn read_or_point(&mut self, to: ReplyTo, slot: Slot, op: ReadOp, nearer: &[NodeId]) {
+        let partition = self.partitions.get(slot).expect("the caller found its slot");
+        let is_readable = || partition.readable(op.current_epoch, op.from, false).is_ok();
+        let nearer = partition.nearer(nearer, op.from).filter(|_| is_readable());
+        if nearer.is_none() {
+            return self.read(to, slot, op);
+        }
+        self.stats.reads_pointed += 1;
+        let ReadEnds { high_watermark, log_start } = partition.read_ends();
+        let out = ReadOut { high_watermark, log_start, nearer, ..ReadOut::default() };
+        self.answer(to, Answer::Read(Ok(out)));
+    }
+
     pub(super) fn read(&mut self, to: ReplyTo, slot: Slot, op: ReadOp) {
         self.stats.reads += 1;
         let partition = self.partitions.get(slot).expect("the caller found its slot");
@@ -107,8 +121,8 @@ impl<F: Front> Shard<F> {
             partition.waiters.watch(ends.high_watermark.max(op.from), to);
         }
         self.stats.bytes_read += bytes as u64;
-        let out =
-            ReadOut { high_watermark: ends.high_watermark, log_start: ends.log_start, records, watching };
+        let ReadEnds { high_watermark, log_start } = ends;
+        let out = ReadOut { high_watermark, log_start, records, watching, nearer: None };
         self.answer(to, Answer::Read(Ok(out)));
     }
 

@@ -324,6 +324,7 @@ fn put(files: &mut BTreeMap<FileName, Vec<u8>>, file: FileName, position: u64, p
 fn read(offset: u64, watch_below_bytes: u32) -> Op {
     Op::Read {
         from_follower: false,
+        nearer: Vec::new(),
         current_epoch: None,
         offset: Offset(offset),
         bytes_max: 1 << 20,
@@ -617,6 +618,25 @@ fn a_stop_flushes_answers_and_closes_before_it_is_confirmed() {
     rig.run_disk();
     rig.assign(0, Some(NODE), 2, replicated());
     assert_eq!(rig.read(0, 0, 0).1.expect("answered").high_watermark, Offset(1));
+}
+
+#[test]
+fn what_is_taken_away_while_the_shard_stops_is_whole_in_its_next_life() {
+    let mut rig = led(PartitionConfig::default());
+    rig.append(0, Acks::All, batch("a"));
+    rig.run_disk();
+    rig.handle(Input::Control(FromControl::Stop { deadline: Duration::from_secs(5) }));
+    rig.revision += 1;
+    rig.delta(vec![], vec![partition(0)]);
+    rig.run_disk();
+    assert!(rig.outputs.iter().any(|o| matches!(o, Output::Control(ToControl::Stopped))));
+    let mut rig = Rig::over(rig.files, u64::MAX);
+    rig.run_disk();
+    rig.assign(0, Some(NODE), 2, PartitionConfig::default());
+    assert_eq!(rig.read(0, 0, 0).1.expect("answered").high_watermark, Offset(1));
+    let token = rig.op(0, Op::EpochEnd { current_epoch: None, epoch: LeaderEpoch(1) });
+    let Some(Answer::EpochEnd(Ok(Some(end)))) = rig.answer(token) else { panic!("epoch 1 is known") };
+    assert_eq!((end.epoch, end.end), (LeaderEpoch(1), Offset(1)));
 }
 
 #[test]

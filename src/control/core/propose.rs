@@ -105,7 +105,7 @@ impl Draft {
 impl Control {
     /// Starts the next proposal when none is under way and something waits.
     pub(super) fn propose_next(&mut self) {
-        let over = matches!(self.phase, Phase::Stopping | Phase::Over);
+        let over = matches!(self.phase, Phase::Stopping { .. } | Phase::Over);
         if self.proposal.is_some() || self.leader.is_none() || over {
             return;
         }

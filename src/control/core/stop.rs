@@ -48,7 +48,7 @@ impl Control {
 
     pub(super) fn stop_shards(&mut self) {
         self.timers.cancel(Timer::Leave);
-        self.phase = Phase::Stopping;
+        self.phase = Phase::Stopping { assigned: self.phase != Phase::Starting };
         let deadline = self.stop.expect("a node stops when it is told to");
         for shard in self.shard_ids() {
             self.outputs.push_back(Output::ToShard { shard, message: FromControl::Stop { deadline } });

@@ -23,6 +23,8 @@ pub enum Change {
     Remove(NodeId),
     /// Let this voter lead, or any other than the one that leads.
     TransferLeader(Option<NodeId>),
+    /// As `Remove`, of a node that is dead: replicas that it holds go with it where others remain.
+    RemoveByForce(NodeId),
 }
 
 /// What has been done, in words; or why nothing was.
@@ -76,6 +78,7 @@ mod tests {
         for change in [
             Change::JoinThrough(through),
             Change::Remove(NodeId(7)),
+            Change::RemoveByForce(NodeId(7)),
             Change::TransferLeader(None),
             Change::TransferLeader(Some(NodeId(0))),
         ] {

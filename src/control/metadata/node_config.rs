@@ -16,13 +16,13 @@ struct Setting {
 const SETTINGS: [Setting; 2] = [
     Setting {
         name: "follower.replication.throttled.rate",
-        doc: "Bytes per second at most that replicas of this node which catch up take in; -1: no limit. Kept only: no \
-              records are replicated yet.",
+        doc: "Bytes per second at most that replicas of this node which catch up take in; -1: no limit. Kept for \
+              Kafka's tools, and nothing else: cluster.replication.catch_up_bytes_per_second is the limit.",
     },
     Setting {
         name: "leader.replication.throttled.rate",
-        doc: "Bytes per second at most that this node sends to replicas which catch up; -1: no limit. Kept only: no \
-              records are replicated yet.",
+        doc: "Bytes per second at most that this node sends to replicas which catch up; -1: no limit. Kept for \
+              Kafka's tools, and nothing else: cluster.replication.catch_up_bytes_per_second is the limit.",
     },
 ];
 

@@ -74,6 +74,9 @@ pub struct Extensions {
     pub second_opinion: bool,
     /// Time in which this process was stalled counts neither for probes nor for suspicions.
     pub stall_aware: bool,
+    /// Who hears from nobody at all takes that for its own fault: it accuses nobody, and its suspicions wait, up to a
+    /// bound.
+    pub silence_aware: bool,
 }
 
 impl Extensions {
@@ -87,6 +90,7 @@ impl Extensions {
         fair_health: false,
         second_opinion: false,
         stall_aware: false,
+        silence_aware: false,
     };
     pub const LIFEGUARD: Self =
         Self { local_health: true, dynamic_suspicion: true, buddy: true, ..Self::SWIM };
@@ -97,6 +101,7 @@ impl Extensions {
         fair_health: true,
         second_opinion: true,
         stall_aware: true,
+        silence_aware: true,
         ..Self::LIFEGUARD
     };
 }

@@ -23,6 +23,7 @@ use super::outbox::{Notice, Outbox};
 use super::probe::Probes;
 use super::queue::Queue;
 use super::rumors::Allowance;
+use super::silence::Silence;
 use super::suspicion::Limits;
 use super::sync::Sync;
 use super::wire::{self, CHALLENGE_BYTES, Message};
@@ -57,6 +58,7 @@ pub struct Membership {
     pub(super) hello: Hello,
     pub(super) sync: Sync,
     pub(super) allowance: Allowance,
+    pub(super) silence: Silence,
     /// Suspects, with the earliest deadline among them or an earlier time.
     pub(super) suspects: Vec<Slot>,
     pub(super) suspects_due: Option<Instant>,
@@ -113,6 +115,7 @@ impl Membership {
             hello: Hello::new(challenges),
             sync: Sync::default(),
             allowance: Allowance::new(now),
+            silence: Silence::new(now),
             suspects: Vec::new(),
             suspects_due: None,
             gossip_due: None,
@@ -127,6 +130,7 @@ impl Membership {
 
     pub fn handle(&mut self, now: Instant, input: Input<'_>) {
         self.notice_stall(now);
+        self.notice_silence(now);
         match input {
             Input::Datagram { from, bytes } => self.handle_datagram(now, from, bytes),
             Input::Timeout => self.on_timeout(now),
@@ -244,6 +248,7 @@ impl Membership {
     pub(super) fn on_body(&mut self, now: Instant, peer: Peer, body: &[u8]) -> Result<(), Reject> {
         let (message, news) = wire::read(body).map_err(|_| Reject::Malformed)?;
         if let Peer::Member(slot) = peer {
+            self.silence.hear(now);
             self.on_sign_of_life(now, slot);
         }
         // Accusations of this member come first in a datagram: the answer to the message then carries the objection.
@@ -309,16 +314,22 @@ impl Membership {
             return;
         }
         self.probes.postpone(late);
-        for slot in &self.suspects {
-            if let Some(suspicion) = &mut self.members.get_mut(*slot).suspicion {
-                suspicion.postpone(late);
-            }
-        }
-        for due in [&mut self.suspects_due, &mut self.gossip_due, &mut self.reconnect_due] {
+        self.silence.postpone(late);
+        self.postpone_suspicions(late);
+        for due in [&mut self.gossip_due, &mut self.reconnect_due] {
             *due = due.map(|at| at + late);
         }
         self.hello.postpone(late);
         self.sync.postpone(late);
+    }
+
+    pub(super) fn postpone_suspicions(&mut self, by: Duration) {
+        for slot in &self.suspects {
+            if let Some(suspicion) = &mut self.members.get_mut(*slot).suspicion {
+                suspicion.postpone(by);
+            }
+        }
+        self.suspects_due = self.suspects_due.map(|at| at + by);
     }
 
     /// Writes a datagram to the peer, with news of others if there is room and `news` allows it.

@@ -37,6 +37,20 @@
 //! # Ok::<(), highwater::control::swim::ConfigError>(())
 //! ```
 //!
+//! Beyond SWIM and Lifeguard there are seven [`Extensions`], each of which can be switched off in an experiment:
+//! suspicions of a later incarnation start anew, outdated accusations are answered, a suspect's own datagrams count as
+//! evidence, time in which the process was stalled does not count, and these three:
+//!
+//! - *Fair health.* Lifeguard slows down who fails at probing. When many crash at once that is everyone, so a probe is no
+//!   fault of one's own when the relays answered that they failed too, and suspects are not chosen as relays.
+//! - *Second opinions.* A suspicion is short once three others confirm it, and in a large cluster their turn to probe the
+//!   suspect comes late. So each of those that hear of it probes it at once, out of turn, with a chance that makes six of
+//!   them; and who has accused a suspect spends its turns on others.
+//! - *Silence.* Who hears from nobody at all, with two others or more to hear from, takes that for its own fault: its
+//!   probes accuse nobody and its suspicions wait, for as long as the longest of them.
+//!
+//! README.md has what each of them changes, in numbers.
+//!
 //! The driver's duties: hand in every waiting datagram before [`Input::Timeout`], drain outputs after each input, and
 //! call [`Input::Timeout`] when [`Membership::poll_timeout`] says so. A process that was stalled then first learns what
 //! happened meanwhile, and only then judges others.
@@ -59,6 +73,7 @@ mod outbox;
 mod probe;
 mod queue;
 mod rumors;
+mod silence;
 mod suspicion;
 mod sync;
 #[cfg(test)]

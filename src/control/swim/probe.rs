@@ -15,16 +15,17 @@ use super::{RELAYS_MAX, RELAYS_PER_SECOND_MAX};
 
 /// Members that probe a suspect out of turn, on average over the cluster.
 const SECOND_OPINIONS: usize = 6;
+/// Probes out of turn that one member has under way at most.
+const OUT_OF_TURN_MAX: usize = 4;
 
 /// Suspects that are passed over in one turn.
 const PASSED_OVER_MAX: usize = 32;
 
 #[derive(Debug, Default)]
 pub(super) struct Probes {
-    current: Option<Probe>,
-    /// Who is probed next, out of turn, if it still is a suspect then.
-    second_opinion: Option<(Slot, Id)>,
-    /// The end of the current interval, when the next probe begins.
+    /// At most one in turn and [`OUT_OF_TURN_MAX`] others. One that was answered is no longer among them.
+    under_way: Vec<Probe>,
+    /// When the next probe in turn begins; the one before ends at that time.
     next_at: Option<Instant>,
     nonce: u32,
     relays: Vec<Relay>,
@@ -37,13 +38,14 @@ struct Probe {
     slot: Slot,
     id: Id,
     nonce: u32,
-    /// When others are asked.
-    ask_at: Instant,
-    asked: bool,
+    in_turn: bool,
+    began: Instant,
+    /// When others are asked; `None` once they were.
+    ask_at: Option<Instant>,
+    ends_at: Instant,
     relays: u32,
     /// Relays that should say at least that they could not reach it.
     nacks_missing: u32,
-    acked: bool,
     /// This process was stalled meanwhile, so silence means nothing.
     void: bool,
 }
@@ -60,6 +62,12 @@ struct Relay {
     ends_at: Instant,
 }
 
+impl Probe {
+    fn due(&self) -> Instant {
+        self.ask_at.unwrap_or(self.ends_at)
+    }
+}
+
 impl Relay {
     fn due(&self) -> Instant {
         self.nack_at.unwrap_or(self.ends_at)
@@ -68,14 +76,15 @@ impl Relay {
 
 impl Probes {
     pub(super) fn due(&self) -> Option<Instant> {
-        let ask_at = self.current.as_ref().filter(|probe| !probe.acked && !probe.asked);
-        [ask_at.map(|probe| probe.ask_at), self.next_at, self.relays_due].into_iter().flatten().min()
+        let probes = self.under_way.iter().map(Probe::due).min();
+        [probes, self.next_at, self.relays_due].into_iter().flatten().min()
     }
 
     pub(super) fn postpone(&mut self, by: Duration) {
-        if let Some(probe) = &mut self.current {
-            probe.ask_at = probe.ask_at + by;
-            probe.void |= !probe.acked;
+        for probe in &mut self.under_way {
+            probe.ask_at = probe.ask_at.map(|at| at + by);
+            probe.ends_at = probe.ends_at + by;
+            probe.void = true;
         }
         for relay in &mut self.relays {
             relay.nack_at = relay.nack_at.map(|at| at + by);
@@ -87,7 +96,7 @@ impl Probes {
     }
 
     pub(super) fn stop(&mut self) {
-        self.current = None;
+        self.under_way.clear();
         self.next_at = None;
     }
 
@@ -108,50 +117,61 @@ impl Membership {
     }
 
     pub(super) fn run_probes(&mut self, now: Instant) {
-        if self.probes.current.as_ref().is_some_and(|p| !p.acked && !p.asked && p.ask_at <= now) {
-            self.ask_others();
+        for at in 0..self.probes.under_way.len() {
+            if self.probes.under_way[at].ask_at.is_some_and(|ask_at| ask_at <= now) {
+                self.ask_others(at);
+            }
+        }
+        let mut at = 0;
+        while let Some(probe) = self.probes.under_way.get(at) {
+            if probe.ends_at <= now {
+                let probe = self.probes.under_way.remove(at);
+                self.judge_probe(now, &probe);
+            } else {
+                at += 1;
+            }
         }
         if self.probes.next_at.is_some_and(|at| at <= now) {
-            self.judge_probe(now);
-            self.start_probe(now);
+            self.probes.next_at = None;
+            if let Some(slot) = self.next_in_turn() {
+                self.probes.next_at = Some(self.start_probe(now, slot, true));
+            }
         }
         if self.probes.relays_due.is_some_and(|due| due <= now) {
             self.run_relays(now);
         }
     }
 
-    fn start_probe(&mut self, now: Instant) {
-        self.probes.next_at = None;
-        let out_of_turn = self.probes.second_opinion.take().filter(|(slot, id)| {
-            self.members.same(*slot, *id) && self.members.get(*slot).status == Status::Suspect
-        });
-        let Some(slot) = out_of_turn.map(|(slot, _)| slot).or_else(|| self.next_in_turn()) else { return };
+    /// Returns when the probe ends.
+    fn start_probe(&mut self, now: Instant, slot: Slot, in_turn: bool) -> Instant {
         let nonce = self.probes.next_nonce();
-        self.probes.next_at = Some(now + self.health.scaled(self.config.ping_interval));
-        self.probes.current = Some(Probe {
+        let ends_at = now + self.health.scaled(self.config.ping_interval);
+        self.probes.under_way.push(Probe {
             slot,
             id: self.members.get(slot).id,
             nonce,
-            ask_at: now + self.health.scaled(self.config.ping_timeout),
-            asked: false,
+            in_turn,
+            began: now,
+            ask_at: Some(now + self.health.scaled(self.config.ping_timeout)),
+            ends_at,
             relays: 0,
             nacks_missing: 0,
-            acked: false,
             void: false,
         });
         self.stats.probes += 1;
         self.send(Peer::Member(slot), Message::Ping { nonce, view: self.members.view() }, true);
+        ends_at
     }
 
-    /// The next one to probe. Suspects whom no further accuser could harm more are told so and passed over: the turn is
-    /// better spent on others.
+    /// The next one to probe. Suspects whom this member cannot harm more, because it has accused them or enough others
+    /// have, are told so and passed over: the turn is better spent on others.
     fn next_in_turn(&mut self) -> Option<Slot> {
         let limits = self.limits();
         for _ in 0..PASSED_OVER_MAX.min(self.members.others().len()) {
             let slot = self.members.next_target(&mut self.rng)?;
             let suspicion = self.members.get(slot).suspicion.as_ref();
             let passed = self.config.extensions.second_opinion
-                && suspicion.is_some_and(|suspicion| suspicion.is_confirmed(&limits));
+                && suspicion.is_some_and(|held| held.is_confirmed(&limits) || held.is_by(self.id));
             if !passed {
                 return Some(slot);
             }
@@ -161,19 +181,22 @@ impl Membership {
     }
 
     /// Others accuse a member: perhaps it is this one that looks for itself.
-    pub(super) fn consider_second_opinion(&mut self, slot: Slot) {
+    pub(super) fn consider_second_opinion(&mut self, now: Instant, slot: Slot) {
+        let probes = &self.probes.under_way;
         if self.config.extensions.second_opinion
-            && self.probes.second_opinion.is_none()
+            && !self.leaving
+            && probes.iter().filter(|probe| !probe.in_turn).count() < OUT_OF_TURN_MAX
+            && !probes.iter().any(|probe| probe.slot == slot)
             && below(&mut self.rng, self.members.live()) < SECOND_OPINIONS
         {
-            self.probes.second_opinion = Some((slot, self.members.get(slot).id));
+            self.start_probe(now, slot, false);
         }
     }
 
     /// The direct answer is late: others try.
-    fn ask_others(&mut self) {
-        let Some(probe) = &mut self.probes.current else { return };
-        probe.asked = true;
+    fn ask_others(&mut self, at: usize) {
+        let probe = &mut self.probes.under_way[at];
+        probe.ask_at = None;
         let (target, nonce, slot) = (probe.id, probe.nonce, probe.slot);
         let mut picked = std::mem::take(&mut self.picked);
         let (fair, members) = (self.config.extensions.fair_health, &self.members);
@@ -183,21 +206,20 @@ impl Membership {
             self.stats.indirect_probes += 1;
             self.send(Peer::Member(*relay), Message::PingRequest { nonce, target }, true);
         }
-        if let Some(probe) = &mut self.probes.current {
-            probe.relays = u32::try_from(picked.len()).expect("a handful of relays");
-            probe.nacks_missing = probe.relays;
-        }
+        let probe = &mut self.probes.under_way[at];
+        probe.relays = u32::try_from(picked.len()).expect("a handful of relays");
+        probe.nacks_missing = probe.relays;
         self.picked = picked;
     }
 
-    /// The interval is over: what became of its probe.
-    fn judge_probe(&mut self, now: Instant) {
-        let Some(probe) = self.probes.current.take() else { return };
-        if probe.acked {
-            return;
-        }
-        if probe.void {
+    /// The probe is over without an answer.
+    fn judge_probe(&mut self, now: Instant, probe: &Probe) {
+        let silent = self.is_silent_since(probe.began, now);
+        if probe.void || silent {
             self.stats.probes_void += 1;
+            if silent && self.config.extensions.local_health {
+                self.health.worse(1);
+            }
             return;
         }
         if !self.members.same(probe.slot, probe.id) || !self.members.get(probe.slot).status.is_live() {
@@ -205,7 +227,7 @@ impl Membership {
         }
         self.stats.probes_failed += 1;
         if self.config.extensions.local_health {
-            self.health.worse(self.blame(&probe));
+            self.health.worse(self.blame(probe));
         }
         self.suspect(now, probe.slot, Some(self.id));
     }
@@ -226,14 +248,13 @@ impl Membership {
 
     pub(super) fn on_ack(&mut self, peer: Peer, nonce: u32) {
         let (from, _) = self.name_of(peer);
-        if let Some(probe) = &mut self.probes.current
-            && probe.nonce == nonce
-            && (probe.id == from || probe.asked)
-        {
-            if !std::mem::replace(&mut probe.acked, true) {
-                self.stats.acks += 1;
-                self.health.better();
-            }
+        let mut probes = self.probes.under_way.iter();
+        let answered =
+            probes.position(|probe| probe.nonce == nonce && (probe.id == from || probe.ask_at.is_none()));
+        if let Some(at) = answered {
+            self.probes.under_way.remove(at);
+            self.stats.acks += 1;
+            self.health.better();
             return;
         }
         let relays = &mut self.probes.relays;
@@ -248,9 +269,8 @@ impl Membership {
     }
 
     pub(super) fn on_nack(&mut self, peer: Peer, nonce: u32) {
-        if let Some(probe) = &mut self.probes.current
-            && probe.nonce == nonce
-            && probe.asked
+        let mut probes = self.probes.under_way.iter_mut();
+        if let Some(probe) = probes.find(|probe| probe.nonce == nonce && probe.ask_at.is_none())
             && matches!(peer, Peer::Member(_))
         {
             probe.nacks_missing = probe.nacks_missing.saturating_sub(1);

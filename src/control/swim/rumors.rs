@@ -281,7 +281,7 @@ impl Membership {
             Status::Suspect if is.is_live() => {
                 self.suspect(now, slot, Some(accuser));
                 if is == Status::Alive {
-                    self.consider_second_opinion(slot);
+                    self.consider_second_opinion(now, slot);
                 }
             }
             Status::Dead if is.is_live() => self.mark_dead(now, slot, false),
@@ -301,7 +301,9 @@ impl Membership {
     /// Suspects a live member, or confirms that. No accuser: the suspicion was found in another one's table, which
     /// confirms nothing.
     pub(super) fn suspect(&mut self, now: Instant, slot: Slot, accuser: Option<Id>) {
+        // Nobody accuses itself.
         let accuser = accuser
+            .filter(|id| *id != self.members.get(slot).id)
             .filter(|id| self.members.find(*id).is_some_and(|slot| self.members.get(slot).status.is_live()));
         let limits = self.limits();
         let member = self.members.get_mut(slot);

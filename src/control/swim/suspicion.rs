@@ -56,6 +56,11 @@ impl Suspicion {
         self.count > limits.confirmations as usize
     }
 
+    /// Whether this member is among its accusers.
+    pub(super) fn is_by(&self, accuser: Id) -> bool {
+        self.accusers[..self.count].contains(&accuser)
+    }
+
     /// Whether a member other than this one accuses it.
     pub(super) fn is_shared(&self, own: Id) -> bool {
         self.accusers[..self.count].iter().any(|accuser| *accuser != own && *accuser != Id::NOBODY)

@@ -7,6 +7,7 @@ mod hostile;
 mod metadata;
 mod model;
 mod produce;
+mod racks;
 mod replicas;
 
 use std::collections::BTreeMap;
@@ -235,6 +236,7 @@ pub fn read_out(high_watermark: u64, records: &[&'static [u8]], watching: bool) 
         log_start: Offset(0),
         records: records.iter().map(|r| Bytes::from_static(r)).collect(),
         watching,
+        nearer: None,
     }))
 }
 

@@ -103,7 +103,7 @@ impl Model {
                     assert!(self.watches.insert((partition, token)), "one watch at a time for a token");
                 }
                 let (high_watermark, log_start) = (Offset(end as u64), Offset(0));
-                Answer::Read(Ok(ReadOut { high_watermark, log_start, records, watching }))
+                Answer::Read(Ok(ReadOut { high_watermark, log_start, records, watching, nearer: None }))
             }
             Op::Unwatch => {
                 self.watches.remove(&(partition, token));

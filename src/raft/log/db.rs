@@ -1,10 +1,15 @@
-//! The tables of the Raft log, and what is done to them, one transaction for each batch.
+//! The tables of the Raft log, and what is done to them. A batch of changes goes to the [`Journal`] first, which makes it
+//! durable; the tables take the journal's changes in one transaction when it is full, and at the end.
 //!
 //! | table | key | value |
 //! |---|---|---|
 //! | `format` | () | the version of this layout |
 //! | `marks` | `disk`, `vote`, `committed`, `purged` | an envelope |
+//! | `marks` | `round` | the round of the journal that is not in the tables, u64 little endian |
 //! | `entries` | index | an envelope with the term and the payload |
+//!
+//! In the journal a change is `[what u8][index u64][length u32]`, little endian, and as many bytes: what then stands in the
+//! table. Changes can be made twice, as long as their order is kept.
 //!
 //! Every commit is flushed before it returns. Opening checks the checksum of every page. The log thread writes, the
 //! control core reads entries that are no longer in memory; redb lets both go on at once.
@@ -15,7 +20,7 @@
 )]
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -24,10 +29,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::super::types::{DiskId, LogEntry, LogId, Payload, TypeConfig, Vote};
+use super::journal::{self, Journal};
 use crate::control::metadata::envelope::{self, Schema};
 use crate::store::error::{Failure, StoreError};
+use crate::store::folder::Backend;
 
-const FORMAT: u32 = 1;
+/// Format 1 had no journal.
+const FORMAT: u32 = 2;
 const FORMAT_TABLE: TableDefinition<'_, (), u32> = TableDefinition::new("format");
 const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
@@ -43,6 +51,16 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// How a database is opened; tests put a disk of their own in place of the file.
 pub type Opener = Box<dyn FnMut(&redb::Builder) -> Result<Database, redb::DatabaseError> + Send>;
 
+/// Where a log lies.
+pub struct Place {
+    /// For messages.
+    pub file: PathBuf,
+    pub opener: Opener,
+    pub journal: Backend,
+    /// Of a new journal.
+    pub journal_bytes: u64,
+}
+
 type EntryPayload = openraft::type_config::alias::PayloadOf<TypeConfig>;
 
 #[derive(Serialize)]
@@ -56,6 +74,10 @@ struct Stored {
     term: u64,
     payload: EntryPayload,
 }
+
+const ROUND: &str = "round";
+/// Before the bytes of a change in the journal.
+const CHANGE_HEAD: usize = 13;
 
 /// One change of the log. A batch of them is durable as a whole, or not at all.
 #[derive(Debug)]
@@ -88,27 +110,52 @@ pub(super) struct Db {
     opener: Mutex<Opener>,
     /// Absent while it is opened again after a failed write, and when it is closed.
     database: RwLock<Option<Database>>,
+    /// The log thread's; absent when the log is closed.
+    journal: Mutex<Option<Journal>>,
     closed: AtomicBool,
+}
+
+/// Where a batch is durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum In {
+    Journal,
+    /// And everything before it too.
+    Database,
 }
 
 impl Db {
     /// Opens the log, or makes one for `disk`.
-    pub fn open(file: &Path, mut opener: Opener, disk: DiskId) -> Result<(Arc<Self>, Marks), StoreError> {
-        let database = open(&mut opener).map_err(|failure| failure.at(file))?;
+    pub fn open(place: Place, disk: DiskId) -> Result<(Arc<Self>, Marks), StoreError> {
+        let Place { file, mut opener, journal, journal_bytes } = place;
+        let at = |failure: Failure| failure.at(&file);
+        let database = open(&mut opener).map_err(at)?;
+        let is_new = match format_of(&database).map_err(at)? {
+            Some(FORMAT) => false,
+            Some(found) => {
+                return Err(StoreError::Format { file, found, known: FORMAT });
+            }
+            None => true,
+        };
+        if is_new {
+            // The journal's file is there before the database asks for it.
+            journal::make(&journal, journal_bytes)
+                .map_err(|error| at(Failure::Redb(redb::Error::Io(error))))?;
+            found_new(&database, disk).map_err(at)?;
+        }
+        let (disk, round) = read_owner(&database).map_err(at)?;
+        let mut journal = Journal::open(journal, disk, round).map_err(at)?;
+        if !journal.changes().is_empty() {
+            store(&database, journal.changes(), round + 1).map_err(at)?;
+            journal.begin_round();
+        }
+        let marks = read_marks(&database, disk).map_err(at)?;
         let db = Self {
-            file: file.to_owned(),
+            file,
             opener: Mutex::new(opener),
             database: RwLock::new(Some(database)),
+            journal: Mutex::new(Some(journal)),
             closed: AtomicBool::new(false),
         };
-        match db.required(format_of).map_err(|failure| failure.at(file))? {
-            Some(FORMAT) => {}
-            Some(found) => {
-                return Err(StoreError::Format { file: file.to_owned(), found, known: FORMAT });
-            }
-            None => db.required(|database| found_new(database, disk)).map_err(|failure| failure.at(file))?,
-        }
-        let marks = db.required(read_marks).map_err(|failure| failure.at(file))?;
         Ok((Arc::new(db), marks))
     }
 
@@ -126,8 +173,18 @@ impl Db {
     }
 
     /// Makes all of it durable, in this order, or none.
-    pub fn write<'a>(&self, ops: impl Iterator<Item = Op<'a>>) -> Result<(), Failure> {
-        self.required(|database| write(database, ops))
+    pub fn write<'a>(&self, ops: impl Iterator<Item = Op<'a>>) -> Result<In, Failure> {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let journal = journal.as_mut().ok_or_else(|| Failure::Damaged("it is closed".into()))?;
+        let changes = journal.begin();
+        ops.for_each(|op| op.encode(changes));
+        if journal.has_room() {
+            journal.write().map_err(|error| Failure::Redb(redb::Error::Io(error)))?;
+            return Ok(In::Journal);
+        }
+        self.required(|database| store(database, journal.changes(), journal.round() + 1))?;
+        journal.begin_round();
+        Ok(In::Database)
     }
 
     /// Closes and opens it, which also ends the state that a failed write leaves it in. When this fails, do it again
@@ -140,9 +197,10 @@ impl Db {
         Ok(())
     }
 
-    /// Lets go of the file. Nothing is written or read after that.
+    /// Lets go of the files, which the next start reads from where they are. Nothing is written or read after that.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        *self.journal.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -178,19 +236,32 @@ fn format_of(database: &Database) -> Result<Option<u32>, Failure> {
 fn found_new(database: &Database, disk: DiskId) -> Result<(), Failure> {
     let txn = database.begin_write()?;
     txn.open_table(FORMAT_TABLE)?.insert((), FORMAT)?;
-    txn.open_table(MARKS)?.insert("disk", &*envelope::seal(DISK, &disk))?;
+    {
+        let mut marks = txn.open_table(MARKS)?;
+        marks.insert("disk", &*envelope::seal(DISK, &disk))?;
+        marks.insert(ROUND, &0u64.to_le_bytes()[..])?;
+    }
     txn.open_table(ENTRIES)?;
     Ok(txn.commit()?)
 }
 
-fn read_marks(database: &Database) -> Result<Marks, Failure> {
-    fn mark<T: DeserializeOwned>(
-        table: &impl ReadableTable<&'static str, &'static [u8]>,
-        key: &str,
-        schema: Schema,
-    ) -> Result<Option<T>, Failure> {
-        Ok(table.get(key)?.map(|bytes| envelope::open(schema, bytes.value())).transpose()?)
-    }
+/// Whose log it is, and which round of the journal is not in the tables.
+fn read_owner(database: &Database) -> Result<(DiskId, u64), Failure> {
+    let marks = database.begin_read()?.open_table(MARKS)?;
+    let disk = mark(&marks, "disk", DISK)?.ok_or_else(|| Failure::Damaged("it has no disk id".into()))?;
+    let round = marks.get(ROUND)?.and_then(|bytes| Some(u64::from_le_bytes(*bytes.value().first_chunk()?)));
+    Ok((disk, round.ok_or_else(|| Failure::Damaged("it does not say how far its journal is".into()))?))
+}
+
+fn mark<T: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+    schema: Schema,
+) -> Result<Option<T>, Failure> {
+    Ok(table.get(key)?.map(|bytes| envelope::open(schema, bytes.value())).transpose()?)
+}
+
+fn read_marks(database: &Database, disk: DiskId) -> Result<Marks, Failure> {
     let txn = database.begin_read()?;
     let marks = txn.open_table(MARKS)?;
     let purged: Option<LogId> = mark(&marks, "purged", LOG_ID)?;
@@ -206,40 +277,89 @@ fn read_marks(database: &Database) -> Result<Marks, Failure> {
         Some((index, _)) => index.value(),
         None => last.map_or(0, |last| last.index + 1),
     };
-    let disk = mark(&marks, "disk", DISK)?.ok_or_else(|| Failure::Damaged("it has no disk id".into()))?;
     let (vote, committed) = (mark(&marks, "vote", VOTE)?, mark(&marks, "committed", LOG_ID)?);
     Ok(Marks { disk, vote, committed, purged, first, last })
 }
 
-fn write<'a>(database: &Database, ops: impl Iterator<Item = Op<'a>>) -> Result<(), Failure> {
+impl Op<'_> {
+    fn encode(self, out: &mut Vec<u8>) {
+        match self {
+            Op::Append(entries) => {
+                for entry in entries {
+                    let stored = StoredRef { term: entry.log_id.leader_id.term, payload: &entry.payload };
+                    put_change(out, What::Entry, entry.log_id.index, &envelope::seal(ENTRY, &stored));
+                }
+            }
+            Op::TruncateFrom(first) => put_change(out, What::TruncateFrom, first, &[]),
+            Op::Purge(upto) => put_change(out, What::Purge, upto.index, &envelope::seal(LOG_ID, &upto)),
+            Op::Vote(vote) => put_change(out, What::Vote, 0, &envelope::seal(VOTE, &vote)),
+            Op::Committed(Some(upto)) => {
+                put_change(out, What::Committed, upto.index, &envelope::seal(LOG_ID, &upto));
+            }
+            Op::Committed(None) => put_change(out, What::Committed, 0, &[]),
+        }
+    }
+}
+
+/// The first byte of a change in the journal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum What {
+    Entry = 1,
+    TruncateFrom,
+    Purge,
+    Vote,
+    Committed,
+}
+
+impl What {
+    fn of(byte: u8) -> Option<Self> {
+        [Self::Entry, Self::TruncateFrom, Self::Purge, Self::Vote, Self::Committed]
+            .into_iter()
+            .find(|what| *what as u8 == byte)
+    }
+}
+
+fn put_change(out: &mut Vec<u8>, what: What, index: u64, bytes: &[u8]) {
+    out.push(what as u8);
+    out.extend_from_slice(&index.to_le_bytes());
+    out.extend_from_slice(&u32::try_from(bytes.len()).expect("an entry has a bound far below").to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// Takes the first change off.
+fn take_change<'a>(changes: &mut &'a [u8]) -> Option<(What, u64, &'a [u8])> {
+    let (head, rest) = changes.split_at_checked(CHANGE_HEAD)?;
+    let index = u64::from_le_bytes(*head[1..].first_chunk()?);
+    let len = u32::from_le_bytes(*head[9..].first_chunk()?);
+    let (bytes, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+    *changes = rest;
+    Some((What::of(head[0])?, index, bytes))
+}
+
+/// Makes these changes in the tables, after which the journal's next round is this one.
+fn store(database: &Database, mut changes: &[u8], round: u64) -> Result<(), Failure> {
     let txn = database.begin_write()?;
     {
         let mut entries = txn.open_table(ENTRIES)?;
         let mut marks = txn.open_table(MARKS)?;
-        for op in ops {
-            match op {
-                Op::Append(appended) => {
-                    for entry in appended {
-                        let stored = StoredRef { term: entry.log_id.leader_id.term, payload: &entry.payload };
-                        entries.insert(entry.log_id.index, &*envelope::seal(ENTRY, &stored))?;
-                    }
+        while !changes.is_empty() {
+            let Some((what, index, bytes)) = take_change(&mut changes) else {
+                return Err(Failure::Damaged("the journal beside it holds no changes of a log".into()));
+            };
+            match what {
+                What::Entry => drop(entries.insert(index, bytes)?),
+                What::TruncateFrom => entries.retain_in(index.., |_, _| false)?,
+                What::Purge => {
+                    entries.retain_in(..=index, |_, _| false)?;
+                    marks.insert("purged", bytes)?;
                 }
-                Op::TruncateFrom(first) => entries.retain_in(first.., |_, _| false)?,
-                Op::Purge(upto) => {
-                    entries.retain_in(..=upto.index, |_, _| false)?;
-                    marks.insert("purged", &*envelope::seal(LOG_ID, &upto))?;
-                }
-                Op::Vote(vote) => {
-                    marks.insert("vote", &*envelope::seal(VOTE, &vote))?;
-                }
-                Op::Committed(Some(upto)) => {
-                    marks.insert("committed", &*envelope::seal(LOG_ID, &upto))?;
-                }
-                Op::Committed(None) => {
-                    marks.remove("committed")?;
-                }
+                What::Vote => drop(marks.insert("vote", bytes)?),
+                What::Committed if bytes.is_empty() => drop(marks.remove("committed")?),
+                What::Committed => drop(marks.insert("committed", bytes)?),
             }
         }
+        marks.insert(ROUND, &round.to_le_bytes()[..])?;
     }
     Ok(txn.commit()?)
 }

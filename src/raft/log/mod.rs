@@ -5,6 +5,7 @@
 //! tail keeps what is not durable yet, and beyond that as much as [`TAIL_BYTES_MAX`] allows.
 
 mod db;
+mod journal;
 mod thread;
 
 #[cfg(test)]
@@ -16,7 +17,6 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +27,7 @@ use futures_util::stream::{self, StreamExt as _};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::db::Opener;
+pub use self::db::Place;
 use self::db::{Db, Marks, weight};
 pub use self::thread::{Contents, LogWriter};
 use self::thread::{Progress, Write};
@@ -38,6 +38,8 @@ use crate::store::StoreError;
 
 /// The file within the Raft folder.
 pub const FILE_NAME: &str = "log.redb";
+/// The file of records beside it.
+pub const JOURNAL_NAME: &str = "log.journal";
 
 /// Writes that wait for the thread at most; one more waits in the Raft core.
 const QUEUE_MAX: usize = 1024;
@@ -56,8 +58,8 @@ pub(super) struct OpenLog {
 
 impl OpenLog {
     /// Opens the log, or makes one for `disk`.
-    pub fn open(file: &Path, opener: Opener, disk: DiskId) -> Result<Self, StoreError> {
-        let (db, marks) = Db::open(file, opener, disk)?;
+    pub fn open(place: Place, disk: DiskId) -> Result<Self, StoreError> {
+        let (db, marks) = Db::open(place, disk)?;
         Ok(Self { db, marks })
     }
 
@@ -95,8 +97,15 @@ impl OpenLog {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         let progress = Arc::new(Progress::default());
         let (db, told) = (Arc::clone(&self.db), Arc::clone(&progress));
-        let writer =
-            LogWriter { db, progress: told, counters, queue: inbox, batch: Vec::new(), failed: None };
+        let writer = LogWriter {
+            db,
+            progress: told,
+            counters,
+            queue: inbox,
+            batch: Vec::new(),
+            journaled: 0,
+            failed: None,
+        };
         let writer = workers.start_log(writer)?;
         let Marks { vote, committed, purged, first, last, .. } = self.marks;
         let state =
@@ -144,7 +153,7 @@ struct State {
 struct Kept {
     entry: LogEntry,
     bytes: usize,
-    /// It is durable once as many writes are.
+    /// The database has it once it has as many writes.
     write: u64,
 }
 

@@ -9,7 +9,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use tokio::task::LocalSet;
 
-use super::super::host::{Directory, Threads};
+use super::super::host::{Backend, Threads};
 use super::super::state::{Shared as StateShared, StateMachine};
 use super::super::types::Payload;
 use super::super::{Event, machine::Machine};
@@ -17,16 +17,44 @@ use super::*;
 use crate::control::Input;
 use crate::control::metadata::image::Image;
 use crate::store::crash_disk::CrashDisk;
+use crate::store::folder::Directory;
 
 const DISK: DiskId = DiskId(7);
+/// So little that the database has its turn again and again.
+const JOURNAL_BYTES: u64 = 20 * 1024;
 
-fn open(disk: &CrashDisk) -> OpenLog {
-    let disk = disk.clone();
-    let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone()));
-    OpenLog::open(Path::new("log.redb"), opener, DISK).unwrap()
+/// The disks of the database and of the journal.
+#[derive(Clone, Default)]
+struct Disks {
+    database: CrashDisk,
+    journal: CrashDisk,
 }
 
-fn start(disk: &CrashDisk) -> LogStore {
+impl Disks {
+    fn syncs(&self) -> u64 {
+        self.database.syncs() + self.journal.syncs()
+    }
+
+    fn fail_writes(&self, kind: Option<io::ErrorKind>) {
+        self.database.fail_writes(kind);
+        self.journal.fail_writes(kind);
+    }
+
+    /// The power goes. A round of the journal that the database has only seemed to take is not written over.
+    fn crash(&self, random: &mut Xoshiro256PlusPlus) -> Self {
+        Self { journal: self.journal.crash(random), database: self.database.crash(random) }
+    }
+}
+
+fn open(disks: &Disks) -> OpenLog {
+    let Disks { database, journal } = disks.clone();
+    let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(database.clone()));
+    let journal = Backend(Box::new(journal));
+    let place = Place { file: "log.redb".into(), opener, journal, journal_bytes: JOURNAL_BYTES };
+    OpenLog::open(place, DISK).unwrap()
+}
+
+fn start(disk: &Disks) -> LogStore {
     open(disk).start(Counters::default(), &Threads).unwrap()
 }
 
@@ -59,7 +87,7 @@ async fn all(log: &LogStore) -> Vec<LogEntry> {
 #[test]
 fn entries_are_readable_before_they_are_durable() {
     run(async {
-        let disk = CrashDisk::default();
+        let disk = Disks::default();
         let mut log = start(&disk);
         let (durable, entries) = (disk.syncs(), vec![entry(1, 0), entry(1, 1)]);
         let done = append(&mut log, entries.clone()).await;
@@ -73,7 +101,7 @@ fn entries_are_readable_before_they_are_durable() {
 #[test]
 fn a_new_life_goes_on_where_the_last_one_ended() {
     run(async {
-        let disk = CrashDisk::default();
+        let disk = Disks::default();
         let vote = Vote::new_committed(3, 2);
         {
             let mut log = start(&disk);
@@ -113,7 +141,7 @@ fn a_crash_at_any_write_loses_nothing_that_was_flushed() {
     let mut lost_unflushed = 0;
     for seed in 0..60 {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
-        let mut disk = CrashDisk::default();
+        let mut disk = Disks::default();
         let mut promised = Promised::default();
         let mut term = 1;
         for _ in 0..4 {
@@ -182,7 +210,7 @@ fn a_crash_at_any_write_loses_nothing_that_was_flushed() {
 #[test]
 fn a_full_disk_holds_writes_up_and_another_failure_ends_them() {
     run(async {
-        let disk = CrashDisk::default();
+        let disk = Disks::default();
         let mut log = start(&disk);
         append(&mut log, vec![entry(1, 0)]).await.await.unwrap().unwrap();
         disk.fail_writes(Some(io::ErrorKind::StorageFull));
@@ -207,7 +235,7 @@ fn a_full_disk_holds_writes_up_and_another_failure_ends_them() {
 #[test]
 fn reads_are_bounded_and_long_logs_leave_memory() {
     run(async {
-        let disk = CrashDisk::default();
+        let disk = Disks::default();
         let mut log = start(&disk);
         let large = |index: u64| LogEntry {
             log_id: LogId::new_term_index(1, index),
@@ -240,7 +268,7 @@ fn reads_are_bounded_and_long_logs_leave_memory() {
 #[test]
 fn work_that_waits_together_is_flushed_together() {
     run(async {
-        let disk = CrashDisk::default();
+        let disk = Disks::default();
         let counters = Counters::default();
         let mut log = open(&disk).start(counters.clone(), &Threads).unwrap();
         // The first one holds the thread up until the others wait behind it.
@@ -302,7 +330,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, Folder> for Build {
             Machine::default(),
             None,
         );
-        Ok((Folder(folder), start(&CrashDisk::default()), StateMachine::new(Rc::new(shared))))
+        Ok((Folder(folder), start(&Disks::default()), StateMachine::new(Rc::new(shared))))
     }
 }
 

@@ -1,9 +1,10 @@
 //! What writes the Raft log: takes all that waits, makes it durable with one flush, and says so.
 //!
-//! Driver; a thread of its own, but for the simulator. Votes and entries go through one queue, so that no entry is durable before the vote it relies on. What
-//! nobody waits for (how far is committed, what may go) is written along with the next thing that somebody waits for.
-//! When the disk is full, it tries again until there is space, and nothing is acked meanwhile; after any
-//! other failed write nothing is known of the disk any more: everything that waits fails, and all that comes after.
+//! Driver; a thread of its own, but for the simulator. Votes and entries go through one queue, so that no entry is
+//! durable before the vote it relies on. What nobody waits for (how far is committed, what may go) is written along with
+//! the next thing that somebody waits for. When the disk is full, it tries again until there is space, and nothing is
+//! acked meanwhile; after any other failed write nothing is known of the disk any more: everything that waits fails, and
+//! all that comes after.
 
 #![expect(clippy::disallowed_methods, reason = "driver: measures flushes, waits for space on the disk")]
 
@@ -17,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::metrics::{Counters, record};
 use super::super::types::{LogEntry, LogId, TypeConfig, Vote};
-use super::db::{Db, Op};
+use super::db::{Db, In, Op};
 use crate::store::StoreError;
 
 /// Entries in one transaction at most, but for those of a single append.
@@ -63,7 +64,7 @@ impl Write {
 /// What the thread tells the control core without being asked.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// How many writes are durable.
+    /// How many writes the database has; those after them are durable in the journal alone, or not yet.
     pub written: AtomicU64,
     /// How many writes somebody waits for.
     pub waiting: AtomicU64,
@@ -79,6 +80,8 @@ pub struct LogWriter {
     pub(super) queue: mpsc::Receiver<Write>,
     /// What was taken off the queue and is not answered.
     pub(super) batch: Vec<Write>,
+    /// How many writes the journal alone has.
+    pub(super) journaled: u64,
     pub(super) failed: Option<String>,
 }
 
@@ -147,7 +150,7 @@ impl LogWriter {
         let written = match &self.failed {
             Some(why) => Err(why.clone()),
             None => match self.attempt() {
-                Ok(()) => Ok(()),
+                Ok(stored) => Ok(stored),
                 Err(StoreError::Full { .. }) if !self.queue.is_closed() => return Some(RETRY_EVERY),
                 Err(error) => {
                     tracing::error!("{error}");
@@ -156,12 +159,20 @@ impl LogWriter {
             },
         };
         let batch = std::mem::take(&mut self.batch);
-        if let Err(why) = written {
-            self.answer(batch, Err(&why));
-            self.failed = Some(why);
-            return None;
+        match written {
+            Ok(stored) => {
+                self.journaled += batch.len() as u64;
+                if stored == In::Database {
+                    self.progress.written.fetch_add(self.journaled, Ordering::Release);
+                    self.journaled = 0;
+                }
+            }
+            Err(why) => {
+                self.answer(batch, Err(&why));
+                self.failed = Some(why);
+                return None;
+            }
         }
-        self.progress.written.fetch_add(batch.len() as u64, Ordering::Release);
         let entries = batch.iter().map(Write::entries).sum::<usize>() as u64;
         self.counters.count(|stats| {
             stats.flushes += 1;
@@ -174,7 +185,7 @@ impl LogWriter {
     }
 
     /// Makes the batch durable. Everything in it can be done twice, as it is when there was no space the last time.
-    fn attempt(&self) -> Result<(), StoreError> {
+    fn attempt(&self) -> Result<In, StoreError> {
         let was_full = self.progress.full.load(Ordering::Relaxed);
         // A failed write leaves the database in a state in which it takes no more.
         let opened = if was_full { self.db.reopen() } else { Ok(()) };

@@ -120,14 +120,14 @@ fn a_lost_answer_to_a_snapshot_does_not_hold_a_node_up() {
         world.same(0).await;
         world.kill(behind).await;
         let leader = world.leader().await;
-        for _ in 0..120 {
-            world.count(leader).await;
-        }
-        world.until("a purge", |world| world.raft(leader).status().purged > Some(60)).await;
+        let probes = (0..600).map(|n| world.raft(leader).probe(Bytes::from(vec![n as u8; 20])));
+        join_all(probes).await.into_iter().for_each(|result| result.unwrap());
+        world.count(leader).await;
+        world.until("a purge", |world| world.raft(leader).status().purged > Some(100)).await;
         world.hub.0.borrow_mut().loses_chunk = true;
         let since = Instant::now();
         world.start(behind).await;
-        world.same(120).await;
+        world.same(1).await;
         assert!(!world.hub.0.borrow().loses_chunk && world.seen(behind).installed == 1);
         assert!(since.elapsed() < Duration::from_secs(10), "it took {:?}", since.elapsed());
         world.end().await;
@@ -196,7 +196,7 @@ fn a_leader_that_hears_no_answers_gives_way() {
         let mut world = World::of_three(5).await;
         let leader = world.leader().await;
         world.commit(leader, &register()).await;
-        let others: Vec<NodeId> = world.running().into_iter().filter(|node| *node != leader).collect();
+        let others = world.others(leader);
         // Its heartbeats go on keeping the others from electing one of them, were it not to go quiet.
         for &other in &others {
             world.cut(other, leader);
@@ -216,7 +216,7 @@ fn a_minority_takes_no_changes_and_heals_by_itself() {
         let mut world = World::of_three(6).await;
         let old = world.leader().await;
         world.commit(old, &register()).await;
-        let others: Vec<NodeId> = world.running().into_iter().filter(|node| *node != old).collect();
+        let others = world.others(old);
         for &other in &others {
             world.cut_both(old, other);
         }

@@ -23,7 +23,7 @@ use redb::{BackendError, StorageBackend};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::super::host::{Backend, File};
+use super::super::host::{Backend, File, Folder};
 use super::super::*;
 use crate::control::metadata::command::RegisterNode;
 use crate::net::{CallError, Class};
@@ -176,8 +176,9 @@ pub(super) struct Seen {
 
 pub(super) struct Node {
     pub disk: MemoryDisk,
-    /// Fails when `disk` does.
+    /// These two fail when `disk` does.
     pub records: MemoryDisk,
+    pub journal: MemoryDisk,
     pub folder: PathBuf,
     /// There is no space for snapshots.
     pub full: Arc<AtomicBool>,
@@ -193,6 +194,7 @@ impl Node {
             files: Directory::make(&self.folder).unwrap(),
             disk: self.disk.clone(),
             records: self.records.clone(),
+            journal: self.journal.clone(),
             full: Arc::clone(&self.full),
         })
     }
@@ -206,6 +208,7 @@ struct Mixed {
     pub files: Directory,
     pub disk: MemoryDisk,
     pub records: MemoryDisk,
+    pub journal: MemoryDisk,
 }
 
 impl Folder for Mixed {
@@ -216,6 +219,14 @@ impl Folder for Mixed {
     fn backend(&self, name: &str) -> Result<Backend, redb::DatabaseError> {
         let disk = if name.ends_with("-ahead") { &self.records } else { &self.disk };
         Ok(Backend(Box::new(disk.clone())))
+    }
+
+    fn exists(&self, _name: &str) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn direct(&self, _name: &str) -> io::Result<Backend> {
+        Ok(Backend(Box::new(self.journal.clone())))
     }
 
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>> {
@@ -338,6 +349,7 @@ impl World {
         let disk = MemoryDisk::default();
         let fresh = Node {
             records: MemoryDisk(Arc::default(), Arc::clone(&disk.1)),
+            journal: MemoryDisk(Arc::default(), Arc::clone(&disk.1)),
             disk,
             folder,
             full: Arc::default(),
@@ -357,6 +369,11 @@ impl World {
         tokio::task::spawn_local(control_loop(Rc::clone(&state.seen), events));
         self.hub.0.borrow_mut().running.insert(node, raft.clone());
         state.raft = Some(raft);
+    }
+
+    /// All that run but this one.
+    pub fn others(&self, node: NodeId) -> Vec<NodeId> {
+        self.running().into_iter().filter(|other| *other != node).collect()
     }
 
     pub async fn found(&self, nodes: &[NodeId]) {

@@ -155,7 +155,7 @@ impl Cluster {
 
 fn on_change(running: &mut Running, call: Incoming, image: &Image) -> Vec<Effect> {
     let change = match decode_change(&call.body) {
-        Ok(change @ (Change::Remove(_) | Change::TransferLeader(_))) => change,
+        Ok(change @ (Change::Remove(_) | Change::RemoveByForce(_) | Change::TransferLeader(_))) => change,
         Ok(Change::JoinThrough(_)) => {
             call.refuse("that is asked of the node that joins");
             return Vec::new();

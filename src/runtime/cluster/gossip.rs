@@ -3,11 +3,16 @@
 //!
 //! Driver; control core. It decides nothing.
 
+mod keys;
+
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use highwater_shards::ids::NodeId;
+use zeroize::Zeroizing;
 
+use self::keys::{Key, KeyFile};
 use crate::config::{self, HostPort, can_be_told};
 use crate::control::forming::ClusterId;
 use crate::control::liveness::{Hint, Sign};
@@ -28,11 +33,14 @@ pub(in crate::runtime) struct GossipSetup {
     /// Where others reach it.
     pub advertised: HostPort,
     pub config: config::Swim,
+    /// Where keys that are changed at run time are kept.
+    pub data_dir: PathBuf,
 }
 
 /// See the module.
 pub(super) struct Gossip {
     state: State,
+    keys: KeyFile,
     seeds: Vec<HostPort>,
     /// The port of all nodes, when it is not that of their TCP.
     port: Option<u16>,
@@ -113,11 +121,12 @@ impl Gossip {
         node: NodeId,
         incarnation: Incarnation,
         cluster: ClusterId,
-        secret: (u8, &[u8]),
+        first: (u8, Zeroizing<[u8; 32]>),
         seeds: &[Endpoint],
     ) -> Result<Self, NodeError> {
-        let GossipSetup { socket, advertised, config } = setup;
-        let keys = Keyring::new(&cluster.to_string(), secret.0, secret.1)
+        let GossipSetup { socket, advertised, config, data_dir } = setup;
+        let first = Key { number: first.0, secret: first.1 };
+        let (file, keys) = KeyFile::open(data_dir.join(keys::FILE_NAME), &cluster.to_string(), first)
             .map_err(|error| NodeError::Secret(error.to_string()))?;
         let port = config.port.map(|port| u16::try_from(port).expect("the key takes ports only"));
         // The address is put in when it is known.
@@ -137,6 +146,7 @@ impl Gossip {
         let start = Box::new(Start { socket, config: swim, keys });
         let mut gossip = Self {
             state: State::Finding { start, names, has_warned: false },
+            keys: file,
             seeds: Vec::new(),
             port,
             nodes: Vec::new(),
@@ -225,17 +235,19 @@ impl Gossip {
         }
     }
 
-    /// Changes the keys; the words for whoever asked for it.
+    /// Changes the keys, for this life and those after it; the words for whoever asked for it.
     pub fn change_keys(&mut self, change: KeyChange) -> Result<String, String> {
         let keys = match &mut self.state {
             State::Finding { start, .. } => &mut start.keys,
             State::Running(swim) => swim.keyring(),
             State::Over => return Err("this node takes no part in gossip".into()),
         };
+        let mut new = None;
         let (done, words) = match change {
             KeyChange::Install(KeySecret(secret)) => {
                 let (number, key) = secret.gossip_key();
                 let done = keys.install(number, &*key);
+                new = Some(Key { number, secret: key });
                 if done == Err(KeyError::Twice(number)) {
                     return Err(format!(
                         "key {number} is installed already: it is this secret's, or by chance that of another one; then \
@@ -253,6 +265,9 @@ impl Gossip {
         };
         done.map_err(|error| error.to_string())?;
         tracing::info!("gossip: {words}");
+        self.keys.keep(keys, new).map_err(|error| {
+            format!("{words}, but only until this node stops, because that could not be written: {error}")
+        })?;
         Ok(words)
     }
 
@@ -328,20 +343,21 @@ mod tests {
         Secret::new(&[byte; 32]).unwrap()
     }
 
-    fn gossip(bound: &str, advertised: &str) -> Gossip {
+    fn gossip(name: &str, bound: &str, advertised: &str) -> Gossip {
         let socket = crate::runtime::swim::bind(bound.parse().unwrap()).unwrap();
         let advertised = HostPort { host: advertised.into(), port: socket.local_addr().unwrap().port() };
         let config = config::Config::default().cluster.swim;
-        let setup = GossipSetup { socket, advertised, config };
+        let data_dir = std::env::temp_dir().join(format!("highwater-gossip-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&data_dir).unwrap();
+        let setup = GossipSetup { socket, advertised, config, data_dir };
         let cluster = "AAAAAAAAAAAAAAAAAAAAAQ".parse();
         let cluster = cluster.unwrap_or_else(|_| panic!("an id of a cluster"));
-        let (number, key) = secret(7).gossip_key();
-        Gossip::start(setup, NodeId(3), Incarnation(9), cluster, (number, &*key), &[]).unwrap()
+        Gossip::start(setup, NodeId(3), Incarnation(9), cluster, secret(7).gossip_key(), &[]).unwrap()
     }
 
     #[tokio::test]
     async fn a_node_is_named_by_its_id_and_its_life_is_its_incarnation() {
-        let mut gossip = gossip("127.0.0.1:0", "127.0.0.1");
+        let mut gossip = gossip("named", "127.0.0.1:0", "127.0.0.1");
         let _ = tokio::time::timeout(Duration::from_millis(5), gossip.next()).await;
         let view = gossip.view();
         let [me] = &view.members[..] else { panic!("{view:?}") };
@@ -352,7 +368,8 @@ mod tests {
 
     #[tokio::test]
     async fn keys_have_the_same_number_everywhere_and_are_changed_in_order() {
-        let mut gossip = gossip("127.0.0.1:0", "127.0.0.1");
+        let start = || gossip("keys", "127.0.0.1:0", "127.0.0.1");
+        let mut gossip = start();
         let (old, new) = (secret(7).gossip_key().0, secret(8).gossip_key().0);
         assert_ne!(old, new);
         let install = |byte| KeyChange::Install(KeySecret(secret(byte)));
@@ -363,15 +380,20 @@ mod tests {
         assert_eq!(gossip.view().keys, [(new, 0), (old, 0)]);
         assert!(gossip.change_keys(KeyChange::Remove(old)).is_ok());
         assert_eq!(gossip.view().keys, [(new, 0)]);
+        let file = gossip.keys.path().to_owned();
+        drop(gossip);
+        assert_eq!(start().view().keys, [(new, 0)], "also in the next life");
+        std::fs::remove_file(file).unwrap();
+        assert_eq!(start().view().keys, [(old, 0)]);
         assert_eq!(format!("{:?}", install(8)), "Install(KeySecret(hidden))");
     }
 
     #[tokio::test]
     async fn an_address_is_taken_as_it_was_written_and_a_name_only_if_it_can_mean_that_elsewhere() {
-        let mut written = gossip("0.0.0.0:0", "127.0.0.1");
+        let mut written = gossip("written", "0.0.0.0:0", "127.0.0.1");
         let _ = tokio::time::timeout(Duration::from_millis(5), written.next()).await;
         assert_eq!(written.view().members.len(), 1);
-        let mut named = gossip("0.0.0.0:0", "localhost");
+        let mut named = gossip("localhost", "0.0.0.0:0", "localhost");
         let _ = tokio::time::timeout(Duration::from_millis(200), named.next()).await;
         assert_eq!(named.view().members.len(), 0, "it goes on looking");
         assert!(matches!(named.state, State::Finding { .. }));

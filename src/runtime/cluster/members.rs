@@ -225,7 +225,16 @@ impl Members {
         match change {
             Change::JoinThrough(_) => reply(Err(Unchanged::refused("this node is in a cluster already"))),
             Change::TransferLeader(to) => self.transfer(raft, &view, to, reply),
-            Change::Remove(node) => return self.remove(raft, &view, image, node, reply),
+            Change::Remove(node) => {
+                return self.remove(raft, &view, image, node, NodeChange::Remove, reply);
+            }
+            Change::RemoveByForce(node) if image.serves(node) => {
+                let why = format!("node {node} is running: only a dead one is removed by force");
+                reply(Err(Unchanged::refused(why)));
+            }
+            Change::RemoveByForce(node) => {
+                return self.remove(raft, &view, image, node, NodeChange::RemoveByForce, reply);
+            }
         }
         Vec::new()
     }
@@ -261,6 +270,7 @@ impl Members {
         view: &View,
         image: &Image,
         node: NodeId,
+        how: NodeChange,
         reply: OnChanged,
     ) -> Vec<Effect> {
         let is_in_image = image.nodes.contains_key(&node);
@@ -312,7 +322,7 @@ impl Members {
                 }
             }
         });
-        vec![request(node, NodeChange::Remove, asked)]
+        vec![request(node, how, asked)]
     }
 
     /// This node stops: if it leads, another one should.

@@ -528,7 +528,7 @@ impl Cluster {
         let gossip = gossip.map(|start| {
             let GossipStart { setup, incarnation, key } = start;
             let seeds = &self.seeds;
-            Gossip::start(setup, self.member.node, incarnation, cluster, (key.0, &*key.1), seeds)
+            Gossip::start(setup, self.member.node, incarnation, cluster, key, seeds)
         });
         let gossip = gossip.transpose()?;
         let leases = Leases::new(patience);

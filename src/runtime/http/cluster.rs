@@ -46,6 +46,8 @@ struct JoinBody {
 #[serde(deny_unknown_fields)]
 struct RemoveBody {
     node: u32,
+    #[serde(default)]
+    force: bool,
 }
 
 #[derive(Deserialize)]
@@ -131,7 +133,10 @@ fn parse(path: &str, body: &[u8]) -> Result<Change, String> {
             let at = HostPort::parse(&through).ok_or("`through` is no HOST:PORT")?;
             Ok(Change::JoinThrough(Endpoint { host: at.host, port: at.port }))
         }
-        "/cluster/remove" => Ok(Change::Remove(NodeId(read::<RemoveBody>(body)?.node))),
+        "/cluster/remove" => {
+            let RemoveBody { node, force } = read(body)?;
+            Ok(if force { Change::RemoveByForce(NodeId(node)) } else { Change::Remove(NodeId(node)) })
+        }
         _ => Ok(Change::TransferLeader(read::<TransferBody>(body)?.to.map(NodeId))),
     }
 }
@@ -203,6 +208,7 @@ mod tests {
         for (path, body, want) in [
             ("/cluster/join", r#"{"through":"n1.example:9093"}"#, Change::JoinThrough(through)),
             ("/cluster/remove", r#"{"node":3}"#, Change::Remove(NodeId(3))),
+            ("/cluster/remove", r#"{"node":3,"force":true}"#, Change::RemoveByForce(NodeId(3))),
             ("/cluster/transfer-leader", r#"{"to":2}"#, Change::TransferLeader(Some(NodeId(2)))),
             ("/cluster/transfer-leader", "{}", Change::TransferLeader(None)),
         ] {
@@ -235,7 +241,7 @@ mod tests {
             ("127.0.0.1", &JSON[..], &*long, 400),
             ("127.0.0.1", &JSON[..], "", 400),
             ("127.0.0.1", &JSON[..], r#"{"node":-1}"#, 400),
-            ("127.0.0.1", &JSON[..], r#"{"node":3,"force":true}"#, 400),
+            ("127.0.0.1", &JSON[..], r#"{"node":3,"gently":true}"#, 400),
         ] {
             let (status, answer, asked) = send(client, "/cluster/remove", headers, body).await;
             assert_eq!((status, asked), (want, None), "{client} {headers:?} {body:.20}: {answer}");

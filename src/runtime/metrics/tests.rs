@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use highwater_shards::ids::{NodeId, Offset, PartitionId, PartitionIndex, TopicId};
-use highwater_shards::stats::{FrontStats, StorageStats};
+use highwater_shards::stats::{FrontStats, ReplicationStats, StorageStats};
 
 use super::super::MemberInfo;
 use super::*;
@@ -89,6 +89,21 @@ fn snapshot() -> Snapshot {
         connections_closed: vec![("peer", 5), ("idle", 0)],
         driver: vec![("turns", 77)],
         records_appended: 1234,
+        reads_pointed: 6,
+        replication: ReplicationStats {
+            leading: 5,
+            offline: 1,
+            under_replicated: 3,
+            under_min_isr: 2,
+            lag_records_max: 41,
+            lag_max: Duration::from_millis(1500),
+            bytes_in: 1000,
+            bytes_out: 2000,
+            streams_broken: 7,
+            isr_shrinks: 8,
+            isr_expands: 9,
+            ..ReplicationStats::default()
+        },
         storage: StorageStats { segments: 12, compaction_bytes_out: 34, ..StorageStats::default() },
         front: FrontStats {
             requests: vec![requests("Produce", &[5, 63, 64, 1023, 1 << 30])],
@@ -112,7 +127,7 @@ fn snapshot() -> Snapshot {
             keys: vec![(17, 60), (4, 3)],
             ..GossipView::default()
         }),
-        control: ControlStats { requests: 9, ..ControlStats::default() },
+        control: ControlStats { requests: 9, elections: 4, elections_unclean: 1, ..ControlStats::default() },
         shards: vec![(ShardId(0), Some(stats)), (ShardId(1), None)],
     }
 }
@@ -190,6 +205,30 @@ fn the_text_keeps_the_rules_of_its_format() {
     assert_eq!(value("highwater_reactor_events_total{shard=\"0\",event=\"turns\"}"), Some(77.0));
     assert!(value("process_resident_memory_bytes").unwrap() > 1e6);
     assert!(value("process_open_fds").unwrap() > 2.0);
+}
+
+#[test]
+fn replication_is_counted_by_shard_and_elections_by_node() {
+    let samples = parse(&render(&snapshot(), &ProcessStats::default()));
+    for (family, want) in [
+        ("partitions_led", 5.0),
+        ("partitions_offline", 1.0),
+        ("partitions_under_replicated", 3.0),
+        ("partitions_under_min_isr", 2.0),
+        ("replication_lag_records", 41.0),
+        ("replication_lag_seconds", 1.5),
+        ("replication_received_bytes_total", 1000.0),
+        ("replication_sent_bytes_total", 2000.0),
+        ("replication_streams_broken_total", 7.0),
+        ("isr_shrinks_total", 8.0),
+        ("isr_expands_total", 9.0),
+        ("reads_pointed_total", 6.0),
+    ] {
+        let series = format!("highwater_{family}{{shard=\"0\"}}");
+        assert_eq!(samples.get(&series), Some(&want), "{series}");
+    }
+    assert_eq!(samples["highwater_leader_elections_total"], 4.0);
+    assert_eq!(samples["highwater_unclean_leader_elections_total"], 1.0);
 }
 
 #[test]

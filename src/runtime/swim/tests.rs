@@ -162,3 +162,99 @@ async fn a_wildcard_address_is_refused() {
     let refused = Swim::start(socket, config, keys, Vec::new());
     assert!(refused.err().unwrap().to_string().contains("cannot be told to others"));
 }
+
+/// Carries datagrams between members and keeps a copy of each: members tell others its address instead of their own.
+struct Tap {
+    socket: UdpSocket,
+    /// The member behind it.
+    to: SocketAddr,
+}
+
+impl Tap {
+    /// Datagrams leave by `out`, so that the receiver sees the sender's tap as their origin.
+    fn carry(&self, by: &[(SocketAddr, &UdpSocket)], record: &mut Vec<(SocketAddr, Vec<u8>)>) {
+        let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
+        while let Ok((len, from)) = self.socket.recv_from(&mut buffer) {
+            record.push((self.to, buffer[..len].to_vec()));
+            let out = by.iter().find(|(member, _)| *member == from).map_or(&self.socket, |(_, tap)| *tap);
+            let _ = out.send_to(&buffer[..len], self.to);
+        }
+    }
+}
+
+#[tokio::test]
+async fn rule_1_datagrams_recorded_between_running_members_change_nothing_when_they_are_sent_again() {
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+    let sockets = NAMES.map(|_| bind("127.0.0.1:0".parse().unwrap()).unwrap());
+    let at = [0, 1, 2].map(|n| sockets[n].local_addr().unwrap());
+    let taps = at.map(|to| Tap { socket: bind("127.0.0.1:0".parse().unwrap()).unwrap(), to });
+    let seeds = taps.each_ref().map(|tap| tap.socket.local_addr().unwrap());
+    let seeds = seeds.map(|at| HostPort { host: at.ip().to_string(), port: at.port() });
+    let life = |n: usize, socket: UdpSocket, boot_count: u32| {
+        let mut config = SwimConfig::new(NAMES[n], taps[n].socket.local_addr().unwrap());
+        config.boot_count = boot_count;
+        // What is measured is what recordings do, not how fast this machine is.
+        config.suspicion_multiplier = 100;
+        let keys = Keyring::new("tests", 1, &[7; 32]).unwrap();
+        Swim::start(socket, config, keys, seeds.to_vec()).unwrap()
+    };
+    let mut sockets = sockets.map(Some);
+    let mut members: Vec<Swim> = (0..3).map(|n| life(n, sockets[n].take().unwrap(), 1)).collect();
+    let mut record = Vec::new();
+    // Before any restart, after one of a receiver of many of them, and after one of the seed.
+    for restarted in [None, Some(1), Some(0)] {
+        if let Some(n) = restarted {
+            let old = members.remove(n);
+            drop(old);
+            members.insert(n, life(n, bind(at[n]).unwrap(), if n == 1 { 2 } else { 3 }));
+        }
+        let (began, before) = (Clock::now(), record.len());
+        loop {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "in vain: {:?}",
+                members.iter().map(Swim::live_count).collect::<Vec<_>>()
+            );
+            for member in &mut members {
+                brief(member).await;
+            }
+            let by: Vec<_> = at.iter().zip(&taps).map(|(at, tap)| (*at, &tap.socket)).collect();
+            taps.iter().for_each(|tap| tap.carry(&by, &mut record));
+            let alive = |member: &Swim| {
+                member.members().filter(|m| m.status == crate::control::swim::Status::Alive).count()
+            };
+            if members.iter().all(|member| alive(member) == 3) && record.len() > before + 60 {
+                break;
+            }
+        }
+        // Nothing is under way any more, and nobody talks: what comes now are recordings.
+        let stranger = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        for (n, member) in members.iter_mut().enumerate() {
+            // What still waits in the socket is no recording.
+            member.take_turn();
+            member.events.clear();
+            let table = |member: &Swim| -> Vec<_> {
+                let all = member.members();
+                all.map(|m| (m.name.clone(), m.addr, m.status, m.incarnation, m.metadata.clone())).collect()
+            };
+            let (before, mut taken) = (table(member), 0);
+            let counted = member.stats().datagrams_received;
+            for (_, bytes) in &record {
+                stranger.send_to(bytes, at[n]).unwrap();
+                let mut buffer = [0; DATAGRAM_BYTES_MAX + 1];
+                let (len, from) = member.socket.receive(&mut buffer).expect("loopback delivers at once");
+                let now = member.now();
+                member.membership.handle(now, Input::Datagram { from, bytes: &buffer[..len] });
+                taken += 1;
+                while let Some(output) = member.membership.poll_output() {
+                    match output {
+                        Output::Send { bytes: answer, .. } => assert!(answer.len() <= bytes.len()),
+                        other => panic!("{}: a recording made it say {other:?}", NAMES[n]),
+                    }
+                }
+            }
+            assert_eq!(member.stats().datagrams_received - counted, taken);
+            assert_eq!(table(member), before, "{}", NAMES[n]);
+        }
+    }
+}

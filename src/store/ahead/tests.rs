@@ -1,11 +1,14 @@
 //! Databases over disks that forget and tear what was not flushed.
 
+use std::fs;
+
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::*;
 use crate::store::crash_disk::CrashDisk;
+use crate::store::folder::Directory;
 
 const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("t");
 /// Some rounds are over after few commits, and the first commit of a database does not fit into one.
@@ -79,6 +82,41 @@ fn what_was_committed_is_there_after_any_crash() {
     }
     assert!(rounds > 50, "rounds come to their end: {rounds}");
     assert!(commits > 5 * rounds, "and most flushes are those of a record: {commits} in {rounds} rounds");
+}
+
+#[test]
+fn a_file_that_was_never_flushed_comes_back_from_its_records() {
+    const ROUND: u64 = 4 * 1024 * 1024;
+    let (main, records) = (CrashDisk::default(), CrashDisk::default());
+    let open = |main: &CrashDisk, records: &CrashDisk| {
+        let ahead = Ahead::open(main.clone(), records.clone(), ROUND).unwrap();
+        Database::builder().create_with_backend(ahead).unwrap()
+    };
+    let database = open(&main, &records);
+    let synced = main.syncs();
+    for number in 1..=20 {
+        put(&database, number, 500);
+    }
+    assert_eq!(main.syncs(), synced, "the first round goes on");
+    std::mem::forget(database);
+    assert_eq!(last(&open(&CrashDisk::default(), &CrashDisk::holding(records.bytes()))), 20);
+}
+
+#[test]
+fn a_database_whose_making_was_cut_short_is_made_anew() {
+    const NAME: &str = "some.redb";
+    let path = std::env::temp_dir().join(format!("highwater-ahead-{}", std::process::id()));
+    // Left over by a test process of that number that was killed.
+    let _ = fs::remove_dir_all(&path);
+    let folder = Directory::make(&path).unwrap();
+    fs::write(path.join(unfinished(NAME)), [0; 10_000]).unwrap();
+    fs::write(path.join(beside(NAME)), [1; 10_000]).unwrap();
+    let database = create(&Database::builder(), &folder, NAME).unwrap();
+    put(&database, 1, 10);
+    drop(database);
+    assert!(!folder.exists(&unfinished(NAME)).unwrap());
+    assert_eq!(last(&create(&Database::builder(), &folder, NAME).unwrap()), 1);
+    fs::remove_dir_all(&path).unwrap();
 }
 
 #[test]

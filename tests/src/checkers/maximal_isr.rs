@@ -29,6 +29,11 @@ impl MaximalIsr {
         self.ends.insert((truth.partition, node), end);
     }
 
+    /// A node holds no replica of the partition any more.
+    pub fn on_left(&mut self, partition: PartitionId, node: NodeId) {
+        self.ends.remove(&(partition, node));
+    }
+
     /// `committed` is the largest high watermark of any leader so far.
     pub fn check(&self, truth: &Assignment, committed: Offset) -> Verdict {
         for &member in &truth.isr {

@@ -3,6 +3,7 @@
 //! They know only what clients and the control core can see, and the times of crashes; nothing of a shard's inside.
 
 pub mod acked;
+pub mod agreement;
 pub mod answered;
 pub mod committed;
 pub mod content;

@@ -11,11 +11,9 @@ use super::{index_of, node_id};
 use crate::checkers::{Verdict, broken, liveness};
 use crate::records::Uid;
 use crate::rng::Rng;
-use crate::shadow::{Lane, Wanted};
+use crate::shadow::Wanted;
 use crate::wire::{Call, ReadCall, Said};
 
-/// Of every lane that the auditor's batches are in; clients count from 0.
-const AUDITOR: u64 = u32::MAX as u64;
 const READ_BYTES: u32 = 1 << 20;
 
 #[derive(Debug, Default)]
@@ -64,15 +62,7 @@ impl Auditor {
         match &self.stage {
             Stage::Append => {
                 self.lanes += 1;
-                let wanted = Wanted {
-                    partition,
-                    lane: Lane(AUDITOR << 32 | self.lanes),
-                    boot: 1,
-                    records: 1,
-                    value_len: 8,
-                    stamp: None,
-                    frozen: None,
-                };
+                let wanted = Wanted::last(partition, self.lanes, 1);
                 let (uid, records) = scene.judge.shadow.make(&wanted);
                 let timeout = Duration::from_secs(2);
                 Move::Call(leader, Call::Append { partition, acks: Acks::All, timeout, records }, Some(uid))

@@ -78,6 +78,7 @@ pub struct Scene<'a> {
     pub config: &'a Config,
     pub judge: &'a mut Judge,
     pub partitions: &'a [PartitionId],
+    /// As far as clients know.
     pub truth: &'a Truth,
     /// The nodes that take connections.
     pub serving: Vec<usize>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use highwater_shards::mail::Durability;
 
 use crate::disk::DiskConfig;
+use crate::features::features;
 use crate::rng::Rng;
 
 /// Everything that shapes a run besides the code under test.
@@ -22,14 +23,14 @@ pub struct Config {
     pub batches: u32,
     /// How long the cluster is left alone at first, at least.
     pub peace: Duration,
-    /// How much longer than usual clients rest.
-    pub pace: u32,
     /// How long the faults last, in virtual time.
     pub duration: Duration,
     /// Between two faults.
     pub fault_every: Range<Duration>,
     /// How long a pause, a cut or a disk's bad day lasts, and how long a node is down.
     pub fault_lasts: Range<Duration>,
+    /// Between two times that a node is relieved of all that it leads, where that goes on all the time.
+    pub relieve_every: Option<Range<Duration>>,
     /// Three kinds of faults, or more, each time.
     pub storm: bool,
     pub disk: DiskConfig,
@@ -38,6 +39,8 @@ pub struct Config {
     pub mail: Range<Duration>,
     /// Between nodes, and between clients and nodes, one way.
     pub net: Range<Duration>,
+    /// What shards of different nodes send to each other, one way.
+    pub streams: Range<Duration>,
     /// From an input's arrival to the turn of the loop that takes it.
     pub wake: Range<Duration>,
     /// What the kernels hold of one connection in one direction, in bytes.
@@ -47,6 +50,8 @@ pub struct Config {
     /// A node that the controller has not heard for so long is fenced.
     pub session: Duration,
     pub lag_max: Duration,
+    /// How long clients go by what they know of leaders.
+    pub view_lasts: Range<Duration>,
     pub file_bytes: u64,
     pub batch_bytes_max: u32,
     pub flush_interval: Duration,
@@ -62,31 +67,6 @@ pub struct Topic {
     pub replicas: usize,
     pub isr_min: u32,
     pub durability: Durability,
-}
-
-macro_rules! features {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// What may happen in a run.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-        pub struct Features {
-            $($(#[$doc])* pub $name: bool,)*
-        }
-
-        impl Features {
-            pub const ALL: Self = Self { $($name: true,)* };
-
-            /// Each feature on or off by the throw of a coin.
-            pub fn swarm(rng: &mut Rng) -> Self {
-                Self { $($name: rng.flip(),)* }
-            }
-
-            /// The names of those that are on.
-            pub fn names(&self) -> Vec<&'static str> {
-                let all = [$((stringify!($name), self.$name)),*];
-                all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
-            }
-        }
-    };
 }
 
 features! {
@@ -111,16 +91,22 @@ features! {
     cut_control,
     /// Connections break.
     broken_links,
+    /// What one node sends to another takes long.
+    slow_links,
     slow_disk,
     full_disk,
     /// A write or a read fails, which ends the process.
     disk_errors,
-    /// The controller changes, and leaders change without need.
+    /// The controller changes.
     controllers,
+    /// An operator moves replicas, or wants preferred leaders to lead.
+    moves,
     /// Clients go away in the middle of a request.
     disconnects,
     /// Clients ask nodes that do not lead.
     lost_clients,
+    /// Clients do not know at once who leads.
+    late_clients,
     acks_leader,
     /// Producers that send each batch once.
     plain_producers,
@@ -148,7 +134,7 @@ impl Config {
         let small = |r: &mut Rng, range: Range<u64>| u32::try_from(r.range(range)).expect("small");
         let (us, ms) = (Duration::from_micros, Duration::from_millis);
         let nodes = *r.pick(&[2, 3, 3, 3, 3, 4, 5]);
-        let shards = (0..nodes).map(|_| u16::try_from(r.range(1..4)).expect("small")).collect();
+        let shards = (0..nodes).map(|_| *r.pick(&[1, 1, 2, 3])).collect();
         // With `Replicated`, fewer nodes than the minimum of in-sync replicas may lose what they had not flushed at
         // once: the topics of such a run have as many replicas as there are nodes.
         let replicated = features.replicated && r.chance(300);
@@ -157,13 +143,14 @@ impl Config {
             let isr_min = if replicas > 1 && r.chance(700) { 2 } else { 1 };
             let durable = !replicated || isr_min < 2 || r.flip();
             let durability = if durable { Durability::Fsync } else { Durability::Replicated };
-            Topic { partitions: small(r, 1..3), replicas, isr_min, durability }
+            Topic { partitions: small(r, 1..6), replicas, isr_min, durability }
         };
         let topics = (0..r.range(1..3)).map(|_| topic(r)).collect();
         let speed = if r.chance(800) { 1 } else { 8 };
         let file_kib = if features.small_files { *r.pick(&[64, 128, 256]) } else { 1024 };
-        let lasts = ms(r.range(20..250));
-        let session = ms(r.range(30..150));
+        let lasts = ms(r.range(120..1500));
+        // Of a leader's lease, about: time runs at the pace of the control planes, which know no millisecond.
+        let session = ms(r.range(60..300));
         Self {
             seed,
             nodes,
@@ -172,11 +159,11 @@ impl Config {
             producers: small(r, 1..4),
             consumers: small(r, 1..3),
             batches: small(r, 20..120),
-            peace: ms(30),
-            pace: 1,
-            duration: ms(r.range(200..1200)),
-            fault_every: ms(2)..ms(r.range(20..150)),
-            fault_lasts: ms(1)..lasts,
+            peace: ms(1000),
+            duration: ms(r.range(1200..7200)),
+            fault_every: ms(12)..ms(r.range(120..900)),
+            fault_lasts: ms(6)..lasts,
+            relieve_every: (features.moves && r.chance(300)).then(|| ms(5)..ms(r.range(20..200))),
             storm: r.chance(150),
             disk: DiskConfig {
                 write: us(20 * speed)..us(150 * speed),
@@ -187,36 +174,21 @@ impl Config {
             slow_factor: small(r, 3..20),
             mail: us(0)..us(r.range(1..100)),
             net: us(10)..us(r.range(30..1500)),
+            streams: us(10)..us(if r.chance(400) { r.range(2000..25_000) } else { r.range(30..1500) }),
             wake: us(0)..us(r.range(2..60)),
             socket_bytes: *r.pick(&[1024, 8 * 1024, 64 * 1024]),
-            silence: ms(10)..ms(r.range(20..200)),
+            silence: ms(60)..ms(r.range(120..1200)),
             session,
             // A leader that does not know yet that it is none serves at most for a session: no one who has outlasted it
             // may be left behind before.
-            lag_max: session * 5 / 4 + ms(r.range(0..150)),
+            view_lasts: ms(1)..ms(r.range(10..400)),
+            lag_max: session * 5 / 4 + ms(r.range(0..300)),
             file_bytes: file_kib * 1024,
             batch_bytes_max: u32::try_from(file_kib * 1024 / 4).expect("small"),
             flush_interval: ms(r.range(1..30)),
             value_max: *r.pick(&[16, 100, 1000, 6000]),
             batch_records_max: *r.pick(&[1, 3, 10]),
             features,
-        }
-    }
-
-    /// The same at the pace of the real control plane, which waits for seconds where the scripted one does not.
-    pub fn slower(self) -> Self {
-        const TIMES: u32 = 6;
-        let stretched = |range: Range<Duration>| range.start * TIMES..range.end * TIMES;
-        Self {
-            duration: self.duration * TIMES,
-            fault_every: stretched(self.fault_every),
-            fault_lasts: stretched(self.fault_lasts),
-            silence: stretched(self.silence),
-            session: self.session * 2,
-            lag_max: self.lag_max * 2,
-            peace: Duration::from_secs(1),
-            pace: TIMES,
-            ..self
         }
     }
 

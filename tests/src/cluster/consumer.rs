@@ -27,7 +27,7 @@ impl Consumer {
     }
 
     pub fn next_move(&mut self, scene: &mut Scene<'_>, rng: &mut Rng, open: usize) -> Move {
-        let pause = rng.between(Duration::from_micros(50), Duration::from_millis(8)) * scene.config.pace;
+        let pause = rng.between(Duration::from_micros(50), Duration::from_millis(48));
         if open >= self.pipeline || scene.partitions.is_empty() || scene.healing || rng.chance(250) {
             return Move::Rest(pause);
         }

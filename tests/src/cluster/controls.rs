@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use highwater::control::lease::{Asking, Standing, Times};
 use highwater::control::liveness::{Heard, Hint, Sign};
-use highwater::control::metadata::command::{Command, CreateTopic, Entry, RegisterNode};
+use highwater::control::metadata::command::{
+    Command, CreateTopic, ElectLeaders, ElectionKind, Entry, NewReplicas, ReassignTopic, RegisterNode,
+};
 use highwater::control::metadata::image::{DiskId, Endpoint, Image, Incarnation};
 use highwater::control::metadata::topic_config::TopicDefaults;
 use highwater::control::placement::Placement;
@@ -19,14 +21,12 @@ use highwater_shards::mail::{Assignment, Durability, FromControl, PartitionConfi
 use highwater_shards::time::Instant;
 
 use super::config::Config;
-use super::plane::{Cx, Plane, Said, Told, Truth};
+use super::plane::{Cx, Said, Told, Truth};
 use super::{index_of, node_id};
 use crate::checkers::{Verdict, broken};
 use crate::controls::Counts;
 use crate::controls::oracle::{Oracle, Origin};
 use crate::wire::Metadata;
-
-type In<'a> = Cx<'a, Event>;
 
 #[derive(Debug)]
 pub struct Planes {
@@ -134,12 +134,12 @@ pub enum Event {
 }
 
 impl Planes {
-    fn leader_is_well(&self, leader: usize, cx: &In<'_>) -> bool {
+    fn leader_is_well(&self, leader: usize, cx: &Cx<'_>) -> bool {
         let reached = (0..self.members.len()).filter(|&n| is_reached(n, cx)).count();
         is_reached(leader, cx) && reached * 2 > self.members.len()
     }
 
-    fn input(&mut self, node: usize, input: Input, cx: &mut In<'_>) -> Verdict {
+    fn input(&mut self, node: usize, input: Input, cx: &mut Cx<'_>) -> Verdict {
         let clock = cx.net.clock(node, cx.now);
         let member = &mut self.members[node];
         let Some(control) = &mut member.control else { return Ok(()) };
@@ -161,7 +161,7 @@ impl Planes {
         Ok(())
     }
 
-    fn on_output(&mut self, node: usize, output: Output, cx: &mut In<'_>) -> Verdict {
+    fn on_output(&mut self, node: usize, output: Output, cx: &mut Cx<'_>) -> Verdict {
         let life = self.members[node].life;
         let soon = cx.now + cx.rng.tailed(&cx.config.net);
         match output {
@@ -226,7 +226,7 @@ impl Planes {
         self.truth_at = self.oracle.len();
     }
 
-    fn tell_leader(&self, cx: &mut In<'_>) {
+    fn tell_leader(&self, cx: &mut Cx<'_>) {
         let (term, leader) = (self.oracle.term, self.oracle.leader);
         for (node, member) in (0..).zip(&self.members) {
             let at = cx.now + cx.rng.tailed(&cx.config.net);
@@ -234,7 +234,7 @@ impl Planes {
         }
     }
 
-    fn elect(&mut self, cx: &mut In<'_>) {
+    fn elect(&mut self, cx: &mut Cx<'_>) {
         let able: Vec<usize> = (0..self.members.len()).filter(|&n| is_reached(n, cx)).collect();
         if able.len() * 2 <= self.members.len() {
             return;
@@ -248,7 +248,7 @@ impl Planes {
         self.tell_leader(cx);
     }
 
-    fn on_tick(&mut self, cx: &mut In<'_>) -> Verdict {
+    fn on_tick(&mut self, cx: &mut Cx<'_>) -> Verdict {
         cx.later.push((cx.now + self.patience / 3, Event::Tick));
         let Some(leader) = self.oracle.leader else {
             if cx.now >= self.elect_at {
@@ -280,7 +280,7 @@ impl Planes {
     }
 
     /// Gossip: who was silent for long is called dead, and who speaks again is called alive.
-    fn tell_hints(&mut self, cx: &mut In<'_>) {
+    fn tell_hints(&mut self, cx: &mut Cx<'_>) {
         for node in 0..self.members.len() {
             let silent = cx.now.since(self.members[node].heard);
             let is_dead = silent > self.patience * 3;
@@ -299,7 +299,7 @@ impl Planes {
     }
 
     /// Until when a node that asked may lead, if the leader of the log counts on it.
-    fn lease(&self, node: usize, sent: Instant, leader: usize, cx: &In<'_>) -> Option<Instant> {
+    fn lease(&self, node: usize, sent: Instant, leader: usize, cx: &Cx<'_>) -> Option<Instant> {
         let epoch = self.registration(node)?;
         let times = Times::of(self.patience);
         let standing = Standing {
@@ -314,7 +314,7 @@ impl Planes {
     }
 
     /// The next entry.
-    fn on_deliver(&mut self, node: usize, cx: &mut In<'_>) -> Verdict {
+    fn on_deliver(&mut self, node: usize, cx: &mut Cx<'_>) -> Verdict {
         let life = self.members[node].life;
         let pause = cx.rng.between(Duration::from_micros(200), Duration::from_millis(6));
         let wait = pause + cx.net.pause_left(node, cx.now);
@@ -334,7 +334,7 @@ impl Planes {
         self.input(node, Input::Committed { revision, proposal: own, entry }, cx)
     }
 
-    fn on_create(&mut self, cx: &mut In<'_>) {
+    fn on_create(&mut self, cx: &mut Cx<'_>) {
         let nodes: Vec<NodeId> = (0..cx.config.nodes).map(node_id).collect();
         if !nodes.iter().all(|&n| self.oracle.newest().is_active(n)) {
             cx.later.push((cx.now + self.patience, Event::Create));
@@ -366,8 +366,18 @@ impl Planes {
     }
 }
 
+/// The replica that stands there is to lead.
+fn prefer_another(id: PartitionId, now: &Assignment, at: usize) -> Vec<Command> {
+    let mut order = now.replicas.clone();
+    order.rotate_left(at);
+    let partitions = vec![NewReplicas { index: id.index, replicas: Some(order) }];
+    let reassign = Command::Reassign(vec![ReassignTopic { topic: id.topic, partitions }]);
+    let (kind, topics) = (ElectionKind::Preferred, vec![(id.topic, vec![id.index])]);
+    vec![reassign, Command::ElectLeaders(ElectLeaders { kind, topics })]
+}
+
 /// The node runs, and it and the log's other members hear each other.
-fn is_reached(node: usize, cx: &In<'_>) -> bool {
+fn is_reached(node: usize, cx: &Cx<'_>) -> bool {
     let controller = cx.net.controller();
     cx.net.runs(node, cx.now) && cx.net.is_open(node, controller) && cx.net.is_open(controller, node)
 }
@@ -412,10 +422,8 @@ fn translated(message: FromControl<Arc<Image>, Reply>, config: &Config) -> Told 
     }
 }
 
-impl Plane for Planes {
-    type Event = Event;
-
-    fn new(config: &Config) -> Self {
+impl Planes {
+    pub fn new(config: &Config) -> Self {
         Self {
             oracle: Oracle::new(),
             counts: Counts::default(),
@@ -429,12 +437,14 @@ impl Plane for Planes {
         }
     }
 
-    fn begin(&mut self, cx: &mut In<'_>) {
+    /// Makes the topics once the nodes are there, and whatever goes on by itself.
+    pub fn begin(&mut self, cx: &mut Cx<'_>) {
         cx.later.push((cx.now + self.patience, Event::Tick));
         cx.later.push((cx.now + self.patience * 4, Event::Create));
     }
 
-    fn start(&mut self, node: usize, cx: &mut In<'_>) -> Verdict {
+    /// A node begins a new life; its shards will say that they have recovered.
+    pub fn start(&mut self, node: usize, cx: &mut Cx<'_>) -> Verdict {
         let member = &mut self.members[node];
         member.life = cx.net.node(node).life;
         (member.ready, member.stopping, member.stopped) = (false, false, false);
@@ -470,13 +480,14 @@ impl Plane for Planes {
         Ok(())
     }
 
-    fn down(&mut self, node: usize) {
+    /// A node's life is over.
+    pub fn down(&mut self, node: usize) {
         self.members[node].control = None;
         self.members[node].ready = false;
         // Others notice in their own time: the next tick finds that it does not run.
     }
 
-    fn on_said(&mut self, node: usize, shard: ShardId, said: Said, cx: &mut In<'_>) -> Verdict {
+    pub fn on_said(&mut self, node: usize, shard: ShardId, said: Said, cx: &mut Cx<'_>) -> Verdict {
         let message = match said {
             ToControl::Request { conn, token, .. } => {
                 ToControl::Request { conn, token, request: Request::NewProducerId }
@@ -490,7 +501,7 @@ impl Plane for Planes {
         self.input(node, Input::FromShard { shard, message }, cx)
     }
 
-    fn on_event(&mut self, event: Event, cx: &mut In<'_>) -> Verdict {
+    pub fn on_event(&mut self, event: Event, cx: &mut Cx<'_>) -> Verdict {
         let is_for = match &event {
             Event::Tick | Event::Create | Event::Arrive { .. } | Event::Asked { .. } => None,
             Event::Tell { node, life, .. }
@@ -604,16 +615,23 @@ impl Plane for Planes {
         }
     }
 
-    fn stop(&mut self, node: usize, cx: &mut In<'_>) -> Verdict {
+    /// An operator stops the node: its leaders go elsewhere, then its shards stop.
+    pub fn stop(&mut self, node: usize, cx: &mut Cx<'_>) -> Verdict {
         self.members[node].stopping = true;
         self.input(node, Input::Stop { deadline: Duration::from_secs(1) }, cx)
     }
 
-    fn has_stopped(&self, node: usize) -> bool {
+    /// A node that was being stopped has stopped.
+    pub fn is_stopping(&self, node: usize) -> bool {
+        self.members[node].stopping
+    }
+
+    pub fn has_stopped(&self, node: usize) -> bool {
         self.members[node].stopped
     }
 
-    fn disturb(&mut self, cx: &mut In<'_>) -> Verdict {
+    /// Another leader of the log, or none for a while.
+    pub fn disturb(&mut self, cx: &mut Cx<'_>) -> Verdict {
         if cx.rng.flip() {
             self.oracle.leader = None;
             self.elect_at = cx.now + cx.rng.between(Duration::ZERO, self.patience * 2);
@@ -624,25 +642,68 @@ impl Plane for Planes {
         Ok(())
     }
 
-    fn heal(&mut self, _: &mut In<'_>) -> Verdict {
-        Ok(())
-    }
-
-    fn truth(&self) -> &Truth {
+    pub fn truth(&self) -> &Truth {
         &self.truth
     }
 
-    fn registration(&self, node: usize) -> Option<RegistrationEpoch> {
+    /// Another one in sync leads what the node leads.
+    pub fn relieve(&mut self, node: usize, cx: &mut Cx<'_>) {
+        let led = self.truth.iter().filter(|(_, a)| a.leader == Some(node_id(node)));
+        let commands = led.flat_map(|(&id, now)| {
+            let own = now.replicas.iter().position(|&n| n == node_id(node)).unwrap_or_default();
+            prefer_another(id, now, (own + 1) % now.replicas.len())
+        });
+        let commands: Vec<_> = commands.collect();
+        if !commands.is_empty() {
+            self.append(Entry { commands }, None, cx.config);
+        }
+    }
+
+    /// An operator moves the replicas of a partition, or gives that up, or wants preferred leaders to lead.
+    pub fn operate(&mut self, cx: &mut Cx<'_>) {
+        let mut places = self.truth.iter();
+        if places.len() == 0 {
+            return;
+        }
+        let (&id, now) = places.nth(cx.rng.index(self.truth.len())).expect("within the length");
+        let durable = now.config.durability == Durability::Fsync;
+        let reassign = |replicas| {
+            let partitions = vec![NewReplicas { index: id.index, replicas }];
+            Command::Reassign(vec![ReassignTopic { topic: id.topic, partitions }])
+        };
+        let commands = match cx.rng.below(10) {
+            0..4 => {
+                // Fewer replicas than the minimum in sync would put up with less than the topic was made for.
+                let same = now.replicas.len();
+                let most = cx.config.nodes.min(3);
+                let count = if durable { 1 + cx.rng.index(most) } else { same.min(most) };
+                let mut nodes: Vec<NodeId> = (0..cx.config.nodes).map(node_id).collect();
+                let chosen = (0..count).map(|_| nodes.swap_remove(cx.rng.index(nodes.len())));
+                vec![reassign(Some(chosen.collect()))]
+            }
+            4 => vec![reassign(None)],
+            _ => {
+                let by = cx.rng.index(now.replicas.len());
+                prefer_another(id, now, by)
+            }
+        };
+        self.append(Entry { commands }, None, cx.config);
+    }
+
+    /// As the node knows it in this life.
+    pub fn registration(&self, node: usize) -> Option<RegistrationEpoch> {
         let member = &self.members[node];
         let info = member.control.as_ref()?.image().nodes.get(&node_id(node))?;
         (info.incarnation == Incarnation(u64::from(member.life))).then_some(info.epoch)
     }
 
-    fn is_serving(&self, node: usize) -> bool {
+    /// Whether clients may come to the node.
+    pub fn is_serving(&self, node: usize) -> bool {
         self.members[node].ready && !self.members[node].stopping
     }
 
-    fn unrest(&self) -> Option<String> {
+    /// What has not come to rest, for a message.
+    pub fn unrest(&self) -> Option<String> {
         if self.truth.is_empty() {
             return Some("the topics are not made".to_owned());
         }
@@ -652,6 +713,9 @@ impl Plane for Planes {
         }
         if let Some((at, _)) = (0..).zip(&self.members).find(|(_, m)| m.applied < self.oracle.len()) {
             return Some(format!("node {} has not applied the log", node_id(at)));
+        }
+        if self.truth.keys().any(|&id| newest.partition(id).is_some_and(|p| p.is_reassigned())) {
+            return Some("replicas are being moved".to_owned());
         }
         let missing = |a: &&Assignment| {
             a.leader.is_none_or(|leader| !self.members[index_of(leader)].ready)

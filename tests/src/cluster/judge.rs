@@ -1,7 +1,7 @@
 //! Holds what clients of a cluster heard, and what its replicas are, against the invariants: one checker each, in
 //! [`crate::checkers`].
 
-use highwater_shards::ids::{NodeId, PartitionId, Revision, ShardId};
+use highwater_shards::ids::{LeaderEpoch, NodeId, Offset, PartitionId, Revision, ShardId};
 use highwater_shards::mail::{Assignment, FromControl, PartitionError};
 use highwater_shards::shard::ReplicaLook;
 use highwater_shards::time::Instant;
@@ -10,6 +10,7 @@ use super::Counts;
 use super::client::Open;
 use super::node_id;
 use super::plane::{Told, Truth};
+use crate::checkers::agreement::Agreement;
 use crate::checkers::committed::{self, Committed};
 use crate::checkers::high_watermark::Floor;
 use crate::checkers::leaders::Leaders;
@@ -20,7 +21,7 @@ use crate::checkers::watermarks::Watermarks;
 use crate::checkers::{ReadSeen, Verdict, Violation, broken, content, order, visible};
 use crate::records::{self, Batch, Uid};
 use crate::shadow::Shadow;
-use crate::wire::{ReadCall, ReadSaid};
+use crate::wire::{Call, ReadCall, ReadSaid};
 
 #[derive(Debug, Default)]
 pub struct Judge {
@@ -30,6 +31,7 @@ pub struct Judge {
     committed: Committed,
     watermarks: Watermarks,
     maximal_isr: MaximalIsr,
+    agreement: Agreement,
     leaders: Leaders,
     truncations: Truncations,
     /// What is committed of partitions.
@@ -77,6 +79,10 @@ impl Judge {
             if known.is_some_and(|k| k.partition_epoch == now.partition_epoch) {
                 continue;
             }
+            for &gone in known.iter().flat_map(|k| &k.replicas).filter(|n| !now.replicas.contains(n)) {
+                self.truncations.on_left(*id, gone);
+                self.maximal_isr.on_left(*id, gone);
+            }
             self.maximal_isr.check(now, self.watermarks.committed(*id))?;
             let before = known.map_or(now.isr.len(), |k| k.isr.len());
             self.shrinks += u64::from(now.isr.len() < before);
@@ -114,10 +120,17 @@ impl Judge {
     }
 
     /// A replica as it is now.
-    pub fn on_look(&mut self, node: usize, life: u32, partition: PartitionId, look: &ReplicaLook) -> Verdict {
+    pub fn on_look(
+        &mut self,
+        node: usize,
+        life: u32,
+        partition: PartitionId,
+        look: &ReplicaLook,
+        epoch_of: impl Fn(Offset) -> Option<LeaderEpoch>,
+    ) -> Verdict {
         let node = node_id(node);
         let Some(truth) = self.truth.get(&partition) else { return Ok(()) };
-        let ReplicaLook { leads, high_watermark, log_end, flushed_end, .. } = *look;
+        let ReplicaLook { leads, log_start, high_watermark, log_end, flushed_end } = *look;
         let committed = self.watermarks.committed(partition);
         let seen = Seen { node, life, log_end, flushed_end };
         self.truncations.on_seen(truth, committed, &seen)?;
@@ -125,8 +138,23 @@ impl Judge {
         if let Some(epoch) = leads {
             self.leaders.on_leader(partition, epoch, node, life)?;
             self.watermarks.on_leader(partition, node, epoch, high_watermark)?;
+            if high_watermark > log_start
+                && let Some(epoch) = epoch_of(Offset(high_watermark.0 - 1))
+            {
+                self.agreement.on_committed(partition, high_watermark, epoch);
+            }
         }
-        self.maximal_isr.check(truth, self.watermarks.committed(partition))
+        self.maximal_isr.check(truth, self.watermarks.committed(partition))?;
+        match self.agreement.end(partition).filter(|end| *end > log_start) {
+            Some(end) => self.agreement.check(truth, node, epoch_of(Offset(end.0 - 1))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the node that was asked leads what it was asked for.
+    pub fn leads(&self, open: &Open) -> bool {
+        let Call::Append { partition, .. } = &open.call else { return false };
+        self.truth.get(partition).is_some_and(|a| a.leader == Some(node_id(open.node)))
     }
 
     pub fn floor(&self, partition: PartitionId) -> u64 {

@@ -2,7 +2,7 @@
 //! shard with its simulated disk, under a control plane, with clients that follow the leaders.
 //!
 //! - [`world`] drives it all; [`net`] says who hears whom, [`links`] are the connections between shards of nodes
-//! - [`plane`] is the control plane as the world needs it; [`keeper`] is a scripted one, [`controls`] the real one
+//! - [`controls`] are the control planes; [`plane`] is what passes between them and the world
 //! - [`client`] with [`producer`], [`consumer`] and [`auditor`] is the workload
 //! - [`judge`] holds what clients heard and what replicas are against the invariants
 
@@ -12,7 +12,6 @@ pub mod config;
 pub mod consumer;
 pub mod controls;
 pub mod judge;
-pub mod keeper;
 pub mod links;
 pub mod net;
 pub mod plane;
@@ -24,6 +23,7 @@ use std::time::Duration;
 use highwater_shards::ids::NodeId;
 
 use crate::checkers::Violation;
+use crate::counts::counts;
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -34,29 +34,9 @@ pub struct Outcome {
     pub violation: Option<Violation>,
 }
 
-macro_rules! counts {
-    ($($name:ident),* $(,)?) => {
-        /// What happened in runs: so that one sees that each path was reached.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-        pub struct Counts {
-            $(pub $name: u64,)*
-        }
-
-        impl Counts {
-            pub fn named(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name)),*]
-            }
-
-            pub fn add(&mut self, other: &Self) {
-                $(self.$name += other.$name;)*
-            }
-        }
-    };
-}
-
 counts! {
     seeds,
-    storms,
+    seeds_with_three_faults_at_once,
     events,
     lives,
     kills,
@@ -65,8 +45,10 @@ counts! {
     pauses,
     cuts,
     broken_links,
+    slow_links,
     bad_disks,
     disturbances,
+    moves,
     links,
     dials_failed,
     leaderships,
@@ -90,12 +72,7 @@ pub fn index_of(node: NodeId) -> usize {
     node.0 as usize - 1
 }
 
-/// Runs one seed of shards under the scripted control plane. With `print`, every event is told.
-pub fn run_replicas(seed: u64, print: bool) -> Outcome {
-    world::World::<keeper::Keeper>::new(config::Config::of_seed(seed), print).run()
-}
-
-/// Runs one seed of shards under the real control plane.
-pub fn run_cluster(seed: u64, print: bool) -> Outcome {
-    world::World::<controls::Planes>::new(config::Config::of_seed(seed).slower(), print).run()
+/// Runs one seed. With `print`, every event is told.
+pub fn run(seed: u64, print: bool) -> Outcome {
+    world::World::new(config::Config::of_seed(seed), print).run()
 }

@@ -21,12 +21,19 @@ pub struct Net {
     nodes: Vec<Standing>,
     /// How many cuts lie on the way from one to another.
     cuts: Vec<Vec<u32>>,
+    /// How much longer than usual it takes from one to another.
+    lags: Vec<Vec<Duration>>,
 }
 
 impl Net {
     pub fn new(nodes: usize) -> Self {
         let down = Standing { up: false, life: 0, born: Instant::ZERO, paused_until: Instant::ZERO };
-        Self { nodes: vec![down; nodes], cuts: vec![vec![0; nodes + 1]; nodes + 1] }
+        let ways = nodes + 1;
+        Self {
+            nodes: vec![down; nodes],
+            cuts: vec![vec![0; ways]; ways],
+            lags: vec![vec![Duration::ZERO; ways]; ways],
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -60,6 +67,15 @@ impl Net {
 
     pub fn mend_all(&mut self) {
         self.cuts.iter_mut().for_each(|to| to.fill(0));
+        self.lags.iter_mut().for_each(|to| to.fill(Duration::ZERO));
+    }
+
+    pub fn set_lag(&mut self, from: usize, to: usize, lag: Duration) {
+        self.lags[from][to] = lag;
+    }
+
+    pub fn lag(&self, from: usize, to: usize) -> Duration {
+        self.lags[from][to]
     }
 
     pub fn is_open(&self, from: usize, to: usize) -> bool {

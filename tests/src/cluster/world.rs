@@ -7,7 +7,7 @@ mod faults;
 mod links;
 mod nodes;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use highwater_shards::ids::{ConnId, PartitionId, ShardId};
@@ -20,10 +20,11 @@ use super::auditor::Auditor;
 use super::client::{Act, Client, Role, Scene};
 use super::config::Config;
 use super::consumer::Consumer;
+use super::controls::{self, Planes};
 use super::judge::Judge;
 use super::links::{Link, Side};
 use super::net::Net;
-use super::plane::{Cx, Plane, Said, Told};
+use super::plane::{Cx, Said, Told, Truth};
 use super::producer::Producer;
 use super::{Counts, Outcome};
 use crate::checkers::{Verdict, broken, liveness};
@@ -33,8 +34,10 @@ use crate::net::{Conn, Up};
 use crate::queue::{Lane, Queue};
 use crate::rng::Rng;
 use crate::trace::Trace;
+use crate::turn;
 
 pub use faults::Fault;
+use faults::Kind;
 
 /// A run with more inputs and outputs than this goes round in circles.
 const EVENTS_MAX: u64 = 4_000_000;
@@ -56,11 +59,7 @@ struct Host {
     mail: Vec<Lane>,
 }
 
-enum Item {
-    Input(Input<SimFront>),
-    /// The disk does an operation when the shard hears of it, so that nothing is promised before.
-    Disk(OpNo),
-}
+type Item = turn::Item<SimFront>;
 
 struct Node {
     hosts: Vec<Host>,
@@ -70,14 +69,14 @@ struct Node {
     fatal_expected: bool,
 }
 
-enum Event<E> {
+enum Event {
     Wake(usize, ShardId, u32),
     Timeout(usize, ShardId, u32, u64),
     Disk(usize, ShardId, u32, OpNo),
     Mail(usize, ShardId, u32, ShardMail),
     Told(usize, ShardId, u32, Told),
     Said(usize, ShardId, u32, Said),
-    Plane(E),
+    Plane(controls::Event),
     /// A connection comes to the other node, or the news that it does not.
     Dial {
         node: usize,
@@ -107,6 +106,11 @@ enum Event<E> {
     Fault,
     Undo(Fault),
     Restart(usize),
+    Stop(usize, u32),
+    /// What the node leads another one is to lead.
+    Relieve(usize),
+    /// Likewise any node, again and again.
+    RelieveAny,
     StopOverdue(usize, u32),
     Heal,
 }
@@ -140,13 +144,13 @@ struct Dice {
     fault: Rng,
 }
 
-pub struct World<P: Plane> {
+pub struct World {
     config: Config,
-    plane: P,
+    plane: Planes,
     now: Instant,
     net: Net,
     nodes: Vec<Node>,
-    queue: Queue<Event<P::Event>>,
+    queue: Queue<Event>,
     trace: Trace,
     dice: Dice,
     places: Vec<Place>,
@@ -154,15 +158,20 @@ pub struct World<P: Plane> {
     clients: Vec<Client>,
     judge: Judge,
     counts: Counts,
+    /// Until when a fault of a kind lasts.
+    going_on: BTreeMap<Kind, Instant>,
     phase: Phase,
     healed_at: Instant,
     partitions: Vec<PartitionId>,
+    /// What clients know of leaders, until when.
+    view: Truth,
+    view_until: Instant,
     acts: Vec<Act>,
     tells: Vec<(usize, ShardId, Told)>,
-    later: Vec<(Instant, P::Event)>,
+    later: Vec<(Instant, controls::Event)>,
 }
 
-impl<P: Plane> World<P> {
+impl World {
     pub fn new(config: Config, print: bool) -> Self {
         let seed = config.seed;
         let dice = |purpose| Rng::new(seed, purpose, 0);
@@ -186,7 +195,7 @@ impl<P: Plane> World<P> {
             Node { hosts, doom: None, fatal_expected: false }
         };
         let mut world = Self {
-            plane: P::new(&config),
+            plane: Planes::new(&config),
             now: Instant::ZERO,
             net: Net::new(config.nodes),
             nodes: (0..config.nodes).map(node).collect(),
@@ -205,10 +214,13 @@ impl<P: Plane> World<P> {
             links: Vec::new(),
             clients: Vec::new(),
             judge: Judge::new(print),
-            counts: Counts { seeds: 1, storms: config.storm.into(), ..Counts::default() },
+            counts: Counts { seeds: 1, ..Counts::default() },
+            going_on: BTreeMap::new(),
             phase: Phase::Faults,
             healed_at: Instant::ZERO,
             partitions: Vec::new(),
+            view: Truth::new(),
+            view_until: Instant::ZERO,
             acts: Vec::new(),
             tells: Vec::new(),
             later: Vec::new(),
@@ -234,6 +246,9 @@ impl<P: Plane> World<P> {
             self.dice.fault.between(self.config.peace, self.config.peace + Duration::from_millis(120));
         self.after(first, Event::Fault);
         self.after(first + self.config.duration, Event::Heal);
+        if self.config.relieve_every.is_some() {
+            self.after(first, Event::RelieveAny);
+        }
     }
 
     fn add_client(&mut self, client: Client) {
@@ -297,7 +312,7 @@ impl<P: Plane> World<P> {
         self.nodes[node].doom.is_some_and(|(at, _)| at <= self.trace.events())
     }
 
-    fn dispatch(&mut self, event: Event<P::Event>) -> Verdict {
+    fn dispatch(&mut self, event: Event) -> Verdict {
         match event {
             Event::Wake(n, s, life) if self.net.is_life(n, life) => return self.wake(n, s),
             Event::Timeout(n, s, life, number) if self.net.is_life(n, life) => {
@@ -339,12 +354,19 @@ impl<P: Plane> World<P> {
             Event::Fault => return self.on_fault(),
             Event::Undo(fault) => self.undo(fault),
             Event::Restart(node) => return self.restart(node),
+            Event::Stop(node, life) => {
+                if self.net.is_life(node, life) && self.net.runs(node, self.now) {
+                    return self.stop(node);
+                }
+            }
             Event::StopOverdue(node, life) => {
                 if self.net.is_life(node, life) && self.net.runs(node, self.now) {
                     return Err(broken(liveness::NAME, "a node did not stop by the deadline"));
                 }
             }
-            Event::Heal => return self.heal(),
+            Event::Relieve(node) => return self.relieve(node),
+            Event::RelieveAny => return self.relieve_any(),
+            Event::Heal => self.heal(),
         }
         Ok(())
     }
@@ -353,12 +375,12 @@ impl<P: Plane> World<P> {
         &mut self.nodes[node].hosts[usize::from(shard.0)]
     }
 
-    fn after(&mut self, delay: Duration, event: Event<P::Event>) {
+    fn after(&mut self, delay: Duration, event: Event) {
         self.queue.push(self.now + delay, event);
     }
 
     /// Lets the control plane do something, and carries out what it wants.
-    fn with_plane(&mut self, call: impl FnOnce(&mut P, &mut Cx<'_, P::Event>) -> Verdict) -> Verdict {
+    fn with_plane(&mut self, call: impl FnOnce(&mut Planes, &mut Cx<'_>) -> Verdict) -> Verdict {
         let mut cx = Cx {
             now: self.now,
             config: &self.config,
@@ -389,14 +411,27 @@ impl<P: Plane> World<P> {
         Ok(())
     }
 
+    fn look_who_leads(&mut self) {
+        if self.is_view_late() && (self.view_until <= self.now || self.view.len() < self.partitions.len()) {
+            self.view.clone_from(self.plane.truth());
+            let lasts = self.config.view_lasts.clone();
+            self.view_until = self.now + self.dice.net.between(lasts.start, lasts.end);
+        }
+    }
+
+    fn is_view_late(&self) -> bool {
+        self.config.features.late_clients && self.phase == Phase::Faults
+    }
+
     fn scene(&mut self) -> (&mut Vec<Client>, Scene<'_>) {
+        let late = self.is_view_late();
         let serving = |node: usize| self.net.node(node).up && self.plane.is_serving(node);
         let scene = Scene {
             now: self.now,
             config: &self.config,
             judge: &mut self.judge,
             partitions: &self.partitions,
-            truth: self.plane.truth(),
+            truth: if late { &self.view } else { self.plane.truth() },
             serving: (0..self.config.nodes).filter(|&n| serving(n)).collect(),
             healing: self.phase != Phase::Faults,
         };
@@ -413,6 +448,7 @@ impl<P: Plane> World<P> {
             return Ok(());
         }
         let mut acts = std::mem::take(&mut self.acts);
+        self.look_who_leads();
         let rest = {
             let (clients, mut scene) = self.scene();
             clients[client].turn(&mut scene, &mut acts)?

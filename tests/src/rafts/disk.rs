@@ -22,6 +22,9 @@ use crate::rng::Rng;
 const SECTOR: usize = 512;
 /// Small, so that many rounds are in a run.
 const ROUND_BYTES: u64 = 256 * 1024;
+const JOURNAL_BYTES: u64 = 8 * BLOCK as u64;
+/// What is written directly lies on multiples of this.
+const BLOCK: usize = 4096;
 
 /// What the disk claims to have done and has not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -336,6 +339,13 @@ impl Disk {
         Ok(Opened { disk: self.clone(), file })
     }
 
+    fn find_or_make(&self, name: &str) -> io::Result<Opened> {
+        match self.find(name)? {
+            Some(file) => Ok(file),
+            None => self.make(name),
+        }
+    }
+
     fn find(&self, name: &str) -> io::Result<Option<Opened>> {
         let state = self.state();
         if !state.powered || state.life != self.life {
@@ -371,16 +381,24 @@ impl Folder for Disk {
         Path::new("raft")
     }
 
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        Ok(self.find(name)?.is_some())
+    }
+
     fn backend(&self, name: &str) -> Result<Backend, DatabaseError> {
-        let file = match self.find(name)? {
-            Some(file) => file,
-            None => self.make(name)?,
-        };
-        Ok(Backend(Box::new(file)))
+        Ok(Backend(Box::new(self.find_or_make(name)?)))
+    }
+
+    fn direct(&self, name: &str) -> io::Result<Backend> {
+        Ok(Backend(Box::new(Direct(self.find_or_make(name)?))))
     }
 
     fn round_bytes(&self) -> u64 {
         ROUND_BYTES
+    }
+
+    fn journal_bytes(&self) -> u64 {
+        JOURNAL_BYTES
     }
 
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>> {
@@ -463,5 +481,36 @@ impl StorageBackend for Opened {
 
     fn try_lock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<bool, BackendError> {
         Err(BackendError::Unsupported)
+    }
+}
+
+/// A file of which every write is durable when it returns; while it does not, the power may leave a part of it.
+#[derive(Debug)]
+struct Direct(Opened);
+
+impl StorageBackend for Direct {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)?;
+        self.0.sync_data()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        assert!(place(offset).is_multiple_of(BLOCK), "direct writes begin on blocks");
+        assert!(data.len().is_multiple_of(BLOCK), "direct writes are whole blocks");
+        assert!(data.as_ptr().addr().is_multiple_of(BLOCK), "direct writes come from aligned memory");
+        StorageBackend::write(&self.0, offset, data)?;
+        self.0.sync_data()
     }
 }

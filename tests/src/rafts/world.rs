@@ -615,8 +615,9 @@ impl World {
         let members = self.members();
         let healing = self.healing.as_ref().expect("one looks while it heals");
         let since = healing.since;
-        let missing: Vec<usize> =
-            members.iter().copied().filter(|at| !healing.given.contains_key(&self.nodes[*at].id)).collect();
+        // What is proposed to a node that is down never was; one that starts is asked the next time.
+        let is_missing = |node: &Node| node.life.is_some() && !healing.given.contains_key(&node.id);
+        let missing: Vec<usize> = members.into_iter().filter(|at| is_missing(&self.nodes[*at])).collect();
         for at in missing {
             let number = self.propose(at);
             let id = self.nodes[at].id;

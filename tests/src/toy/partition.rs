@@ -189,7 +189,7 @@ impl Partition {
         if watching {
             self.watchers.push(to);
         }
-        Ok(ReadOut { high_watermark: Offset(hw), log_start: Offset::ZERO, records, watching })
+        Ok(ReadOut { high_watermark: Offset(hw), log_start: Offset::ZERO, records, watching, nearer: None })
     }
 }
 

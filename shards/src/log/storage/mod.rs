@@ -487,6 +487,11 @@ impl Storage {
         matches!(self.phase, Phase::Running)
     }
 
+    /// Nothing is done any more, and late answers of the disk change nothing.
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Stopped | Phase::Failed)
+    }
+
     fn is_recovering(&self) -> bool {
         matches!(self.phase, Phase::Recovering(_))
     }
@@ -521,7 +526,7 @@ impl Storage {
     /// Takes what became of an operation.
     pub fn handle(&mut self, now: Instant, event: DiskEvent) {
         self.now = now;
-        if matches!(self.phase, Phase::Failed) {
+        if self.is_over() {
             return;
         }
         if !matches!(event, DiskEvent::Read { .. }) {
@@ -542,6 +547,9 @@ impl Storage {
     /// Takes note that the instant of `poll_timeout` came; what follows from it comes out of `poll_op`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
+        if self.is_over() {
+            return;
+        }
         if let Some(journal) = &mut self.journal {
             journal.handle_timeout(now);
         }
@@ -553,7 +561,7 @@ impl Storage {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
         }
-        if matches!(self.phase, Phase::Failed) {
+        if self.is_over() {
             return None;
         }
         self.pump();

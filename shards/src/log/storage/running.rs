@@ -20,7 +20,7 @@ impl Storage {
 
     fn poll_any_op(&mut self, now: Instant, noted: &dyn Noted) -> Option<DiskOp> {
         self.now = now;
-        if matches!(self.phase, Phase::Failed) {
+        if self.is_over() {
             return None;
         }
         self.pump();
@@ -44,7 +44,7 @@ impl Storage {
             }
         }
         self.settle_stop();
-        if matches!(self.phase, Phase::Failed) {
+        if self.is_over() {
             return None;
         }
         // A restored log is told before anything of it is read.
@@ -75,7 +75,7 @@ impl Storage {
 
     /// When `handle_timeout` is wanted; ask again after `poll_op` was drained.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if matches!(self.phase, Phase::Failed | Phase::Stopped) {
+        if self.is_over() {
             return None;
         }
         let journal = self.journal.as_ref().and_then(|journal| journal.poll_timeout());
@@ -192,6 +192,7 @@ impl Storage {
         match &self.phase {
             Phase::Recovering(_) => {
                 self.phase = Phase::Stopped;
+                self.ops.clear();
                 self.events.push_back(StorageEvent::Stopped);
             }
             Phase::Running if self.stop == Stop::No => {

@@ -160,6 +160,7 @@ fn consumers_may_read_from_a_follower_up_to_the_high_watermark_that_it_knows() {
     let any = |offset, epoch| match read(offset, 1) {
         Op::Read { offset, bytes_max, first_batch_whole, watch_below_bytes, .. } => Op::Read {
             from_follower: true,
+            nearer: Vec::new(),
             current_epoch: epoch,
             offset,
             bytes_max,
@@ -188,4 +189,64 @@ fn consumers_may_read_from_a_follower_up_to_the_high_watermark_that_it_knows() {
     }
     let token = cluster.append(B, 0, "c");
     assert_eq!(cluster.error(B, token), Some(PartitionError::NotLeader));
+    // What it has and does not know to be committed is waited for.
+    cluster.slow_disks.insert(C);
+    cluster.append(A, 0, "d");
+    assert_eq!(cluster.ends(B, 0), (0, 2, 3));
+    let ahead = cluster.rig(B).op(0, any(3, None));
+    assert!(
+        matches!(cluster.rig(B).answer(ahead), Some(Answer::Read(Ok(out))) if out.watching && out.records.is_empty())
+    );
+    cluster.slow_disks.clear();
+    cluster.settle();
+    assert!(cluster.rig(B).answer(ahead).is_none(), "what it stands before is not there yet");
+    cluster.append(A, 0, "e");
+    cluster.settle();
+    assert!(matches!(cluster.rig(B).answer(ahead), Some(Answer::Readable)));
+    // Records that the leader deleted are gone here too.
+    delete_before(&mut cluster, A, 2);
+    cluster.settle();
+    let token = cluster.rig(B).op(0, any(1, None));
+    assert_eq!(cluster.error(B, token), Some(PartitionError::OffsetOutOfRange));
+    // One that may be cut off from everybody sends its readers away, and who waits is woken to be told.
+    let watch = cluster.rig(B).op(0, any(4, None));
+    assert!(matches!(cluster.rig(B).answer(watch), Some(Answer::Read(Ok(out))) if out.watching));
+    let until = cluster.now() + Duration::from_secs(1);
+    cluster.rig(B).handle(Input::Control(FromControl::Lease { until }));
+    cluster.at(until);
+    assert!(matches!(cluster.rig(B).answer(watch), Some(Answer::Readable)));
+    let token = cluster.rig(B).op(0, any(3, None));
+    assert_eq!(cluster.error(B, token), Some(PartitionError::NotLeader));
+}
+
+#[test]
+fn the_leader_names_a_nearer_follower_that_holds_what_is_asked_for() {
+    let mut cluster = Cluster::new();
+    cluster.assign(0, A, 1, &[A, B], quorum(2));
+    for value in ["a", "b"] {
+        cluster.append(A, 0, value);
+    }
+    cluster.settle();
+    let ask = |cluster: &mut Cluster, at: u64, among: &[NodeId]| {
+        let mut op = read(at, 1);
+        let Op::Read { nearer, watch_below_bytes, .. } = &mut op else { unreachable!() };
+        (*nearer, *watch_below_bytes) = (among.to_vec(), 1);
+        let token = cluster.rig(A).op(0, op);
+        match cluster.rig(A).answer(token) {
+            Some(Answer::Read(Ok(out))) => Ok((out.nearer, out.records.len(), out.watching)),
+            Some(Answer::Read(Err(refused))) => Err(refused.error),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(ask(&mut cluster, 0, &[C, B]), Ok((Some(B), 0, false)), "C is not in sync");
+    assert_eq!(ask(&mut cluster, 2, &[B]), Ok((Some(B), 0, false)), "it waits there, not here");
+    assert_eq!(ask(&mut cluster, 0, &[C]), Ok((None, 2, false)));
+    assert_eq!(ask(&mut cluster, 0, &[]), Ok((None, 2, false)));
+    assert_eq!(ask(&mut cluster, 0, &[A]), Ok((None, 2, false)), "nobody is sent to where they are");
+    assert_eq!(ask(&mut cluster, 3, &[B]), Err(PartitionError::OffsetOutOfRange));
+    // After its return nothing is known of what it holds, until it has said so.
+    cluster.cut_off(B);
+    let files = cluster.kill(B);
+    cluster.restart(B, files);
+    assert_eq!(ask(&mut cluster, 0, &[B]), Ok((None, 2, false)));
 }

@@ -146,15 +146,22 @@ fn r21_an_answer_that_logs_part_moves_neither_the_high_watermark_nor_progress() 
     cluster.assert_same(0, 2);
 }
 
-#[test]
-fn r22_records_that_come_late_are_dropped() {
-    // KAFKA-18991: what was sent for one epoch arrives in another. The stream stays, for another partition.
+/// All have one record; A has appended another, which is on its way to both others. Their streams stay whatever becomes of
+/// the partition, for another one.
+fn with_a_late_record() -> Cluster {
     let mut cluster = led_by_a();
     cluster.assign(1, A, 1, &[A, B, C], quorum(2));
     cluster.append(A, 0, "common");
     cluster.settle();
     cluster.held = [(A, B), (A, C)].into();
     cluster.append(A, 0, "late");
+    cluster
+}
+
+#[test]
+fn r22_records_that_come_late_are_dropped() {
+    // KAFKA-18991: what was sent for one epoch arrives in another.
+    let mut cluster = with_a_late_record();
     cluster.assign_only(0, C, 2, &[B, C], quorum(2), &[B, C]);
     cluster.held.remove(&(A, C));
     cluster.run();
@@ -169,13 +176,8 @@ fn r22_records_that_come_late_are_dropped() {
 
 #[test]
 fn r22_records_that_come_late_from_the_same_leader_are_dropped() {
-    let mut cluster = led_by_a();
-    cluster.assign(1, A, 1, &[A, B, C], quorum(2));
-    cluster.append(A, 0, "common");
-    cluster.settle();
     // B hears of nothing; A is deposed and elected again, without what it had appended.
-    cluster.held = [(A, B), (A, C)].into();
-    cluster.append(A, 0, "late");
+    let mut cluster = with_a_late_record();
     cluster.assign_only(0, C, 2, &[B, C], quorum(2), &[A, C]);
     cluster.held.remove(&(A, C));
     cluster.settle();

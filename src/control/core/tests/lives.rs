@@ -128,6 +128,18 @@ fn stopping_waits_for_every_shard_and_names_the_late_ones() {
 }
 
 #[test]
+fn a_node_that_stops_before_its_shards_have_partitions_tells_them_of_none() {
+    let mut world = World::serving(1);
+    world.ask(1, create(&["a"], 1));
+    world.run();
+    let mut world = World::start(1, world.disk);
+    world.input(Input::Stop { deadline: SECOND });
+    world.commit();
+    assert_eq!(world.shards[0].told.len(), 1);
+    assert!(matches!(world.shards[0].told[0], FromControl::Stop { .. }), "until then an earlier life leads");
+}
+
+#[test]
 fn without_a_leader_requests_are_refused_in_time_and_served_again_with_one() {
     let mut world = World::serving(1);
     world.input(Input::Leadership { term: 2, leader: None });

@@ -78,6 +78,26 @@ fn a_stalled_process_blames_nobody() {
 }
 
 #[test]
+fn a_member_that_hears_nobody_holds_nobody_for_dead_until_a_bound() {
+    let mut net = Net::joined(8);
+    let died =
+        |net: &Net| net.events.iter().filter(|(by, e)| *by == 0 && matches!(e, Event::Died { .. })).count();
+    net.deaf.push(0);
+    net.run(Duration::from_millis(3400));
+    assert_eq!(died(&net), 0, "its own fault, as far as it can tell");
+    net.deaf.clear();
+    net.run(SECOND * 5);
+    assert_eq!(died(&net), 0);
+    assert!((0..8).all(|by| (0..8).all(|of| net.status(by, of) == Some(Status::Alive))));
+    // Nobody is left indeed.
+    for node in 1..8 {
+        net.stop(node);
+    }
+    net.run(SECOND * 30);
+    assert_eq!(net.node(0).live_count(), 1);
+}
+
+#[test]
 fn a_leaver_is_never_held_for_dead() {
     let mut net = Net::joined(6);
     net.feed(2, Input::Leave);

@@ -105,6 +105,7 @@ impl Node {
                     socket: crate::runtime::swim::bind("127.0.0.1:0".parse().unwrap()).unwrap(),
                     advertised: HostPort { host: "127.0.0.1".into(), port: at.port },
                     config: Config::default().cluster.swim,
+                    data_dir: root.clone(),
                 },
             }),
             formed: None,

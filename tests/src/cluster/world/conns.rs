@@ -10,10 +10,9 @@ use highwater_shards::shard::{ClientInput, Input};
 use super::{ClientConn, Event, Item, Place, World};
 use crate::checkers::Verdict;
 use crate::cluster::client::Act;
-use crate::cluster::plane::Plane;
 use crate::net::{Conn, Up};
 
-impl<P: Plane> World<P> {
+impl World {
     fn client_conn(&mut self, id: ConnId) -> &mut ClientConn {
         match self.place(id) {
             Place::Client(c) => c,

@@ -8,7 +8,6 @@ use super::{Event, Phase, Place, World};
 use crate::checkers::Verdict;
 use crate::cluster::config::Config;
 use crate::cluster::node_id;
-use crate::cluster::plane::Plane;
 use crate::disk::{Crash, DiskFaults};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,15 +27,18 @@ pub enum Fault {
         deaf: bool,
     },
     BreakLinks(usize, usize),
+    /// What a node sends to another one, or to all others, takes long. What it leads may be led by others meanwhile.
+    SlowLinks(usize, Option<usize>),
     SlowDisk(usize),
     FullDisk(usize),
     FailWrite(usize, ShardId),
     FailRead(usize, ShardId),
     Disturb,
+    Operate,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Kind {
     Kill,
     Power,
     Blackout,
@@ -48,10 +50,12 @@ enum Kind {
     Isolate,
     CutControl,
     BreakLinks,
+    SlowLinks,
     SlowDisk,
     FullDisk,
     DiskError,
     Disturb,
+    Operate,
 }
 
 fn kinds(config: &Config) -> Vec<Kind> {
@@ -70,16 +74,20 @@ fn kinds(config: &Config) -> Vec<Kind> {
         (f.isolate, Kind::Isolate),
         (f.cut_control, Kind::CutControl),
         (f.broken_links, Kind::BreakLinks),
+        (f.slow_links, Kind::SlowLinks),
+        (f.slow_links, Kind::SlowLinks),
         (f.slow_disk, Kind::SlowDisk),
         (f.full_disk, Kind::FullDisk),
         (f.disk_errors, Kind::DiskError),
         (f.controllers, Kind::Disturb),
         (f.controllers, Kind::Disturb),
+        (f.moves, Kind::Operate),
+        (f.moves, Kind::Operate),
     ];
     all.into_iter().filter(|k| k.0).map(|k| k.1).collect()
 }
 
-impl<P: Plane> World<P> {
+impl World {
     pub(super) fn on_fault(&mut self) -> Verdict {
         if self.phase != Phase::Faults {
             return Ok(());
@@ -130,11 +138,13 @@ impl<P: Plane> World<P> {
                 _ => Fault::CutBoth(node, controller),
             },
             Kind::BreakLinks => Fault::BreakLinks(node, other),
+            Kind::SlowLinks => Fault::SlowLinks(node, rng.flip().then_some(other)),
             Kind::SlowDisk => Fault::SlowDisk(node),
             Kind::FullDisk => Fault::FullDisk(node),
             Kind::DiskError if rng.flip() => Fault::FailWrite(node, shard),
             Kind::DiskError => Fault::FailRead(node, shard),
             Kind::Disturb => Fault::Disturb,
+            Kind::Operate => Fault::Operate,
         }
     }
 
@@ -168,39 +178,58 @@ impl<P: Plane> World<P> {
                 }
             }
             Fault::Stop(node) => {
-                if self.net.runs(node, self.now) && self.plane.is_serving(node) {
-                    let life = self.net.node(node).life;
-                    self.with_plane(|plane, cx| plane.stop(node, cx))?;
-                    self.after(Duration::from_secs(25), Event::StopOverdue(node, life));
+                if self.net.runs(node, self.now) {
+                    self.stop(node)?;
                 }
             }
             Fault::Pause(node) => {
                 self.counts.pauses += 1;
+                self.goes_on(Kind::Pause, lasts);
                 let until = self.now + lasts;
                 let standing = self.net.node_mut(node);
                 standing.paused_until = standing.paused_until.max(until);
             }
             Fault::Stall(node, shard) => {
+                self.goes_on(Kind::Stall, lasts / 4);
                 let until = self.now + lasts / 4;
                 self.host(node, shard).stalled_until = until;
             }
             Fault::Cut(..) | Fault::CutBoth(..) | Fault::Isolate { .. } => {
                 self.counts.cuts += 1;
+                self.goes_on(Kind::Cut, lasts);
                 for (from, to) in self.ways(fault) {
                     self.net.cut(from, to);
                     self.links_fall_silent(from, to);
                 }
                 self.after(lasts, Event::Undo(fault));
             }
-            Fault::BreakLinks(a, b) => self.break_links(a, b),
+            Fault::BreakLinks(a, b) => {
+                self.goes_on(Kind::BreakLinks, Duration::ZERO);
+                self.break_links(a, b);
+            }
+            Fault::SlowLinks(from, to) => {
+                self.counts.slow_links += 1;
+                self.goes_on(Kind::SlowLinks, lasts);
+                let lag = self.dice.fault.between(Duration::from_millis(2), self.config.lag_max / 2);
+                for to in (0..self.config.nodes).filter(|&n| to.is_none_or(|to| n == to)) {
+                    self.net.set_lag(from, to, lag);
+                }
+                self.after(lasts, Event::Undo(fault));
+                if self.config.features.moves && self.dice.fault.flip() {
+                    let soon = self.dice.fault.between(Duration::ZERO, lasts);
+                    self.after(soon, Event::Relieve(from));
+                }
+            }
             Fault::SlowDisk(node) => {
                 self.counts.bad_disks += 1;
+                self.goes_on(Kind::SlowDisk, lasts);
                 let factor = self.config.slow_factor;
                 self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.slow = factor);
                 self.after(lasts, Event::Undo(fault));
             }
             Fault::FullDisk(node) => {
                 self.counts.bad_disks += 1;
+                self.goes_on(Kind::FullDisk, lasts);
                 self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.full = true);
                 self.after(lasts, Event::Undo(fault));
             }
@@ -220,10 +249,57 @@ impl<P: Plane> World<P> {
             }
             Fault::Disturb => {
                 self.counts.disturbances += 1;
+                self.goes_on(Kind::Disturb, Duration::ZERO);
                 self.with_plane(|plane, cx| plane.disturb(cx))?;
+            }
+            Fault::Operate => {
+                self.counts.moves += 1;
+                self.with_plane(|plane, cx| {
+                    plane.operate(cx);
+                    Ok(())
+                })?;
             }
         }
         Ok(())
+    }
+
+    /// A fault of this kind goes on for so long. All cuts are one kind.
+    pub(super) fn goes_on(&mut self, kind: Kind, lasts: Duration) {
+        let until = self.now + lasts;
+        let known = self.going_on.entry(kind).or_insert(until);
+        *known = until.max(*known);
+        let at_once = self.going_on.values().filter(|&&until| until >= self.now).count();
+        if at_once >= 3 {
+            self.counts.seeds_with_three_faults_at_once = 1;
+        }
+    }
+
+    /// An operator stops the node, whatever it does just now.
+    pub(super) fn stop(&mut self, node: usize) -> Verdict {
+        if !self.plane.is_stopping(node) {
+            let life = self.net.node(node).life;
+            self.with_plane(|plane, cx| plane.stop(node, cx))?;
+            self.after(Duration::from_secs(25), Event::StopOverdue(node, life));
+        }
+        Ok(())
+    }
+
+    pub(super) fn relieve(&mut self, node: usize) -> Verdict {
+        self.counts.moves += 1;
+        self.with_plane(|plane, cx| {
+            plane.relieve(node, cx);
+            Ok(())
+        })
+    }
+
+    pub(super) fn relieve_any(&mut self) -> Verdict {
+        let Some(every) = self.config.relieve_every.clone().filter(|_| self.phase == Phase::Faults) else {
+            return Ok(());
+        };
+        let next = self.dice.fault.between(every.start, every.end);
+        self.after(next, Event::RelieveAny);
+        let node = self.dice.fault.index(self.config.nodes);
+        self.relieve(node)
     }
 
     /// The ways that a cut closes.
@@ -250,6 +326,9 @@ impl<P: Plane> World<P> {
         }
         match fault {
             Fault::SlowDisk(node) => self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.slow = 1),
+            Fault::SlowLinks(from, _) => {
+                (0..self.config.nodes).for_each(|to| self.net.set_lag(from, to, Duration::ZERO));
+            }
             Fault::FullDisk(node) => {
                 self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.full = false);
             }
@@ -264,7 +343,7 @@ impl<P: Plane> World<P> {
     }
 
     /// The faults are over.
-    pub(super) fn heal(&mut self) -> Verdict {
+    pub(super) fn heal(&mut self) {
         self.trace.note(self.now, "the faults are over");
         self.phase = Phase::Healing;
         self.healed_at = self.now;
@@ -284,6 +363,5 @@ impl<P: Plane> World<P> {
                 self.pump(ConnId(i as u64));
             }
         }
-        self.with_plane(|plane, cx| plane.heal(cx))
     }
 }

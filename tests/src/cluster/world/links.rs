@@ -12,13 +12,12 @@ use highwater_shards::time::Instant;
 use super::{Event, Item, Place, World};
 use crate::cluster::links::{End, Link, Side};
 use crate::cluster::node_id;
-use crate::cluster::plane::Plane;
 use crate::disk::Crash;
 
 /// Before a kernel tries once more what did not get through.
 const RESEND: Duration = Duration::from_millis(3);
 
-impl<P: Plane> World<P> {
+impl World {
     pub(super) fn place(&mut self, conn: ConnId) -> &mut Place {
         &mut self.places[usize::try_from(conn.0).expect("connections are counted from 0")]
     }
@@ -160,7 +159,8 @@ impl<P: Plane> World<P> {
 
     pub(super) fn on_link_take(&mut self, link: usize, side: Side) {
         let socket_bytes = self.config.socket_bytes;
-        let arrives = self.now + self.dice.net.tailed(&self.config.net);
+        let (from, to) = (self.links[link].ends[side].node, self.links[link].ends[1 - side].node);
+        let arrives = self.now + self.dice.net.tailed(&self.config.streams) + self.net.lag(from, to);
         let end = &mut self.links[link].ends[side];
         end.taking = false;
         if !end.open || !end.can_take(socket_bytes) {

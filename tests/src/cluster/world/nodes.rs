@@ -6,19 +6,21 @@ use highwater_shards::ids::{ConnId, ShardId};
 use highwater_shards::log::journal::JournalConfig;
 use highwater_shards::log::storage::StorageConfig;
 use highwater_shards::mail::ToControl;
-use highwater_shards::shard::{Input, Machine, Output, ReplicationConfig, Shard, ShardConfig};
+use highwater_shards::shard::{Machine, Output, ReplicationConfig, Shard, ShardConfig};
 use highwater_shards::time::Instant;
 
-use super::{Event, Host, Item, Place, World};
+use super::faults::Kind;
+use super::{Event, Host, Item, Phase, Place, World};
 use crate::checkers::{Verdict, broken};
 use crate::cluster::config::Config;
 use crate::cluster::node_id;
-use crate::cluster::plane::{Plane, Said};
+use crate::cluster::plane::Said;
 use crate::disk::Crash;
 use crate::front::SimFront;
 use crate::rng::Rng;
+use crate::turn;
 
-impl<P: Plane> World<P> {
+impl World {
     pub(super) fn deliver(&mut self, node: usize, shard: ShardId, item: Item) {
         self.host(node, shard).inbox.push_back(item);
         self.schedule_wake(node, shard);
@@ -45,23 +47,11 @@ impl<P: Plane> World<P> {
             self.schedule_wake(node, shard);
             return Ok(());
         }
-        let all = host.inbox.len();
-        // Mostly everything that is there, now and then a part of it.
-        let batch = if all > 1 && self.dice.wake.chance(200) { 1 + self.dice.wake.index(all) } else { all };
         let machine = host.machine.as_mut().expect("the node is up");
-        if machine.poll_timeout().is_some_and(|t| t <= clock) {
-            let input = Input::Timeout;
-            self.trace.input(self.now, shard, &input);
-            machine.handle(clock, input);
-        }
-        for item in host.inbox.drain(..batch) {
-            let input = match item {
-                Item::Input(input) => input,
-                Item::Disk(op) => Input::Disk(host.disk.complete(op)),
-            };
-            self.trace.input(self.now, shard, &input);
-            machine.handle(clock, input);
-        }
+        let (trace, now) = (&mut self.trace, self.now);
+        turn::take(machine, &mut host.disk, &mut host.inbox, clock, &mut self.dice.wake, |input| {
+            trace.input(now, shard, input);
+        });
         self.look(node, shard)?;
         self.drain(node, shard)?;
         if self.net.node(node).up && !self.is_doomed(node) {
@@ -78,7 +68,7 @@ impl<P: Plane> World<P> {
         let machine = machine.expect("the node is up");
         for &partition in &self.partitions {
             if let Some(look) = machine.look(partition) {
-                self.judge.on_look(node, life, partition, &look)?;
+                self.judge.on_look(node, life, partition, &look, |at| machine.epoch_of(partition, at))?;
             }
         }
         Ok(())
@@ -200,7 +190,7 @@ impl<P: Plane> World<P> {
         self.trace.note(self.now, &format!("node {} has stopped", node_id(node)));
         self.counts.stops += 1;
         let crash = if self.dice.crash.flip() { Crash::Power } else { Crash::Kill };
-        self.node_down(node, crash);
+        self.node_down(node, crash, Kind::Stop);
     }
 
     pub(super) fn restart(&mut self, node: usize) -> Verdict {
@@ -225,7 +215,13 @@ impl<P: Plane> World<P> {
             };
             self.schedule_wake(node, shard);
         }
-        self.with_plane(|plane, cx| plane.start(node, cx))
+        self.with_plane(|plane, cx| plane.start(node, cx))?;
+        if self.config.features.clean_stop && self.phase == Phase::Faults && self.dice.crash.chance(80) {
+            // While it still recovers, mostly.
+            let soon = self.dice.crash.between(Duration::ZERO, Duration::from_millis(4));
+            self.after(soon, Event::Stop(node, life));
+        }
+        Ok(())
     }
 
     /// The node ends without a word.
@@ -235,14 +231,20 @@ impl<P: Plane> World<P> {
             Crash::Kill => "is killed",
         };
         self.trace.note(self.now, &format!("node {} {what}", node_id(node)));
-        match crash {
-            Crash::Power => self.counts.power_losses += 1,
-            Crash::Kill => self.counts.kills += 1,
-        }
-        self.node_down(node, crash);
+        let kind = match crash {
+            Crash::Power => {
+                self.counts.power_losses += 1;
+                Kind::Power
+            }
+            Crash::Kill => {
+                self.counts.kills += 1;
+                Kind::Kill
+            }
+        };
+        self.node_down(node, crash, kind);
     }
 
-    fn node_down(&mut self, node: usize, crash: Crash) {
+    fn node_down(&mut self, node: usize, crash: Crash, kind: Kind) {
         self.net.node_mut(node).up = false;
         self.nodes[node].doom = None;
         self.nodes[node].fatal_expected = false;
@@ -275,6 +277,7 @@ impl<P: Plane> World<P> {
         } else {
             self.dice.crash.between(lasts.start, lasts.end * 2)
         };
+        self.goes_on(kind, pause);
         self.after(pause, Event::Restart(node));
     }
 }

@@ -43,6 +43,33 @@ fn clean_stop_is_followed_by_a_start_that_reads_no_segment() {
 }
 
 #[test]
+fn stop_at_each_operation_of_a_recovery_ends_it_and_leaves_everything_for_the_next_start() {
+    for steps in 0.. {
+        let mut rig = Rig::started(steps);
+        for i in 0..60 {
+            rig.append(i % 3, 3000, Urgency::Sync).unwrap();
+        }
+        rig.settle();
+        rig.crash(true);
+        let mut left = steps;
+        while left > 0 && rig.report.is_none() {
+            assert!(rig.complete_one(), "a recovery ends");
+            left -= 1;
+        }
+        let is_over = rig.report.is_some();
+        rig.stop();
+        assert_eq!(rig.storage.poll_timeout(), None);
+        rig.crash(true);
+        rig.recover();
+        rig.check_recovered();
+        if is_over {
+            assert!(steps > 10, "it is stopped at many moments");
+            return;
+        }
+    }
+}
+
+#[test]
 fn crash_at_each_operation_of_a_short_history_loses_nothing_that_was_flushed() {
     for with_power in [false, true] {
         for steps in 0.. {

@@ -392,6 +392,11 @@ impl Drop for Running {
 /// A blocking client.
 pub(super) struct Client(pub TcpStream);
 
+/// Bytes of which any part tells where it belongs.
+pub fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i.wrapping_mul(31) + i / 251 + seed) as u8).collect()
+}
+
 impl Client {
     pub fn to(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
@@ -417,6 +422,15 @@ impl Client {
     pub fn echo(&mut self, frame: &[u8]) {
         self.send(frame);
         assert!(self.recv() == frame, "the answer is the frame");
+    }
+
+    /// The same for a frame that may be too long to be sent whole before any of it is read.
+    pub fn echo_meanwhile(&mut self, frame: &[u8]) {
+        let mut writer = Self(self.0.try_clone().unwrap());
+        std::thread::scope(|s| {
+            s.spawn(move || writer.send(frame));
+            assert!(self.recv() == frame, "{} bytes", frame.len());
+        });
     }
 
     /// Whether the other side has closed, waiting for it.

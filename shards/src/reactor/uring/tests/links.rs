@@ -4,14 +4,10 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use super::echo::{Client, Options, run};
+use super::echo::{Client, Options, pattern, run};
 use crate::front::CloseReason;
 use crate::reactor::boot::ShardExit;
 use crate::reactor::uring::{KernelUse, LinkConfig, Spin};
-
-fn pattern(len: usize, seed: usize) -> Vec<u8> {
-    (0..len).map(|i| (i.wrapping_mul(31) + i / 251 + seed) as u8).collect()
-}
 
 /// What every kernel and every way of waiting has to do alike.
 fn echoes_all_shapes(options: &Options) {
@@ -22,13 +18,7 @@ fn echoes_all_shapes(options: &Options) {
     for (seed, len) in
         [1, 1000, 16 * 1024, 65_536, 65_537, 200_000, 1 << 20, 3 << 20, 10, 1 << 20].iter().enumerate()
     {
-        let frame = pattern(*len, seed);
-        std::thread::scope(|s| {
-            let mut writer = Client(client.0.try_clone().unwrap());
-            let frame = &frame;
-            s.spawn(move || writer.send(frame));
-            assert!(client.recv() == *frame, "{len} bytes");
-        });
+        client.echo_meanwhile(&pattern(*len, seed));
     }
     for &byte in [0, 0, 0, 3, b'a', b'b', b'c', 0, 0, 0, 1, b'z'].iter() {
         client.0.write_all(&[byte]).unwrap();

@@ -6,17 +6,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::echo::{Client, Options, PeerSeen, Running, run};
+use super::echo::{Client, Options, PeerSeen, Running, pattern, run};
 use crate::front::CloseReason;
 use crate::ids::{NodeId, RegistrationEpoch, ShardId};
 use crate::reactor::boot::ShardExit;
 use crate::reactor::handover::{Adopted, ToDriver};
 use crate::reactor::uring::{KernelUse, LinkConfig};
 use crate::stream::FRAME_BYTES_MAX;
-
-fn pattern(len: usize, seed: usize) -> Vec<u8> {
-    (0..len).map(|i| (i.wrapping_mul(31) + i / 251 + seed) as u8).collect()
-}
 
 fn adopted(socket: impl Into<OwnedFd>, dialed: bool) -> Adopted {
     Adopted {
@@ -57,13 +53,7 @@ fn echoes_all_shapes(options: &Options) {
     for (seed, len) in
         [1, 1000, 16 * 1024, 65_537, 200_000, 1 << 20, 5 << 20, 10, 1 << 20, 1 << 20].iter().enumerate()
     {
-        let frame = pattern(*len, seed);
-        std::thread::scope(|s| {
-            let mut writer = Client(peer.0.try_clone().unwrap());
-            let frame = &frame;
-            s.spawn(move || writer.send(frame));
-            assert!(peer.recv() == *frame, "{len} bytes");
-        });
+        peer.echo_meanwhile(&pattern(*len, seed));
     }
     assert_eq!(
         running.seen[0].lock().unwrap().peers,
