@@ -27,7 +27,7 @@ pub trait Folder: Debug + Send + Sync + 'static {
     /// Opens a file for a database, or makes an empty one.
     fn backend(&self, name: &str) -> Result<Backend, DatabaseError>;
     /// Opens a file, or makes an empty one, of which every write is durable when it returns. Offsets, lengths and
-    /// addresses of what is written are multiples of [`super::direct::BLOCK`].
+    /// addresses of what is written are multiples of 4 KiB.
     fn direct(&self, name: &str) -> io::Result<Backend>;
     /// Bytes of flushes that go one behind the other before the database's own file is flushed.
     fn round_bytes(&self) -> u64 {

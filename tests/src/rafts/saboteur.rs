@@ -53,6 +53,23 @@ impl Sabotage {
         Self::FoundedTwice,
         Self::NeverHealed,
     ];
+
+    /// The checkers that are meant to catch it.
+    pub fn caught_by(self) -> &'static [&'static str] {
+        match self {
+            Self::VoteBeforeSync => &["votes", "leaders"],
+            Self::AppendBeforeSync | Self::AppendNeverTaken | Self::CommitTooFar => {
+                &["committed", "proposals", "images"]
+            }
+            Self::NoFolderSync => &["committed", "proposals", "votes", "leaders", "lives"],
+            Self::VoteForged => &["leaders"],
+            Self::SnapshotSkips | Self::AppliedTwice => &["images"],
+            Self::EntryAltered => &["log matching"],
+            Self::LivesAlike => &["proposals", "I11 convergence"],
+            Self::FoundedTwice => &["founding"],
+            Self::NeverHealed => &["I11 convergence"],
+        }
+    }
 }
 
 /// A call arrives; with an answer when its receiver never sees it.
