@@ -140,19 +140,23 @@ impl Liveness {
                 continue;
             }
             if let Some(reason) = known.reason(now, info.incarnation, silent, heard.patience) {
-                known.returns = match reason {
-                    Reason::Died(_) => known.returns_at(now).saturating_add(1),
-                    Reason::Silent(_) | Reason::Left => known.returns_at(now),
-                };
-                known.fenced_at = Some(now);
-                known.not_before = Some(now + FENCE_AGAIN);
                 self.decided.push((node, reason));
             }
         }
     }
 
-    /// The nodes to fence, each told once.
-    pub fn take_decided(&mut self) -> Vec<(NodeId, Reason)> {
+    /// The nodes to fence, each told once. Until then each look decides anew: what it decided before had to wait for its
+    /// turn.
+    pub fn take_decided(&mut self, now: Instant) -> Vec<(NodeId, Reason)> {
+        for (node, reason) in &self.decided {
+            let known = self.nodes.get_mut(node).expect("who is decided on is known");
+            known.returns = match reason {
+                Reason::Died(_) => known.returns_at(now).saturating_add(1),
+                Reason::Silent(_) | Reason::Left => known.returns_at(now),
+            };
+            known.fenced_at = Some(now);
+            known.not_before = Some(now + FENCE_AGAIN);
+        }
         std::mem::take(&mut self.decided)
     }
 
@@ -240,9 +244,9 @@ mod tests {
             let silent = Duration::from_millis(ms);
             let heard = Heard { patience: PATIENCE, silent: vec![(ME, Duration::MAX), (OTHER, silent)] };
             self.liveness.on_heard(self.now, &heard, &self.image, ME);
-            let decided = self.liveness.take_decided();
+            let decided = self.liveness.take_decided(self.now);
             assert!(decided.iter().all(|(node, _)| *node == OTHER), "{decided:?}");
-            assert!(self.liveness.take_decided().is_empty(), "told once");
+            assert!(self.liveness.take_decided(self.now).is_empty(), "told once");
             decided.first().map(|(_, reason)| *reason)
         }
 
@@ -349,6 +353,28 @@ mod tests {
     }
 
     #[test]
+    fn a_decision_that_waits_for_its_turn_outlasts_another_look() {
+        let mut world = World::new();
+        world.hint(4, Sign::Died);
+        let look = |world: &mut World, ms| {
+            let heard = Heard { patience: PATIENCE, silent: vec![(OTHER, Duration::from_millis(ms))] };
+            world.liveness.on_heard(world.now, &heard, &world.image, ME);
+        };
+        look(&mut world, 300);
+        world.pass(Duration::from_millis(1));
+        look(&mut world, 301);
+        assert!(world.liveness.is_decided(OTHER));
+        assert_eq!(world.liveness.take_decided(world.now).len(), 1);
+        // It returned once only, however often it was looked at.
+        world.pass(FENCE_AGAIN);
+        assert_eq!(world.silent(599), None);
+        look(&mut world, 600);
+        look(&mut world, 0);
+        assert!(!world.liveness.is_decided(OTHER), "it was heard meanwhile");
+        assert!(world.silent(600).is_some(), "and that it nearly was fenced does not count");
+    }
+
+    #[test]
     fn fenced_and_unknown_nodes_are_left_alone() {
         let mut world = World::new();
         world.hint(4, Sign::Died);
@@ -369,7 +395,7 @@ mod tests {
         world.hint(4, Sign::Died);
         for (ms, want) in [(29_999, 0), (30_000, 1)] {
             world.liveness.on_heard(world.now, &heard(ms), &world.image, ME);
-            assert_eq!(world.liveness.take_decided().len(), want, "{ms}");
+            assert_eq!(world.liveness.take_decided(world.now).len(), want, "{ms}");
         }
     }
 }

@@ -67,6 +67,8 @@ pub struct Status {
     pub progress: BTreeMap<NodeId, Progress>,
     /// On the leader only: how long ago that was sent which a member answered last; absent for one that has not yet.
     pub silent: BTreeMap<NodeId, Duration>,
+    /// Another node that led and spoke to this one last, and how long ago that was.
+    pub predecessor: Option<(NodeId, Duration)>,
     /// On the leader only: how long ago that was sent which a majority of voters answered last.
     pub quorum_age: Option<Duration>,
     pub last_log: Option<u64>,
@@ -231,6 +233,7 @@ impl Raft {
             let heard = heard.as_ref()?;
             Some((node_id(*id)?, std::ops::Deref::deref(heard).elapsed()))
         });
+        let heard = self.0.server.heard.get();
         let members = membership.nodes().filter_map(|(id, member)| Some((node_id(*id)?, member.clone())));
         Status {
             node: self.0.node,
@@ -242,6 +245,7 @@ impl Raft {
             is_joint: membership.get_joint_config().len() > 1,
             progress: progress.collect(),
             silent: silent.collect(),
+            predecessor: heard.leader.map(|leader| (leader, heard.at.elapsed())),
             quorum_age: metrics.last_quorum_acked.as_ref().map(|sent| std::ops::Deref::deref(sent).elapsed()),
             last_log: metrics.last_log_index,
             committed: index(&metrics.local_committed),

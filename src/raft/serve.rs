@@ -38,8 +38,7 @@ pub(super) struct Server {
     pub shared: Rc<Shared>,
     pub counters: Counters,
     pub calls: Cell<usize>,
-    /// When a leader last spoke to this node.
-    pub heard: Rc<Cell<Instant>>,
+    pub heard: Rc<Cell<Heard>>,
     pub receiving: Mutex<Slot>,
     /// While that is locked: the transfer that it works on.
     pub working: Cell<Option<(NodeId, u64)>>,
@@ -51,6 +50,19 @@ pub(super) struct Slot {
     current: Option<(NodeId, u64, Receiving)>,
     /// The last one that was done with, should the answer have been lost.
     done: Option<(NodeId, u64, Vote)>,
+}
+
+/// The leader that last spoke to this node, and when; at first nobody, when the node started.
+#[derive(Clone, Copy)]
+pub(super) struct Heard {
+    pub leader: Option<NodeId>,
+    pub at: Instant,
+}
+
+impl Heard {
+    pub fn now(leader: Option<NodeId>) -> Self {
+        Self { leader, at: Instant::now() }
+    }
 }
 
 impl Server {
@@ -81,7 +93,7 @@ impl Server {
                 let rpc: AppendEntriesRequest<TypeConfig> = decode(call)?;
                 of(call.from, &rpc.vote, true)?;
                 check_append(&rpc)?;
-                self.heard.set(Instant::now());
+                self.heard.set(Heard::now(Some(call.from)));
                 let answer = self.group.append_entries(rpc).await.map_err(|error| error.to_string())?;
                 Ok(wire::encode_answer::<AppendEntriesRequest<TypeConfig>>(call.kind, &answer))
             }
@@ -105,7 +117,7 @@ impl Server {
             wire::SNAPSHOT_CHUNK => {
                 let chunk: Chunk = decode(call)?;
                 of(call.from, &chunk.vote, true)?;
-                self.heard.set(Instant::now());
+                self.heard.set(Heard::now(Some(call.from)));
                 let answer = self.on_chunk(call.from, chunk).await;
                 Ok(wire::encode_answer::<Chunk>(call.kind, &answer))
             }

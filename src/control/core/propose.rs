@@ -213,7 +213,7 @@ impl Control {
     /// Nodes that are taken for dead.
     fn fences(&mut self) -> Vec<(Own, Command)> {
         let mut all = Vec::new();
-        for (node, why) in self.liveness.take_decided() {
+        for (node, why) in self.liveness.take_decided(self.now) {
             if let Some(info) = self.image.nodes.get(&node).filter(|info| !info.fenced) {
                 tracing::warn!("node {node} {why}: it is fenced, and leads no partition until it is back");
                 self.stats.fences += 1;

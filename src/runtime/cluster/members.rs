@@ -77,6 +77,11 @@ impl Members {
             let info = image.nodes.get(id);
             let is_me = *id == status.node;
             let matched = status.progress.get(id).and_then(|progress| progress.matched);
+            let unheard = || {
+                let led =
+                    status.predecessor.filter(|(node, _)| node == id).map_or(leading, |(_, silent)| silent);
+                silence_of_unheard(leading, led, self.patience)
+            };
             let node = Node {
                 disk: DiskId(member.disk.0),
                 at: endpoint(&member.cluster_addr).unwrap_or_default(),
@@ -88,7 +93,7 @@ impl Members {
                 silent: if is_me {
                     Duration::ZERO
                 } else {
-                    status.silent.get(id).copied().unwrap_or(leading)
+                    status.silent.get(id).copied().unwrap_or_else(unheard)
                 },
             };
             (*id, node)
@@ -133,6 +138,18 @@ impl Members {
             self.take(raft, step);
         }
         vec![self.heard(&view)]
+    }
+
+    /// Gossip says that this node is gone. If it leads the log, another one should.
+    pub(super) fn on_gone(&self, raft: &Raft, gone: NodeId) {
+        let status = raft.status();
+        let heirs = status.voters.iter().filter(|node| **node != gone);
+        if status.leader == Some(gone)
+            && let Some(turn) = heirs.into_iter().position(|node| *node == status.node)
+        {
+            let (raft, turn) = (raft.clone(), u32::try_from(turn).unwrap_or(u32::MAX));
+            tokio::task::spawn_local(async move { raft.succeed(gone, turn).await });
+        }
     }
 
     fn begin_anew(&mut self) {
@@ -342,10 +359,34 @@ impl Members {
     }
 }
 
+/// How long a leader has not heard a node that has not answered it yet. It leads for `leading`; if that node led before,
+/// it spoke to this one `led` ago. That counts as far as what others say of the node is believed after it, and no
+/// further: after a time without any leader, whoever led last is to get his chance to answer.
+fn silence_of_unheard(leading: Duration, led: Duration, patience: Duration) -> Duration {
+    leading + led.saturating_sub(leading).min(patience)
+}
+
 fn request(node: NodeId, change: NodeChange, reply: oneshot::Sender<Reply>) -> Effect {
     Effect::Request { request: Request::ChangeNode { node, change, timeout: REQUEST_TIME_MAX }, reply }
 }
 
 fn list(nodes: &BTreeSet<NodeId>) -> String {
     nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::silence_of_unheard;
+    use std::time::Duration;
+
+    #[test]
+    fn who_led_before_counts_as_silent_at_once_but_not_for_as_long_as_nobody_led() {
+        let ms = Duration::from_millis;
+        let of = |leading, led| silence_of_unheard(ms(leading), ms(led), ms(300));
+        assert_eq!(of(5, 605), ms(305), "a killed leader: silent for long enough to believe that it is dead");
+        assert_eq!(of(5, 90_005), ms(305), "all were stopped for long: it may answer yet");
+        assert_eq!(of(4000, 94_000), ms(4300), "it had its chance");
+        assert_eq!(of(700, 100), ms(700), "it led, was deposed, and follows");
+        assert_eq!(of(700, 700), ms(700), "another node than the one that led");
+    }
 }

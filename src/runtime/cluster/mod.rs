@@ -379,8 +379,10 @@ impl Cluster {
             Happened::Raft(Some(event)) => {
                 let is_elected = matches!(&event, raft::Event::Input(control::Input::Leadership { .. }));
                 let mut effects = self.on_raft(event)?;
-                // The last lease came from another: it is not to run out while the next one is waited for.
+                // The last lease came from another: it is not to run out while the next one is waited for. And who led
+                // before may be known to be dead.
                 if is_elected {
+                    effects.extend(self.look(image));
                     effects.extend(self.renew_lease(now, image));
                 }
                 Ok(effects)
@@ -598,10 +600,14 @@ impl Cluster {
         running.members.look(&running.raft, self.peers.as_ref(), image)
     }
 
-    /// What this node hears of another by gossip. After a death the leader looks at once whether it hears that node.
+    /// What this node hears of another by gossip. After a death the leader looks at once whether it hears that node; and
+    /// if it is the leader that died, the others do not wait until they miss it.
     fn on_hint(&mut self, hint: Hint, image: &Image) -> Vec<Effect> {
         let mut effects = vec![Effect::Input(control::Input::Hint(hint))];
         if matches!(hint.sign, Sign::Died | Sign::Left) {
+            if let State::Running(running) = &self.state {
+                running.members.on_gone(&running.raft, hint.node);
+            }
             effects.extend(self.look(image));
         }
         effects

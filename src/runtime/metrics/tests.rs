@@ -310,6 +310,7 @@ fn the_raft_group_is_told_of_with_the_lag_of_each_member() {
         purged: None,
         is_joint: false,
         silent: BTreeMap::new(),
+        predecessor: None,
         quorum_age: None,
     };
     let mut stats = RaftStats { flushes: 3, ..RaftStats::default() };
