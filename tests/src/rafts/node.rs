@@ -29,24 +29,13 @@ use crate::rng::Rng;
 /// What the world asks of a life.
 #[derive(Debug)]
 pub enum Order {
-    Propose {
-        proposal: ProposalId,
-        entry: Entry,
-    },
+    Propose { proposal: ProposalId, entry: Entry },
     Found(BTreeMap<NodeId, Member>),
     Transfer(NodeId),
-    /// It is said that this leader is dead, true or not.
-    Succeed {
-        gone: NodeId,
-        turn: u32,
-    },
     Learner(NodeId),
     Promote(NodeId),
     Demote(NodeId),
-    Probe {
-        entries: u64,
-        bytes: usize,
-    },
+    Probe { entries: u64, bytes: usize },
 }
 
 /// What a life tells.
@@ -324,7 +313,6 @@ impl Body {
                     drop(raft.initialize(&members).await);
                     return;
                 }
-                Order::Succeed { gone, turn } => return raft.succeed(gone, turn).await,
                 Order::Transfer(to) => raft.transfer_leader(to, TRANSFER).await,
                 Order::Learner(node) => raft.add_learner(node, member(node)).await,
                 Order::Promote(node) => raft.promote(node).await,

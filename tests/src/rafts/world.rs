@@ -496,14 +496,6 @@ impl World {
             };
             self.order(leader, order);
         }
-        if self.rng.chance(300) {
-            // What gossip says of a leader may be wrong, and several hear it.
-            for (turn, at) in (0..).zip(running) {
-                if self.rng.flip() {
-                    self.order(at, Order::Succeed { gone: to, turn });
-                }
-            }
-        }
         let again = Duration::from_millis(self.rng.range(100..4000));
         self.after(again, Event::Administer);
     }
