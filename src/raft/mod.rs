@@ -472,7 +472,7 @@ async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Heard>>
             let leads = now.current_leader == Some(now.id);
             let alone = leads && now.membership_config.nodes().count() == 1;
             let needs_others = leads && now.membership_config.membership().voter_ids().count() > 1;
-            (now.vote.leader_id.term, now.current_leader, now.id, alone, needs_others)
+            (now.vote.leader_id.term, leader_in(&now.vote, now.current_leader), now.id, alone, needs_others)
         };
         group.runtime_config().tick(!alone);
         let follows = named.is_some_and(|named| named != me);
@@ -522,4 +522,10 @@ async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Heard>>
 #[expect(clippy::disallowed_methods, reason = "driver: measures how long proposals take")]
 fn clock() -> std::time::Instant {
     std::time::Instant::now()
+}
+
+/// Who leads in the term of this vote. openraft names a leader as soon as it hears of it, and gives the vote that is
+/// durable, which until the new one is may be that of an earlier term.
+fn leader_in(vote: &types::Vote, named: Option<u64>) -> Option<u64> {
+    named.filter(|named| vote.committed && vote.leader_id.voted_for == *named)
 }

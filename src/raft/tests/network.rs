@@ -375,3 +375,12 @@ fn changes_come_through_a_network_that_delays_loses_and_cuts() {
         });
     }
 }
+
+#[test]
+fn a_leader_is_told_with_no_term_but_its_own() {
+    let (old, new) = (Vote::new_committed(4, 3), Vote::new_committed(6, 2));
+    assert_eq!(super::super::leader_in(&old, Some(2)), None, "its vote is not durable yet");
+    assert_eq!(super::super::leader_in(&Vote::new(6, 2), Some(2)), None);
+    assert_eq!(super::super::leader_in(&new, Some(2)), Some(2));
+    assert_eq!(super::super::leader_in(&new, None), None);
+}
