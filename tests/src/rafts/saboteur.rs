@@ -54,16 +54,17 @@ impl Sabotage {
         Self::NeverHealed,
     ];
 
-    /// The checkers that are meant to catch it.
+    /// The checkers that are meant to catch it. Or a life ends that should go on: its log is damaged, or
+    /// openraft sees by itself what is wrong.
     pub fn caught_by(self) -> &'static [&'static str] {
         match self {
-            Self::VoteBeforeSync => &["votes", "leaders"],
+            Self::VoteBeforeSync => &["votes", "leaders", "lives"],
             Self::AppendBeforeSync | Self::AppendNeverTaken | Self::CommitTooFar => {
-                &["committed", "proposals", "images"]
+                &["committed", "proposals", "images", "lives"]
             }
             Self::NoFolderSync => &["committed", "proposals", "votes", "leaders", "lives"],
             Self::VoteForged => &["leaders"],
-            Self::SnapshotSkips | Self::AppliedTwice => &["images"],
+            Self::SnapshotSkips | Self::AppliedTwice => &["images", "lives", "I11 convergence"],
             Self::EntryAltered => &["log matching"],
             Self::LivesAlike => &["proposals", "I11 convergence"],
             Self::FoundedTwice => &["founding"],
