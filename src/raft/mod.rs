@@ -8,23 +8,25 @@
 //! log. The state itself is in memory: the image, which belongs to the control loop, and what lies around it.
 
 mod admin;
+pub mod host;
 mod log;
 mod machine;
 mod metrics;
 mod peer;
 mod propose;
+mod runtime;
 mod serve;
 mod snapshot;
 mod state;
-mod types;
-mod wire;
+pub mod types;
+mod watch;
+pub mod wire;
 
 #[cfg(test)]
 mod tests;
 
 use std::cell::Cell;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,12 +35,13 @@ use bytes::Bytes;
 use highwater_shards::ids::{NodeId, Revision};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Config, Instant as _, SnapshotPolicy};
-use redb::StorageBackend;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 pub use self::admin::{AdminError, Progress, Status};
-use self::log::{LogReader, OpenLog, Opener};
+use self::host::{Folder, Threads, Workers};
+pub use self::log::Contents;
+use self::log::{LogReader, OpenLog};
 use self::machine::{Applied, Machine};
 use self::metrics::Counters;
 pub use self::metrics::RaftStats;
@@ -53,7 +56,8 @@ use crate::control::metadata::command::{Command, Entry};
 use crate::control::metadata::image::{Image, Incarnation};
 use crate::control::{Input, ProposalId};
 use crate::net::{CallError, Class, Incoming, Network};
-use crate::store::direct::DirectFile;
+use crate::store::error::Failure;
+use crate::store::folder::Directory;
 use crate::store::{StoreError, ahead};
 
 pub use self::wire::{APPEND, PRE_VOTE, PROPOSE, SNAPSHOT_CHUNK, TRANSFER_LEADER, VOTE};
@@ -91,6 +95,8 @@ pub struct RaftConfig {
     pub snapshot_every: u64,
     /// Entries that stay in the log although a snapshot holds them, for nodes that were away for a short time.
     pub keep_entries: u64,
+    /// For election timeouts. Nodes of one group have different ones.
+    pub seed: u64,
 }
 
 impl RaftConfig {
@@ -103,6 +109,7 @@ impl RaftConfig {
             election_max: Duration::from_millis(600),
             snapshot_every: 10_000,
             keep_entries: 5_000,
+            seed: u64::from(node.0) << 32 ^ incarnation.0,
         }
     }
 
@@ -164,7 +171,7 @@ pub struct Opened {
 
 /// The log and the snapshot, to be given to [`Raft::start`].
 pub struct Storage {
-    folder: PathBuf,
+    folder: Arc<dyn Folder>,
     log: OpenLog,
     machine: Machine,
     snapshot: Option<SnapshotFile>,
@@ -174,6 +181,20 @@ impl Storage {
     /// The disk that the log was made for.
     pub fn disk(&self) -> DiskId {
         self.log.disk()
+    }
+
+    /// All entries of the log, for who looks at it before it runs.
+    ///
+    /// # Errors
+    /// When one is missing or damaged.
+    pub fn entries(&self) -> Result<Vec<types::LogEntry>, StoreError> {
+        let (mut entries, range) = (Vec::new(), self.log.range());
+        let mut next = range.start;
+        while next < range.end {
+            entries.extend(self.log.read(next..range.end)?);
+            next = range.start + entries.len() as u64;
+        }
+        Ok(entries)
     }
 
     /// Whether this node has neither voted nor stored anything yet.
@@ -187,29 +208,30 @@ impl Storage {
 /// # Errors
 /// When it is damaged, in use or of another version.
 pub fn open(folder: &Path, disk: DiskId) -> Result<Opened, StoreError> {
-    let file = folder.join(log::FILE_NAME);
     let failed =
         |error: std::io::Error| StoreError::Io { file: folder.to_owned(), reason: error.to_string() };
-    fs::create_dir_all(folder).map_err(failed)?;
-    let journal = DirectFile::open(&folder.join(log::JOURNAL_NAME)).map_err(failed)?;
-    let opener = Box::new(move |builder: &redb::Builder| ahead::create(builder, &file));
-    let opened = open_with(folder, opener, Box::new(journal), disk)?;
-    // New names are only there after a crash once they are durable.
-    for path in [Some(folder), folder.parent()].into_iter().flatten() {
-        File::open(path).and_then(|folder| folder.sync_all()).map_err(failed)?;
-    }
+    let directory = Arc::new(Directory::make(folder).map_err(failed)?);
+    let opened = open_in(Arc::clone(&directory) as Arc<dyn Folder>, disk)?;
+    directory.sync_parent().map_err(failed)?;
     Ok(opened)
 }
 
-fn open_with(
-    folder: &Path,
-    opener: Opener,
-    journal: Box<dyn StorageBackend>,
-    disk: DiskId,
-) -> Result<Opened, StoreError> {
-    let file = folder.join(log::FILE_NAME);
-    let log = OpenLog::open(&file, opener, journal, disk)?;
-    let snapshot = snapshot::open(folder)?;
+/// As [`open`], in a folder of any kind.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_in(folder: Arc<dyn Folder>, disk: DiskId) -> Result<Opened, StoreError> {
+    let file = folder.path().join(log::FILE_NAME);
+    let failed = |error: std::io::Error| Failure::Redb(redb::Error::Io(error)).at(&file);
+    let journal = folder.direct(log::JOURNAL_NAME).map_err(failed)?;
+    let databases = Arc::clone(&folder);
+    let opener = Box::new(move |builder: &redb::Builder| ahead::create(builder, &*databases, log::FILE_NAME));
+    let journal_bytes = folder.journal_bytes();
+    let place = log::Place { file: file.clone(), opener, journal, journal_bytes };
+    let log = OpenLog::open(place, disk)?;
+    let snapshot = snapshot::open(&*folder)?;
+    // New names are only there after a crash once they are durable.
+    folder.sync().map_err(failed)?;
     let content = snapshot.as_ref().and_then(|snapshot| snapshot.content.clone());
     let snapshot::Content { mut machine, mut image } = content.map(Arc::unwrap_or_clone).unwrap_or_default();
     let damaged = |reason: String| StoreError::Damaged { file: file.clone(), reason };
@@ -227,7 +249,7 @@ fn open_with(
             }
         }
     }
-    Ok(Opened { storage: Storage { folder: folder.to_owned(), log, machine, snapshot }, image })
+    Ok(Opened { storage: Storage { folder, log, machine, snapshot }, image })
 }
 
 /// The handle to the group. Clones are the same group; [`Raft::shutdown`] ends it.
@@ -256,19 +278,35 @@ impl Raft {
         storage: Storage,
         net: impl Network,
     ) -> Result<(Self, mpsc::Receiver<Event>), RaftError> {
+        Self::start_with(config, storage, net, Rc::new(Threads)).await
+    }
+
+    /// As [`Raft::start`], with these to wait for the disk.
+    ///
+    /// # Errors
+    /// As [`Raft::start`].
+    pub async fn start_with(
+        config: RaftConfig,
+        storage: Storage,
+        net: impl Network,
+        workers: Rc<dyn Workers>,
+    ) -> Result<(Self, mpsc::Receiver<Event>), RaftError> {
+        runtime::seed(config.seed);
         let openraft = config.openraft().map_err(|error| RaftError::Config(error.to_string()))?;
         let Storage { folder, log, machine, snapshot } = storage;
         let counters = Counters::default();
-        let log = log.start(counters.clone()).map_err(|error| RaftError::Thread(error.to_string()))?;
+        let log =
+            log.start(counters.clone(), &*workers).map_err(|error| RaftError::Thread(error.to_string()))?;
         let reader = log.reader();
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let current = snapshot.map(|mut file| {
             let content = file.content.take().expect("an opened snapshot was read");
             openraft::Snapshot { meta: content.machine.meta(), snapshot: file }
         });
-        let shared = Shared::new(folder, events.clone(), counters.clone(), machine, current);
+        let shared =
+            Shared::new((folder, Rc::clone(&workers)), events.clone(), counters.clone(), machine, current);
         let shared = Rc::new(shared);
-        let peers = Peers { net: net.clone(), counters: counters.clone() };
+        let peers = Peers { net: net.clone(), counters: counters.clone(), workers };
         let machine = StateMachine::new(Rc::clone(&shared));
         let id = raft_id(config.node);
         let group = Group::new(id, Arc::new(openraft), peers, log, machine).await;
@@ -434,7 +472,7 @@ async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Heard>>
             let leads = now.current_leader == Some(now.id);
             let alone = leads && now.membership_config.nodes().count() == 1;
             let needs_others = leads && now.membership_config.membership().voter_ids().count() > 1;
-            (now.vote.leader_id.term, now.current_leader, now.id, alone, needs_others)
+            (now.vote.leader_id.term, leader_in(&now.vote, now.current_leader), now.id, alone, needs_others)
         };
         group.runtime_config().tick(!alone);
         let follows = named.is_some_and(|named| named != me);
@@ -484,4 +522,10 @@ async fn watch(group: Group, events: mpsc::Sender<Event>, heard: Rc<Cell<Heard>>
 #[expect(clippy::disallowed_methods, reason = "driver: measures how long proposals take")]
 fn clock() -> std::time::Instant {
     std::time::Instant::now()
+}
+
+/// Who leads in the term of this vote. openraft names a leader as soon as it hears of it, and gives the vote that is
+/// durable, which until the new one is may be that of an earlier term.
+fn leader_in(vote: &types::Vote, named: Option<u64>) -> Option<u64> {
+    named.filter(|named| vote.committed && vote.leader_id.voted_for == *named)
 }

@@ -3,6 +3,7 @@
 //! Control core. An answer that no honest node gives is an error here: openraft takes answers for true.
 
 use std::future::Future;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt as _};
@@ -10,13 +11,14 @@ use highwater_shards::ids::NodeId;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
+use super::host::{Workers, blocking};
 use super::metrics::Counters;
 use super::snapshot::SnapshotFile;
-use super::state::{WholeSnapshot, blocking};
+use super::state::WholeSnapshot;
 use super::types::{Member, TypeConfig, Vote, node_id};
 use super::wire::{self, Body, Chunk, ChunkAnswer};
 use crate::net::{CallError, Class, Network};
@@ -41,6 +43,7 @@ type BoxStream<'a, T> = std::pin::Pin<Box<dyn Stream<Item = T> + 'a>>;
 pub(super) struct Peers<N> {
     pub net: N,
     pub counters: Counters,
+    pub workers: Rc<dyn Workers>,
 }
 
 /// The way to one node.
@@ -48,6 +51,7 @@ pub(super) struct Peers<N> {
 pub(super) struct Peer<N> {
     net: N,
     counters: Counters,
+    workers: Rc<dyn Workers>,
     /// `None` for a number that no node can have.
     to: Option<NodeId>,
     class: Class,
@@ -55,7 +59,8 @@ pub(super) struct Peer<N> {
 
 impl<N: Network> Peers<N> {
     fn peer(&self, to: u64, class: Class) -> Peer<N> {
-        Peer { net: self.net.clone(), counters: self.counters.clone(), to: node_id(to), class }
+        let (net, counters, workers) = (self.net.clone(), self.counters.clone(), Rc::clone(&self.workers));
+        Peer { net, counters, workers, to: node_id(to), class }
     }
 }
 
@@ -112,7 +117,7 @@ impl<N: Network> Peer<N> {
         let (mut offset, mut tries, mut waits) = (0, 0, 0);
         loop {
             let read = file.clone();
-            let bytes = blocking(move || read.chunk(offset)).await;
+            let bytes = blocking(&self.workers, move || read.chunk(offset)).await;
             let bytes = bytes.map_err(|error| NetworkError::new(&error))?;
             let end = offset + bytes.len() as u64;
             let chunk = Chunk { vote, transfer, len: file.len, crc: file.crc, offset, bytes };
@@ -175,11 +180,20 @@ impl<N: Network> RaftNetworkV2<TypeConfig> for Peer<N> {
             }
         });
         let answers = answers.buffered(APPENDS_IN_FLIGHT);
-        let until_failure = stream::unfold(Some(answers), async |answers| {
-            let mut answers = answers?;
-            let answer = answers.next().await?;
-            let goes_on = matches!(answer, Ok(Ok(_)));
-            Some((answer, goes_on.then_some(answers)))
+        let until_failure = stream::unfold(Some((answers, None)), async |state| {
+            let (mut answers, taken) = state?;
+            let answer = match answers.next().await? {
+                // An append that overtook the one before it does not tell of the log that is there now.
+                Ok(Err(StreamAppendError::Conflict(at))) if taken >= Some(at) => {
+                    Err(strange("a log has lost what it has taken, or appends came out of order"))
+                }
+                answer => answer,
+            };
+            let goes_on = match &answer {
+                Ok(Ok(last)) => Some((answers, taken.max(*last))),
+                _ => None,
+            };
+            Some((answer, goes_on))
         });
         let until_failure: BoxStream<'s, _> = Box::pin(until_failure);
         Box::pin(async move { Ok(until_failure) })
@@ -223,5 +237,69 @@ impl<N: Network> RaftNetworkV2<TypeConfig> for Peer<N> {
         option: RPCOption,
     ) -> Answer<TransferLeaderResponse<TypeConfig>> {
         self.ask(Class::Urgent, wire::TRANSFER_LEADER, &request, option.hard_ttl()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+
+    use bytes::Bytes;
+
+    use super::super::host::Threads;
+    use super::super::types::{LogEntry, LogId};
+    use super::*;
+
+    /// Answers in this order, whatever is asked.
+    #[derive(Clone)]
+    struct Answers(Rc<RefCell<VecDeque<AppendEntriesResponse<TypeConfig>>>>);
+
+    impl Network for Answers {
+        async fn call(
+            &self,
+            _to: NodeId,
+            _class: Class,
+            kind: u16,
+            _body: Bytes,
+            _deadline: Duration,
+        ) -> Result<Bytes, CallError> {
+            let answer = self.0.borrow_mut().pop_front().expect("no more is asked");
+            Ok(wire::encode_answer::<AppendEntriesRequest<TypeConfig>>(kind, &answer))
+        }
+    }
+
+    fn append(index: u64) -> AppendEntriesRequest<TypeConfig> {
+        let id = |index| LogId::new_term_index(3, index);
+        AppendEntriesRequest {
+            vote: Vote::new_committed(3, 1),
+            prev_log_id: Some(id(index - 1)),
+            entries: vec![LogEntry { log_id: id(index), payload: openraft::EntryPayload::Blank }],
+            leader_commit: None,
+        }
+    }
+
+    #[test]
+    fn an_append_that_overtook_another_does_not_take_back_what_was_taken() {
+        use AppendEntriesResponse::{Conflict, Success};
+        let answers = Answers(Rc::new(RefCell::new([Success, Conflict].into())));
+        let peers = Peers { net: answers, counters: Counters::default(), workers: Rc::new(Threads) };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut peer = peers.peer(2, Class::Append);
+            let input = stream::iter([append(8), append(9)]);
+            let option = RPCOption::new(Duration::from_secs(1));
+            let answers = peer.stream_append(input, option).await.unwrap();
+            let answers: Vec<_> = answers.collect().await;
+            assert!(matches!(answers[0], Ok(Ok(Some(id))) if id.index == 8), "{:?}", answers[0]);
+            assert!(answers[1].is_err() && answers.len() == 2, "{answers:?}");
+            let answers = Answers(Rc::new(RefCell::new([Conflict].into())));
+            let peers = Peers { net: answers, ..peers };
+            let option = RPCOption::new(Duration::from_secs(1));
+            let mut peer = peers.peer(2, Class::Append);
+            let answers = peer.stream_append(stream::iter([append(9)]), option).await.unwrap();
+            let answers: Vec<_> = answers.collect().await;
+            assert!(matches!(answers[..], [Ok(Err(StreamAppendError::Conflict(id)))] if id.index == 8));
+        });
     }
 }

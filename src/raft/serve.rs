@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_shards::ids::NodeId;
@@ -16,10 +17,11 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Group;
+use super::host::blocking;
 use super::log::LogReader;
 use super::metrics::Counters;
 use super::snapshot::{Receiving, SNAPSHOT_BYTES_MAX};
-use super::state::{Shared, blocking};
+use super::state::Shared;
 use super::types::{Payload, TypeConfig, Vote, node_id, raft_id};
 use super::wire::{self, Body, Chunk, ChunkAnswer, Propose, ProposeAnswer};
 use crate::net::Incoming;
@@ -163,14 +165,16 @@ impl Server {
             }
             _ if chunk.offset > 0 => return ChunkAnswer::Next(0),
             _ => {
-                let (folder, len, crc) = (self.shared.folder.clone(), chunk.len, chunk.crc);
-                match blocking(move || Receiving::begin(&folder, len, crc)).await {
+                let (folder, len, crc) = (Arc::clone(&self.shared.folder), chunk.len, chunk.crc);
+                let begin = move || Receiving::begin(&*folder, len, crc);
+                match blocking(&self.shared.workers, begin).await {
                     Ok(receiving) => receiving,
                     Err(error) => return ChunkAnswer::Failed(error.to_string()),
                 }
             }
         };
-        let stored = blocking(move || receiving.add(&chunk.bytes).map(|()| receiving)).await;
+        let add = move || receiving.add(&chunk.bytes).map(|()| receiving);
+        let stored = blocking(&self.shared.workers, add).await;
         let receiving = match stored {
             Ok(receiving) if receiving.is_whole() => receiving,
             Ok(receiving) => {
@@ -180,7 +184,7 @@ impl Server {
             }
             Err(error) => return ChunkAnswer::Failed(error.to_string()),
         };
-        let file = match blocking(move || receiving.finish()).await {
+        let file = match blocking(&self.shared.workers, move || receiving.finish()).await {
             Ok(file) => file,
             Err(error) => return ChunkAnswer::Failed(error.to_string()),
         };

@@ -9,15 +9,13 @@
 //! | 4 | | the envelope with the state beside the image: place in the log, membership, applied proposals |
 //! | | | the envelope with the image, up to the end of the file |
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 
+use super::host::{File, Folder};
 use super::machine::Machine;
 use crate::control::metadata::envelope::{self, Schema};
 use crate::control::metadata::image::Image;
@@ -39,7 +37,7 @@ const MACHINE: Schema = Schema { name: "state of the metadata log", kind: 20, sc
 /// A whole snapshot on disk. The file stays readable when another one has taken its place.
 #[derive(Clone, Debug)]
 pub struct SnapshotFile {
-    file: Arc<File>,
+    file: Arc<dyn File>,
     pub(super) len: u64,
     /// CRC-32C of the whole file.
     pub(super) crc: u32,
@@ -59,12 +57,12 @@ impl SnapshotFile {
     pub(super) fn chunk(&self, offset: u64) -> io::Result<Bytes> {
         let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let mut bytes = vec![0; left.min(CHUNK_BYTES)];
-        self.file.read_exact_at(&mut bytes, offset)?;
+        self.file.read_at(&mut bytes, offset)?;
         Ok(bytes.into())
     }
 
     /// A copy in `folder`, as if it was received there.
-    pub(super) fn receive_in(&self, folder: &Path) -> io::Result<Self> {
+    pub(super) fn receive_in(&self, folder: &dyn Folder) -> io::Result<Self> {
         let mut receiving = Receiving::begin(folder, self.len, self.crc)?;
         while !receiving.is_whole() {
             receiving.add(&self.chunk(receiving.received)?)?;
@@ -76,7 +74,7 @@ impl SnapshotFile {
     pub(super) fn read(&self) -> io::Result<Content> {
         let len = usize::try_from(self.len).map_err(io::Error::other)?;
         let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, 0)?;
+        self.file.read_at(&mut bytes, 0)?;
         decode(&bytes).map_err(io::Error::other)
     }
 }
@@ -112,70 +110,48 @@ impl Sum {
 }
 
 /// The current snapshot of the folder, if there is one; what an earlier life left unfinished is removed.
-pub(super) fn open(folder: &Path) -> Result<Option<SnapshotFile>, StoreError> {
-    let path = folder.join(CURRENT);
+pub(super) fn open(folder: &dyn Folder) -> Result<Option<SnapshotFile>, StoreError> {
+    let path = folder.path().join(CURRENT);
     let failed = |error: io::Error| StoreError::Io { file: path.clone(), reason: error.to_string() };
     for unfinished in [BUILDING, RECEIVING] {
-        match fs::remove_file(folder.join(unfinished)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+        folder.remove(unfinished).map_err(failed)?;
     }
-    let mut file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(failed)?;
+    let Some(file) = folder.open(CURRENT).map_err(failed)? else { return Ok(None) };
+    let len = file.size().and_then(|len| usize::try_from(len).map_err(io::Error::other)).map_err(failed)?;
+    let mut bytes = vec![0; len];
+    file.read_at(&mut bytes, 0).map_err(failed)?;
     let content = decode(&bytes).map_err(|reason| StoreError::Damaged { file: path.clone(), reason })?;
     let mut sum = Sum::new();
     sum.add(&bytes);
-    Ok(Some(SnapshotFile {
-        file: Arc::new(file),
-        len: bytes.len() as u64,
-        crc: sum.get(),
-        content: Some(Arc::new(content)),
-    }))
+    Ok(Some(SnapshotFile { file, len: bytes.len() as u64, crc: sum.get(), content: Some(Arc::new(content)) }))
 }
 
 /// Writes a snapshot and makes it durable; [`put_in_place`] makes it the current one.
-pub(super) fn build(folder: &Path, machine: &Machine, image: &Image) -> io::Result<SnapshotFile> {
+pub(super) fn build(folder: &dyn Folder, machine: &Machine, image: &Image) -> io::Result<SnapshotFile> {
     let machine = envelope::seal(MACHINE, machine);
     let len = u32::try_from(machine.len()).map_err(io::Error::other)?.to_le_bytes();
     let image = snapshot::encode(image);
-    let mut file = create(&folder.join(BUILDING))?;
-    let mut sum = Sum::new();
+    let file = folder.create(BUILDING)?;
+    let (mut sum, mut at) = (Sum::new(), 0);
     for part in [&len[..], &machine, &image] {
         sum.add(part);
-        file.write_all(part)?;
+        file.write_at(part, at)?;
+        at += part.len() as u64;
     }
-    file.sync_all()?;
-    let len = (len.len() + machine.len() + image.len()) as u64;
-    Ok(SnapshotFile { file: Arc::new(file), len, crc: sum.get(), content: None })
-}
-
-/// A new file; one of that name may still be read by who has it open.
-fn create(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+    file.sync()?;
+    Ok(SnapshotFile { file, len: at, crc: sum.get(), content: None })
 }
 
 /// Makes a snapshot that was built or received the current one, durably.
-pub(super) fn put_in_place(folder: &Path, received: bool) -> io::Result<()> {
-    let from = if received { RECEIVING } else { BUILDING };
-    fs::rename(folder.join(from), folder.join(CURRENT))?;
-    File::open(folder)?.sync_all()
+pub(super) fn put_in_place(folder: &dyn Folder, received: bool) -> io::Result<()> {
+    folder.rename(if received { RECEIVING } else { BUILDING }, CURRENT)?;
+    folder.sync()
 }
 
 /// A snapshot that comes in, piece by piece.
 #[derive(Debug)]
 pub(super) struct Receiving {
-    path: PathBuf,
-    file: File,
+    file: Arc<dyn File>,
     sum: Sum,
     pub received: u64,
     pub len: u64,
@@ -183,10 +159,8 @@ pub(super) struct Receiving {
 }
 
 impl Receiving {
-    pub fn begin(folder: &Path, len: u64, crc: u32) -> io::Result<Self> {
-        let path = folder.join(RECEIVING);
-        let file = create(&path)?;
-        Ok(Self { path, file, sum: Sum::new(), received: 0, len, crc })
+    pub fn begin(folder: &dyn Folder, len: u64, crc: u32) -> io::Result<Self> {
+        Ok(Self { file: folder.create(RECEIVING)?, sum: Sum::new(), received: 0, len, crc })
     }
 
     /// The next bytes.
@@ -194,7 +168,7 @@ impl Receiving {
         if self.received + bytes.len() as u64 > self.len {
             return Err(io::Error::other("a snapshot is longer than it was said to be"));
         }
-        self.file.write_all(bytes)?;
+        self.file.write_at(bytes, self.received)?;
         self.sum.add(bytes);
         self.received += bytes.len() as u64;
         Ok(())
@@ -207,14 +181,12 @@ impl Receiving {
     /// Checks the whole, makes it durable and reads it.
     pub fn finish(self) -> io::Result<SnapshotFile> {
         if self.sum.get() != self.crc {
-            return Err(io::Error::other(format!(
-                "{}: the checksum of the whole does not match: the leader's copy is damaged",
-                self.path.display()
-            )));
+            return Err(io::Error::other(
+                "the checksum of the whole snapshot does not match: the leader's copy is damaged",
+            ));
         }
-        self.file.sync_all()?;
-        let mut whole =
-            SnapshotFile { file: Arc::new(self.file), len: self.len, crc: self.crc, content: None };
+        self.file.sync()?;
+        let mut whole = SnapshotFile { file: self.file, len: self.len, crc: self.crc, content: None };
         whole.content = Some(Arc::new(whole.read()?));
         Ok(whole)
     }
@@ -222,16 +194,18 @@ impl Receiving {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use highwater_shards::ids::Revision;
 
     use super::*;
+    use crate::store::folder::Directory;
 
-    fn folder(name: &str) -> PathBuf {
+    fn folder(name: &str) -> Directory {
         let path = std::env::temp_dir().join(format!("highwater-snapshot-{name}-{}", std::process::id()));
         // Left over by a test process of that number that was killed.
         let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        path
+        Directory::make(&path).unwrap()
     }
 
     fn content() -> Content {
@@ -254,7 +228,7 @@ mod tests {
         assert_eq!((found.len, found.crc), (built.len, built.crc));
         assert_eq!(found.content.unwrap().machine, machine);
         assert_eq!(built.read().unwrap().image, image, "the removed file is still readable");
-        fs::remove_dir_all(folder).unwrap();
+        fs::remove_dir_all(folder.path()).unwrap();
     }
 
     #[test]
@@ -262,16 +236,16 @@ mod tests {
         let folder = folder("damage");
         let Content { machine, image } = content();
         build(&folder, &machine, &image).unwrap();
-        let whole = fs::read(folder.join(BUILDING)).unwrap();
+        let whole = fs::read(folder.path().join(BUILDING)).unwrap();
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 16;
             assert!(decode(&bytes).is_err(), "byte {at}");
             assert!(decode(&whole[..at]).is_err(), "length {at}");
         }
-        fs::write(folder.join(CURRENT), &whole[1..]).unwrap();
+        fs::write(folder.path().join(CURRENT), &whole[1..]).unwrap();
         assert!(matches!(open(&folder), Err(StoreError::Damaged { .. })));
-        fs::remove_dir_all(folder).unwrap();
+        fs::remove_dir_all(folder.path()).unwrap();
     }
 
     #[test]
@@ -293,7 +267,7 @@ mod tests {
         wrong[9] ^= 1;
         altered.add(&wrong).unwrap();
         assert!(altered.finish().is_err());
-        fs::remove_dir_all(from).unwrap();
-        fs::remove_dir_all(to).unwrap();
+        fs::remove_dir_all(from.path()).unwrap();
+        fs::remove_dir_all(to.path()).unwrap();
     }
 }

@@ -6,7 +6,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, S
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 
 use super::Event;
+use super::host::{Folder, Workers, patiently};
 use super::machine::{Applied, Machine};
 use super::metrics::{Counters, record};
 use super::snapshot::{self, Content, SnapshotFile};
@@ -29,7 +29,8 @@ pub(super) type WholeSnapshot = openraft::type_config::alias::SnapshotOf<TypeCon
 
 /// What the state machine shares with the rest of the driver, on the same thread.
 pub(super) struct Shared {
-    pub folder: PathBuf,
+    pub folder: Arc<dyn Folder>,
+    pub workers: Rc<dyn Workers>,
     pub events: mpsc::Sender<Event>,
     pub counters: Counters,
     pub machine: RefCell<Machine>,
@@ -52,7 +53,7 @@ pub(super) struct Own {
 
 impl Shared {
     pub fn new(
-        folder: PathBuf,
+        (folder, workers): (Arc<dyn Folder>, Rc<dyn Workers>),
         events: mpsc::Sender<Event>,
         counters: Counters,
         machine: Machine,
@@ -60,6 +61,7 @@ impl Shared {
     ) -> Self {
         Self {
             folder,
+            workers,
             events,
             counters,
             machine: RefCell::new(machine),
@@ -88,18 +90,11 @@ impl Shared {
         if current.as_ref().is_some_and(|current| current.meta.last_log_id > built.meta.last_log_id) {
             return Ok(());
         }
-        let folder = self.folder.clone();
-        blocking(move || snapshot::put_in_place(&folder, false)).await?;
+        let folder = Arc::clone(&self.folder);
+        patiently(&self.workers, move || snapshot::put_in_place(&*folder, false)).await?;
         *current = Some(built.clone());
         Ok(())
     }
-}
-
-/// Runs what waits for the disk on another thread.
-pub(super) async fn blocking<T: Send + 'static>(
-    f: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(f).await.map_err(io::Error::other)?
 }
 
 pub(super) struct StateMachine {
@@ -131,7 +126,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
             if let openraft::EntryPayload::Normal(payload) = &entry.payload {
-                self.bytes += payload.len();
+                self.bytes += payload.bytes();
             }
             let outcome = self.shared.machine.borrow_mut().apply(&entry).map_err(io::Error::other)?;
             match outcome {
@@ -168,10 +163,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> Result<(), io::Error> {
-        let (folder, received) = (self.shared.folder.clone(), file.clone());
+        let (folder, received) = (Arc::clone(&self.shared.folder), file.clone());
         let mut file = match &file.content {
             Some(_) => file,
-            None => blocking(move || received.receive_in(&folder)).await?,
+            None => patiently(&self.shared.workers, move || received.receive_in(&*folder)).await?,
         };
         let content = file.content.take().expect("what was received was read");
         let Content { machine, image } = Arc::unwrap_or_clone(content);
@@ -180,8 +175,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         {
             let mut current = self.shared.current.lock().await;
-            let folder = self.shared.folder.clone();
-            blocking(move || snapshot::put_in_place(&folder, true)).await?;
+            let folder = Arc::clone(&self.shared.folder);
+            patiently(&self.shared.workers, move || snapshot::put_in_place(&*folder, true)).await?;
             *current = Some(Snapshot { meta: meta.clone(), snapshot: file });
         }
         self.bytes = 0;
@@ -220,8 +215,9 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             let (found, wanted) = (image.revision, self.machine.revision);
             return Err(io::Error::other(format!("the image is at {found} when it should be at {wanted}")));
         }
-        let (folder, machine) = (self.shared.folder.clone(), self.machine.clone());
-        let file = blocking(move || snapshot::build(&folder, &machine, &image)).await?;
+        let (folder, machine) = (Arc::clone(&self.shared.folder), self.machine.clone());
+        let build = move || snapshot::build(&*folder, &machine, &image);
+        let file = patiently(&self.shared.workers, build).await?;
         let built = Snapshot { meta: self.machine.meta(), snapshot: file };
         self.shared.put_built_in_place(&built).await?;
         self.shared.counters.count(|stats| stats.snapshots_built += 1);

@@ -16,11 +16,13 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Member,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
-        AsyncRuntime = openraft_rt_tokio::TokioRuntime,
+        AsyncRuntime = super::runtime::Runtime,
 );
 
 pub type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
 pub type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
+pub use openraft::EntryPayload;
+
 pub type LogEntry = openraft::type_config::alias::EntryOf<TypeConfig>;
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
@@ -65,7 +67,8 @@ pub enum Payload {
 }
 
 impl Payload {
-    pub fn len(&self) -> usize {
+    /// The size of what it carries, in bytes.
+    pub fn bytes(&self) -> usize {
         match self {
             Self::Entry { body, .. } | Self::Probe(body) => body.len(),
         }

@@ -1,11 +1,12 @@
 //! The bodies of the calls between nodes of the group.
 //!
 //! Pure. Wire formats: a new field is a new schema. Bodies are in postcard's encoding, within an envelope with its
-//! checksum: an append is mostly the opaque bytes of its entries, which every encoding copies alike.
+//! checksum: an append is mostly the opaque bytes of its entries, which every encoding copies alike. Public for who
+//! looks at what travels: the simulator's checkers.
 
 use bytes::Bytes;
 use highwater_shards::ids::NodeId;
-use openraft::raft::{
+pub use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
     VoteResponse,
 };
@@ -27,7 +28,7 @@ pub const PROPOSE: u16 = 0x0301;
 const ANSWER: u16 = 0x0080;
 
 /// A body that travels.
-pub(super) trait Body: Serialize + DeserializeOwned {
+pub trait Body: Serialize + DeserializeOwned {
     const NAME: &'static str;
     type Answer: Serialize + DeserializeOwned;
 }
@@ -59,7 +60,7 @@ impl Body for Propose {
 
 /// A part of a snapshot.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub(super) struct Chunk {
+pub struct Chunk {
     pub vote: Vote,
     /// Tells the sender's transfers apart.
     pub transfer: u64,
@@ -72,7 +73,7 @@ pub(super) struct Chunk {
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub(super) enum ChunkAnswer {
+pub enum ChunkAnswer {
     /// Send what stands here.
     Next(u64),
     /// The last part was this one: the snapshot is installed, or was not needed. With the receiver's vote.
@@ -89,10 +90,10 @@ pub(super) enum ChunkAnswer {
 
 /// A proposal for the leader. It has to be tagged.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub(super) struct Propose(pub Payload);
+pub struct Propose(pub Payload);
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(super) enum ProposeAnswer {
+pub enum ProposeAnswer {
     /// It is in the log and was applied by the leader.
     Applied,
     /// It did not come into the log by this call: the answerer does not lead. Who does, as far as it knows.
@@ -107,18 +108,18 @@ fn schema<B: Body>(kind: u16) -> Schema {
     Schema { name: B::NAME, kind, schema: 1 }
 }
 
-pub(super) fn encode<B: Body>(kind: u16, body: &B) -> Bytes {
+pub fn encode<B: Body>(kind: u16, body: &B) -> Bytes {
     envelope::seal(schema::<B>(kind), body).into()
 }
 
-pub(super) fn decode<B: Body>(kind: u16, bytes: &[u8]) -> Result<B, EnvelopeError> {
+pub fn decode<B: Body>(kind: u16, bytes: &[u8]) -> Result<B, EnvelopeError> {
     envelope::open(schema::<B>(kind), bytes)
 }
 
-pub(super) fn encode_answer<B: Body>(kind: u16, answer: &B::Answer) -> Bytes {
+pub fn encode_answer<B: Body>(kind: u16, answer: &B::Answer) -> Bytes {
     envelope::seal(schema::<B>(kind | ANSWER), answer).into()
 }
 
-pub(super) fn decode_answer<B: Body>(kind: u16, bytes: &[u8]) -> Result<B::Answer, EnvelopeError> {
+pub fn decode_answer<B: Body>(kind: u16, bytes: &[u8]) -> Result<B::Answer, EnvelopeError> {
     envelope::open(schema::<B>(kind | ANSWER), bytes)
 }

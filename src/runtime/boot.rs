@@ -186,6 +186,7 @@ fn cluster_setup(
         heartbeat: cluster.raft.heartbeat_interval,
         election_min: cluster.raft.election_timeout,
         election_max: cluster.raft.election_timeout * 2,
+        seed: u64::from_ne_bytes(entropy()?),
         ..RaftConfig::new(identity.node, identity.incarnation)
     };
     Ok(Setup {

@@ -12,15 +12,14 @@
 
 #![expect(clippy::disallowed_types, reason = "driver: the log thread writes while the control core reads")]
 
-use std::fs::{self, File};
 use std::io;
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crc_fast::{CrcAlgorithm, checksum};
-use redb::backends::FileBackend;
 use redb::{BackendError, Database, DatabaseError, StorageBackend};
+
+use super::folder::Folder;
 
 const MAGIC: u32 = 0x4857_4131;
 const BLOCK: usize = 4096;
@@ -28,47 +27,37 @@ const HEAD: usize = 32;
 /// Instead of a part's length: the part says how long the file is.
 const SET_LEN: u64 = u64::MAX;
 /// Bytes of records before the database's file is flushed; opening reads as many.
-const ROUND_BYTES: u64 = 16 * 1024 * 1024;
+pub const ROUND_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The file of records beside a database's file.
-pub fn beside(file: &Path) -> PathBuf {
-    with_suffix(file, "-ahead")
+fn beside(name: &str) -> String {
+    format!("{name}-ahead")
 }
 
-fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
+/// The file of a database that is being made.
+fn unfinished(name: &str) -> String {
+    format!("{name}.new")
 }
 
-/// Opens the database, or makes one. No other process may have it open.
+/// Opens a database of the folder, or makes one. No other process may have it open.
 ///
 /// A file of that name is always a whole database: it gets its name when it is one, and what is left of a making that
 /// was cut short goes. Both names are durable before the first record is, without which the file may be anything.
 ///
 /// # Errors
 /// When a file cannot be read or written, or the database is damaged.
-pub fn create(builder: &redb::Builder, file: &Path) -> Result<Database, DatabaseError> {
-    let open = |path: &Path| {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        FileBackend::new(file)
-    };
-    let records = beside(file);
-    if !file.try_exists()? {
-        let new = with_suffix(file, ".new");
-        for left_over in [&new, &records] {
-            match fs::remove_file(left_over) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
-        }
-        drop(builder.create_with_backend(open(&new)?)?);
-        fs::rename(&new, file)?;
+pub fn create(builder: &redb::Builder, folder: &dyn Folder, name: &str) -> Result<Database, DatabaseError> {
+    let records = beside(name);
+    if !folder.exists(name)? {
+        let new = unfinished(name);
+        folder.remove(&new)?;
+        folder.remove(&records)?;
+        drop(builder.create_with_backend(folder.backend(&new)?)?);
+        folder.rename(&new, name)?;
     }
-    let (main, records) = (open(file)?, open(&records)?);
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()?;
-    builder.create_with_backend(Ahead::open(main, records, ROUND_BYTES)?)
+    let (main, records) = (folder.backend(name)?, folder.backend(&records)?);
+    folder.sync()?;
+    builder.create_with_backend(Ahead::open(main, records, folder.round_bytes())?)
 }
 
 /// The database's file and its records.

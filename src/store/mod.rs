@@ -8,6 +8,7 @@ pub(crate) mod ahead;
 mod db;
 pub(crate) mod direct;
 pub(crate) mod error;
+pub(crate) mod folder;
 mod identity;
 mod thread;
 

@@ -6,7 +6,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "driver: waits for space on the disk")]
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -16,8 +15,9 @@ use std::time::Duration;
 use super::ahead;
 use super::db::{Db, FORMAT, Opener};
 use super::error::StoreError;
+use super::folder::{Directory, Folder as _};
 use super::identity::{Identity, cluster_id};
-use super::{Opened, StoreConfig, file_in};
+use super::{FILE_NAME, Opened, StoreConfig, file_in};
 use crate::control::forming::Founders;
 use crate::control::metadata::image::Incarnation;
 use crate::control::{Input, KeepId, Placements};
@@ -67,15 +67,14 @@ pub struct Found {
 ///
 /// When the store is damaged, in use, or of another node, cluster or version.
 pub fn open(config: &StoreConfig) -> Result<Found, StoreError> {
-    let file = config.file();
+    let folder = Directory::at(&config.data_dir);
     let opener = {
-        let file = file.clone();
-        Box::new(move |builder: &redb::Builder| ahead::create(builder, &file))
+        let folder = folder.clone();
+        Box::new(move |builder: &redb::Builder| ahead::create(builder, &folder, FILE_NAME))
     };
     let found = open_with(config, opener)?;
     // A new file is only there after a crash once its name is durable.
-    let folder = File::open(&config.data_dir).and_then(|folder| folder.sync_all());
-    folder.map_err(|error| io_error(&file, &error))?;
+    folder.sync().map_err(|error| io_error(&config.file(), &error))?;
     Ok(found)
 }
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Applies each planted bug to a copy of the source, builds the simulator with it, and requires that a world of the
 # simulator finds it, and finds nothing in the source as it is. The world is the one that the first line of a patch names
-# (`world: NAME.`), within 2,000 seeds; without that it is the world of the log, within 1,000 seeds. A bug that is not found, or whose patch does not
+# (`world: NAME.`), within 2,000 seeds, or 1,000 in that of the Raft group; without that it is the world of the log, within
+# 1,000 seeds. A bug that is not found, or whose patch does not
 # apply or build any more, is a failure. The copy is that of the last commit; it and what is built stay in one place, so
 # that only what a patch touches is compiled again.
 #
@@ -27,10 +28,10 @@ export CARGO_TARGET_DIR="$built" CARGO_INCREMENTAL=1 CARGO_PROFILE_RELEASE_OPT_L
 # Runs the world $1. The verdict of the simulator goes to `$said`.
 simulate() {
     (cd "$source" && cargo build --quiet --release -p highwater-sim --bin highwater-sim) || return 2
-    seeds=2000
-    if [ "$1" = log ]; then
-        seeds=1000
-    fi
+    case $1 in
+        log | raft) seeds=1000 ;;
+        *) seeds=2000 ;;
+    esac
     said=$("$built/release/highwater-sim" --node "$1" --seeds "0..$seeds" 2>&1)
 }
 

@@ -6,4 +6,5 @@ mod crashes;
 mod disks;
 mod logs;
 mod planted_bugs;
+mod rafts;
 mod seeds;

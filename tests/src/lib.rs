@@ -6,7 +6,8 @@
 //! - [`cluster`] is a world of whole clusters; what it shares with the first is in [`turn`], [`track`] and the parts above
 //! - [`kafka`] speaks the real protocol, [`front`] the simulator's own; [`records`] is its own reading of record batches
 //! - [`checkers`] are told what happened, and compare it with the [`shadow`]
-//! - [`logs`] is a world of its own, for the log of one shard alone; [`controls`] is another, for several control planes
+//! - worlds of their own: [`logs`] for the log of one shard alone, [`controls`] for several control planes, [`rafts`] for
+//!   the Raft group
 //! - [`args`] reads what the simulator and the fuzzer are told to run
 //! - [`toy`] is a small machine with planted bugs, by which the checkers are checked
 
@@ -30,6 +31,7 @@ pub mod net;
 pub mod node;
 pub mod producer;
 pub mod queue;
+pub mod rafts;
 pub mod records;
 pub mod rng;
 pub mod run;

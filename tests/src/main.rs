@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use highwater_sim::args::{self, Words, number};
+use highwater_sim::checkers::Violation;
 use highwater_sim::cluster;
 use highwater_sim::controls;
 use highwater_sim::logs;
-use highwater_sim::logs::counts::Counts;
+use highwater_sim::rafts;
 use highwater_sim::run::{Job, Node};
 use highwater_sim::world::Outcome;
 
@@ -23,7 +24,8 @@ Runs the simulator. Every failure names the seed and the command that runs it ag
                  (default: on for odd seeds)
   --node W       sim: real shards behind the simulator's protocol; kafka: behind Kafka's; toy: a toy shard;
                  log: the log of one shard alone; control: several control planes over an oracle of the
-                 metadata log; cluster: nodes that replicate, with all their shards and control planes
+                 metadata log; raft: the Raft group of the metadata, on openraft and redb; cluster: nodes that
+                 replicate, with all their shards and control planes
                  (default: sim for two seeds, kafka for the next two, and so on)
   --jobs N       so many at a time (default: all cores)
   --trace        print every event (one seed only)
@@ -35,38 +37,69 @@ struct Args {
     end: u64,
     swarm: Option<bool>,
     node: Option<Node>,
-    /// A world of its own.
-    world: Option<Special>,
+    alone: Option<Alone>,
     jobs: usize,
     trace: bool,
 }
 
-/// A world that is not one node of shards.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Special {
-    /// The log of one shard alone.
+/// A world of its own.
+#[derive(Clone, Copy, Debug)]
+enum Alone {
+    /// The log of one shard.
     Log,
     /// Several control planes.
     Control,
+    /// The Raft group of the metadata.
+    Raft,
     /// Nodes that replicate.
     Cluster,
 }
 
-impl Special {
-    const ALL: [Self; 3] = [Self::Log, Self::Control, Self::Cluster];
+impl Alone {
+    const ALL: [Self; 4] = [Self::Log, Self::Control, Self::Raft, Self::Cluster];
 
     fn name(self) -> &'static str {
         match self {
             Self::Log => "log",
             Self::Control => "control",
+            Self::Raft => "raft",
             Self::Cluster => "cluster",
+        }
+    }
+
+    fn run(self, seed: u64, print: bool) -> Ran {
+        match self {
+            Self::Log => {
+                let logs::Outcome { hash, time, violation, counts } = logs::run(seed, None, print);
+                Ran { hash, time, violation, counts: counts.named().collect() }
+            }
+            Self::Control => {
+                let controls::Outcome { hash, time, violation, counts } = controls::run(seed, print);
+                Ran { hash, time, violation, counts: counts.named().to_vec() }
+            }
+            Self::Raft => {
+                let rafts::Outcome { hash, time, violation, counts } = rafts::run(seed, None, print);
+                Ran { hash, time, violation, counts: counts.named() }
+            }
+            Self::Cluster => {
+                let cluster::Outcome { hash, time, violation, counts, .. } = cluster::run(seed, print);
+                Ran { hash, time, violation, counts: counts.named().into_iter().collect() }
+            }
         }
     }
 }
 
+/// How a run of such a world ended.
+struct Ran {
+    hash: u64,
+    time: std::time::Duration,
+    violation: Option<Violation>,
+    counts: Vec<(&'static str, u64)>,
+}
+
 fn parse() -> Result<Args, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut args = Args { first: 0, end: 1, swarm: None, node: None, world: None, jobs: cores, trace: false };
+    let mut args = Args { first: 0, end: 1, swarm: None, node: None, alone: None, jobs: cores, trace: false };
     let mut count = None;
     let mut words = Words::new(std::env::args().skip(1));
     while let Some(option) = words.option() {
@@ -91,8 +124,8 @@ fn parse() -> Result<Args, String> {
             }
             "--node" => {
                 let name = words.value()?;
-                args.world = Special::ALL.into_iter().find(|w| w.name() == name);
-                if args.world.is_some() {
+                args.alone = Alone::ALL.into_iter().find(|alone| alone.name() == name);
+                if args.alone.is_some() {
                     continue;
                 }
                 let node = Node::ALL.into_iter().find(|n| n.name() == name);
@@ -125,7 +158,7 @@ fn main() -> ExitCode {
     };
     // A panic of a machine ends the process before anything could be said, so its seed is said first.
     let usual = std::panic::take_hook();
-    let world = args.world;
+    let alone = args.alone;
     std::panic::set_hook(Box::new(move |panic| {
         if let Some(name) = std::thread::current().name() {
             eprintln!("panic in a thread that ran {name}");
@@ -135,26 +168,23 @@ fn main() -> ExitCode {
                 eprintln!("seed {} panicked; run it again: {job}", job.seed);
             }
         });
-        LOG_RUNNING.with(|seed| {
-            if let (Some(seed), Some(world)) = (seed.get(), world) {
-                eprintln!("seed {seed} panicked; run it again: {}", again(seed, world));
+        ALONE_RUNNING.with(|seed| {
+            if let (Some(seed), Some(alone)) = (seed.get(), alone) {
+                eprintln!("seed {seed} panicked; run it again: {}", again(seed, alone));
             }
         });
         usual(panic);
     }));
     let began = std::time::Instant::now();
-    match args.world {
-        Some(Special::Log) => return logs_of(&args, began),
-        Some(Special::Control) => return controls_of(&args, began),
-        Some(Special::Cluster) => return clusters_of(&args, began),
-        None => {}
+    if let Some(alone) = args.alone {
+        return many_alone(&args, alone, began);
     }
     if args.end == args.first + 1 { one(&args) } else { many(&args, began) }
 }
 
 thread_local! {
     static RUNNING: std::cell::Cell<Option<Job>> = const { std::cell::Cell::new(None) };
-    static LOG_RUNNING: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+    static ALONE_RUNNING: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
 fn one(args: &Args) -> ExitCode {
@@ -217,129 +247,58 @@ fn many(args: &Args, began: std::time::Instant) -> ExitCode {
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// The command that runs a seed of such a world again.
-fn again(seed: u64, world: Special) -> String {
-    let node = world.name();
+/// The command that runs a seed of a world of its own again.
+fn again(seed: u64, alone: Alone) -> String {
+    let node = alone.name();
     format!("cargo run --release --bin highwater-sim -- --node {node} --seed {seed} --trace")
 }
 
-fn controls_of(args: &Args, began: std::time::Instant) -> ExitCode {
+fn many_alone(args: &Args, alone: Alone, began: std::time::Instant) -> ExitCode {
     let next = AtomicU64::new(args.first);
     let failed = AtomicBool::new(false);
     let run = || {
-        let mut counts = controls::Counts::default();
+        let (mut counts, mut done) = (Vec::new(), 0_u64);
         while !failed.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= args.end {
                 break;
             }
-            LOG_RUNNING.set(Some(seed));
-            let outcome = controls::run(seed, args.trace);
-            counts.add(&outcome.counts);
-            if args.end == args.first + 1 {
-                println!("seed {seed}: hash {:016x}, {:?} of virtual time", outcome.hash, outcome.time);
-            }
-            if let Some(v) = &outcome.violation {
-                failed.store(true, Ordering::Relaxed);
-                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, Special::Control));
-            }
-        }
-        counts
-    };
-    let counts = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..args.jobs).map(|_| scope.spawn(run)).collect();
-        let mut all = controls::Counts::default();
-        for worker in workers {
-            all.add(&worker.join().expect("a panic ends the process"));
-        }
-        all
-    });
-    println!(
-        "{} seeds of the control planes in {:.1} s",
-        args.end - args.first,
-        began.elapsed().as_secs_f64()
-    );
-    for (name, count) in counts.named() {
-        println!("  {count:>12} {name}");
-    }
-    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
-fn clusters_of(args: &Args, began: std::time::Instant) -> ExitCode {
-    let next = AtomicU64::new(args.first);
-    let failed = AtomicBool::new(false);
-    let work = || {
-        let mut counts = cluster::Counts::default();
-        while !failed.load(Ordering::Relaxed) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= args.end {
-                break;
-            }
-            LOG_RUNNING.set(Some(seed));
-            let outcome = cluster::run(seed, args.trace);
-            counts.add(&outcome.counts);
-            if args.end == args.first + 1 {
-                println!("seed {seed}: hash {:016x}, {:?} of virtual time", outcome.hash, outcome.time);
-            }
-            if let Some(v) = &outcome.violation {
-                failed.store(true, Ordering::Relaxed);
-                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, Special::Cluster));
-            }
-        }
-        counts
-    };
-    let counts = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..args.jobs).map(|_| scope.spawn(work)).collect();
-        let mut all = cluster::Counts::default();
-        for worker in workers {
-            all.add(&worker.join().expect("a panic ends the process"));
-        }
-        all
-    });
-    println!("{} seeds of clusters in {:.1} s", counts.seeds, began.elapsed().as_secs_f64());
-    for (name, count) in counts.named() {
-        println!("  {count:>12} {}", name.replace('_', " "));
-    }
-    if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
-fn logs_of(args: &Args, began: std::time::Instant) -> ExitCode {
-    let next = AtomicU64::new(args.first);
-    let failed = AtomicBool::new(false);
-    let run = || {
-        let (mut counts, mut done) = (Counts::default(), 0_u64);
-        while !failed.load(Ordering::Relaxed) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= args.end {
-                break;
-            }
-            LOG_RUNNING.set(Some(seed));
-            let outcome = logs::run(seed, None, args.trace);
-            counts.add(&outcome.counts);
+            ALONE_RUNNING.set(Some(seed));
+            let ran = alone.run(seed, args.trace);
+            add(&mut counts, &ran.counts);
             done += 1;
             if args.end == args.first + 1 {
-                println!("seed {seed}: hash {:016x}, {:?} of virtual time", outcome.hash, outcome.time);
+                println!("seed {seed}: hash {:016x}, {:?} of virtual time", ran.hash, ran.time);
             }
-            if let Some(v) = &outcome.violation {
+            if let Some(v) = &ran.violation {
                 failed.store(true, Ordering::Relaxed);
-                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, Special::Log));
+                println!("FAILED seed {seed}: {v}\n  run it again: {}", again(seed, alone));
             }
         }
         (counts, done)
     };
     let (counts, done) = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..args.jobs).map(|_| scope.spawn(run)).collect();
-        let mut all = (Counts::default(), 0);
+        let mut all = (Vec::new(), 0);
         for worker in workers {
             let (counts, done) = worker.join().expect("a panic ends the process");
-            all.0.add(&counts);
+            add(&mut all.0, &counts);
             all.1 += done;
         }
         all
     });
-    println!("{done} seeds of the log in {:.1} s", began.elapsed().as_secs_f64());
-    for (name, count) in counts.named() {
+    println!("{done} seeds of --node {} in {:.1} s", alone.name(), began.elapsed().as_secs_f64());
+    for (name, count) in counts {
         println!("  {count:>12} {}", name.replace('_', " "));
     }
     if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Counts of the same names, in the same order; none are none yet.
+fn add(all: &mut Vec<(&'static str, u64)>, more: &[(&'static str, u64)]) {
+    if all.is_empty() {
+        all.extend_from_slice(more);
+    } else {
+        all.iter_mut().zip(more).for_each(|(sum, (_, count))| sum.1 += count);
+    }
 }

@@ -31,6 +31,11 @@ impl<E> Queue<E> {
         self.heap.push(Reverse((at, tie, slot)));
     }
 
+    /// When the next one happens.
+    pub fn next_at(&self) -> Option<Instant> {
+        self.heap.peek().map(|Reverse((at, ..))| *at)
+    }
+
     pub fn pop(&mut self) -> Option<(Instant, E)> {
         let Reverse((at, _, slot)) = self.heap.pop()?;
         self.free.push(slot);

@@ -20,11 +20,11 @@
 )]
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,7 @@ use super::super::types::{DiskId, LogEntry, LogId, Payload, TypeConfig, Vote};
 use super::journal::{self, Journal};
 use crate::control::metadata::envelope::{self, Schema};
 use crate::store::error::{Failure, StoreError};
+use crate::store::folder::Backend;
 
 /// Format 1 had no journal.
 const FORMAT: u32 = 2;
@@ -49,6 +50,16 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
 /// How a database is opened; tests put a disk of their own in place of the file.
 pub type Opener = Box<dyn FnMut(&redb::Builder) -> Result<Database, redb::DatabaseError> + Send>;
+
+/// Where a log lies.
+pub struct Place {
+    /// For messages.
+    pub file: PathBuf,
+    pub opener: Opener,
+    pub journal: Backend,
+    /// Of a new journal.
+    pub journal_bytes: u64,
+}
 
 type EntryPayload = openraft::type_config::alias::PayloadOf<TypeConfig>;
 
@@ -114,24 +125,21 @@ pub(super) enum In {
 
 impl Db {
     /// Opens the log, or makes one for `disk`.
-    pub fn open(
-        file: &Path,
-        mut opener: Opener,
-        journal: Box<dyn StorageBackend>,
-        disk: DiskId,
-    ) -> Result<(Arc<Self>, Marks), StoreError> {
-        let at = |failure: Failure| failure.at(file);
+    pub fn open(place: Place, disk: DiskId) -> Result<(Arc<Self>, Marks), StoreError> {
+        let Place { file, mut opener, journal, journal_bytes } = place;
+        let at = |failure: Failure| failure.at(&file);
         let database = open(&mut opener).map_err(at)?;
         let is_new = match format_of(&database).map_err(at)? {
             Some(FORMAT) => false,
             Some(found) => {
-                return Err(StoreError::Format { file: file.to_owned(), found, known: FORMAT });
+                return Err(StoreError::Format { file, found, known: FORMAT });
             }
             None => true,
         };
         if is_new {
             // The journal's file is there before the database asks for it.
-            journal::make(&*journal).map_err(|error| at(Failure::Redb(redb::Error::Io(error))))?;
+            journal::make(&journal, journal_bytes)
+                .map_err(|error| at(Failure::Redb(redb::Error::Io(error))))?;
             found_new(&database, disk).map_err(at)?;
         }
         let (disk, round) = read_owner(&database).map_err(at)?;
@@ -142,7 +150,7 @@ impl Db {
         }
         let marks = read_marks(&database, disk).map_err(at)?;
         let db = Self {
-            file: file.to_owned(),
+            file,
             opener: Mutex::new(opener),
             database: RwLock::new(Some(database)),
             journal: Mutex::new(Some(journal)),
@@ -386,7 +394,7 @@ pub(super) fn weight(entry: &LogEntry) -> usize {
     FRAME
         + match &entry.payload {
             openraft::EntryPayload::Blank => 0,
-            openraft::EntryPayload::Normal(payload) => Payload::len(payload),
+            openraft::EntryPayload::Normal(payload) => Payload::bytes(payload),
             openraft::EntryPayload::Membership(membership) => 64 * (1 + membership.nodes().count()),
         }
 }

@@ -27,14 +27,13 @@ use redb::StorageBackend;
 use super::super::types::DiskId;
 use crate::store::direct::{BLOCK, Block};
 use crate::store::error::Failure;
+use crate::store::folder::Backend;
 
 const MAGIC: &[u8; 4] = b"HWRJ";
 const HEAD: usize = 44;
-/// A new file; what the database takes at once when it is full holds up the log for a few milliseconds.
-const FILE_BYTES: u64 = 512 * 1024;
 
 pub(super) struct Journal {
-    file: Box<dyn StorageBackend>,
+    file: Backend,
     len: usize,
     disk: DiskId,
     round: u64,
@@ -76,20 +75,20 @@ fn taken(changes: usize) -> usize {
     (HEAD + changes).next_multiple_of(BLOCK)
 }
 
-/// Makes the file of a new log; one that is there keeps its length. Flushes of blocks that were never written would cost
-/// more: the file system has to find them a place.
-pub(super) fn make(file: &dyn StorageBackend) -> io::Result<()> {
-    if file.len()? == 0 {
-        file.set_len(FILE_BYTES)?;
+/// Makes the file of a new log, of so many bytes. Flushes of blocks that were never written would cost more: the file
+/// system has to find them a place.
+pub(super) fn make(file: &impl StorageBackend, bytes: u64) -> io::Result<()> {
+    if file.len()? != bytes {
+        file.set_len(bytes)?;
     }
-    let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+    let len = usize::try_from(bytes).map_err(io::Error::other)?;
     file.write(0, Block::new(len).first(len))?;
     file.sync_data()
 }
 
 impl Journal {
     /// Opens the journal of a log whose database waits for this round. [`Self::changes`] is what its records say.
-    pub fn open(file: Box<dyn StorageBackend>, disk: DiskId, round: u64) -> Result<Self, Failure> {
+    pub fn open(file: Backend, disk: DiskId, round: u64) -> Result<Self, Failure> {
         let io = |error| Failure::Redb(redb::Error::Io(error));
         let len = usize::try_from(file.len().map_err(io)?).unwrap_or(0) / BLOCK * BLOCK;
         if len == 0 {
@@ -179,12 +178,12 @@ mod tests {
 
     fn new() -> CrashDisk {
         let file = CrashDisk::holding(vec![0xee; BLOCKS * BLOCK]);
-        make(&file).unwrap();
+        make(&file, (BLOCKS * BLOCK) as u64).unwrap();
         file
     }
 
     fn open(file: &CrashDisk, round: u64) -> Result<Journal, String> {
-        Journal::open(Box::new(file.clone()), DISK, round).map_err(|failure| format!("{failure:?}"))
+        Journal::open(Backend(Box::new(file.clone())), DISK, round).map_err(|failure| format!("{failure:?}"))
     }
 
     fn append(journal: &mut Journal, changes: &[u8]) {
@@ -269,7 +268,7 @@ mod tests {
     fn the_journal_of_another_log_says_nothing() {
         let file = new();
         append(&mut open(&file, 0).unwrap(), b"of the disk before");
-        let other = Journal::open(Box::new(file), DiskId(8), 0).map_err(|_| "refused").unwrap();
+        let other = Journal::open(Backend(Box::new(file)), DiskId(8), 0).map_err(|_| "refused").unwrap();
         assert_eq!(other.changes(), b"");
     }
 }

@@ -11,27 +11,27 @@ mod thread;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
+use std::any::Any;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use futures_util::stream::{self, StreamExt as _};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use redb::StorageBackend;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::db::Opener;
+pub use self::db::Place;
 use self::db::{Db, Marks, weight};
-use self::thread::{Progress, Write, Writer};
+pub use self::thread::{Contents, LogWriter};
+use self::thread::{Progress, Write};
+use super::host::Workers;
 use super::metrics::Counters;
 use super::types::{DiskId, LogEntry, LogId, TypeConfig, Vote};
 use crate::store::StoreError;
@@ -58,13 +58,8 @@ pub(super) struct OpenLog {
 
 impl OpenLog {
     /// Opens the log, or makes one for `disk`.
-    pub fn open(
-        file: &Path,
-        opener: Opener,
-        journal: Box<dyn StorageBackend>,
-        disk: DiskId,
-    ) -> Result<Self, StoreError> {
-        let (db, marks) = Db::open(file, opener, journal, disk)?;
+    pub fn open(place: Place, disk: DiskId) -> Result<Self, StoreError> {
+        let (db, marks) = Db::open(place, disk)?;
         Ok(Self { db, marks })
     }
 
@@ -87,46 +82,46 @@ impl OpenLog {
         self.marks.committed.min(self.marks.last)
     }
 
-    /// Entries that are in the log, before its thread runs; as many as one read returns.
+    /// The indexes of its entries.
+    pub fn range(&self) -> Range<u64> {
+        self.marks.first..next(self.marks.last)
+    }
+
+    /// Entries that are in the log, before its writer runs; as many as one read returns.
     pub fn read(&self, range: Range<u64>) -> Result<Vec<LogEntry>, StoreError> {
         self.db.read(range, READ_BYTES_MAX).expect("only its thread takes the database away")
     }
 
-    /// Starts the thread.
-    pub fn start(self, counters: Counters) -> io::Result<LogStore> {
+    /// Starts the writer.
+    pub fn start(self, counters: Counters, workers: &dyn Workers) -> io::Result<LogStore> {
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         let progress = Arc::new(Progress::default());
         let (db, told) = (Arc::clone(&self.db), Arc::clone(&progress));
-        let writer = Writer { db, progress: told, counters, journaled: Cell::new(0) };
-        let thread =
-            std::thread::Builder::new().name("hw-raft-log".into()).spawn(move || writer.run(inbox))?;
+        let writer = LogWriter {
+            db,
+            progress: told,
+            counters,
+            queue: inbox,
+            batch: Vec::new(),
+            journaled: 0,
+            failed: None,
+        };
+        let writer = workers.start_log(writer)?;
         let Marks { vote, committed, purged, first, last, .. } = self.marks;
         let state =
             State { vote, committed, purged, first, last, tail: VecDeque::new(), tail_bytes: 0, writes: 0 };
         let shared = Shared { db: self.db, progress, state: RefCell::new(state) };
-        Ok(LogStore { reader: LogReader(Rc::new(shared)), queue, thread: LogThread(Some(thread)) })
-    }
-}
-
-/// Waits for the thread when it is dropped, after its queue.
-struct LogThread(Option<JoinHandle<()>>);
-
-impl Drop for LogThread {
-    fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
-            // A thread that panicked has ended too, and said why.
-            let _ = thread.join();
-        }
+        Ok(LogStore { reader: LogReader(Rc::new(shared)), queue, writer })
     }
 }
 
 /// The writing end. Dropping it waits until everything is durable.
 pub struct LogStore {
     reader: LogReader,
-    // The order of these two counts: the thread ends when the queue is gone.
+    // The order of these two counts: the writer ends when the queue is gone.
     queue: mpsc::Sender<Write>,
-    #[expect(dead_code, reason = "its drop waits for the thread")]
-    thread: LogThread,
+    #[expect(dead_code, reason = "its drop waits for the writer")]
+    writer: Box<dyn Any>,
 }
 
 /// The reading end.

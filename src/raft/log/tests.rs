@@ -9,6 +9,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use tokio::task::LocalSet;
 
+use super::super::host::{Backend, Threads};
 use super::super::state::{Shared as StateShared, StateMachine};
 use super::super::types::Payload;
 use super::super::{Event, machine::Machine};
@@ -16,21 +17,17 @@ use super::*;
 use crate::control::Input;
 use crate::control::metadata::image::Image;
 use crate::store::crash_disk::CrashDisk;
+use crate::store::folder::Directory;
 
 const DISK: DiskId = DiskId(7);
+/// So little that the database has its turn again and again.
+const JOURNAL_BYTES: u64 = 20 * 1024;
 
 /// The disks of the database and of the journal.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Disks {
     database: CrashDisk,
     journal: CrashDisk,
-}
-
-impl Default for Disks {
-    /// With so little journal that the database has its turn again and again.
-    fn default() -> Self {
-        Self { database: CrashDisk::default(), journal: CrashDisk::holding(vec![0; 20 * 1024]) }
-    }
 }
 
 impl Disks {
@@ -52,11 +49,13 @@ impl Disks {
 fn open(disks: &Disks) -> OpenLog {
     let Disks { database, journal } = disks.clone();
     let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(database.clone()));
-    OpenLog::open(Path::new("log.redb"), opener, Box::new(journal), DISK).unwrap()
+    let journal = Backend(Box::new(journal));
+    let place = Place { file: "log.redb".into(), opener, journal, journal_bytes: JOURNAL_BYTES };
+    OpenLog::open(place, DISK).unwrap()
 }
 
 fn start(disk: &Disks) -> LogStore {
-    open(disk).start(Counters::default()).unwrap()
+    open(disk).start(Counters::default(), &Threads).unwrap()
 }
 
 fn entry(term: u64, index: u64) -> LogEntry {
@@ -118,7 +117,7 @@ fn a_new_life_goes_on_where_the_last_one_ended() {
         assert_eq!(opened.committed(), Some(LogId::new_term_index(1, 6)));
         assert_eq!(opened.purged(), Some(LogId::new_term_index(1, 2)));
         assert!(!opened.is_new());
-        let mut log = opened.start(Counters::default()).unwrap();
+        let mut log = opened.start(Counters::default(), &Threads).unwrap();
         let expected: Vec<LogEntry> = (3..8).map(|index| entry(1, index)).chain([entry(3, 8)]).collect();
         assert_eq!(all(&log).await, expected);
         assert_eq!(log.reader().vote(), Some(vote));
@@ -271,7 +270,7 @@ fn work_that_waits_together_is_flushed_together() {
     run(async {
         let disk = Disks::default();
         let counters = Counters::default();
-        let mut log = open(&disk).start(counters.clone()).unwrap();
+        let mut log = open(&disk).start(counters.clone(), &Threads).unwrap();
         // The first one holds the thread up until the others wait behind it.
         disk.fail_writes(Some(io::ErrorKind::StorageFull));
         let mut waiting = vec![append(&mut log, vec![entry(1, 0)]).await];
@@ -321,10 +320,16 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, Folder> for Build {
         let folder = std::env::temp_dir().join(format!("highwater-suite-{}-{number}", std::process::id()));
         // Left over by a test process of that number that was killed.
         let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir(&folder).unwrap();
+        let directory = Arc::new(Directory::make(&folder).unwrap());
         let (events, inbox) = mpsc::channel(16);
         tokio::task::spawn_local(keep_image(inbox));
-        let shared = StateShared::new(folder.clone(), events, Counters::default(), Machine::default(), None);
+        let shared = StateShared::new(
+            (directory, Rc::new(Threads)),
+            events,
+            Counters::default(),
+            Machine::default(),
+            None,
+        );
         Ok((Folder(folder), start(&Disks::default()), StateMachine::new(Rc::new(shared))))
     }
 }

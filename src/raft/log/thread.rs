@@ -1,13 +1,13 @@
-//! The thread that writes the Raft log: takes all that waits, makes it durable with one flush, and says so.
+//! What writes the Raft log: takes all that waits, makes it durable with one flush, and says so.
 //!
-//! Driver. Votes and entries go through one queue, so that no entry is durable before the vote it relies on. What
-//! nobody waits for (how far is committed, what may go) is written along with the next thing that somebody waits for.
-//! When the disk is full, the thread tries again until there is space, and nothing is acked meanwhile; after any
-//! other failed write nothing is known of the disk any more: everything that waits fails, and all that comes after.
+//! Driver; a thread of its own, but for the simulator. Votes and entries go through one queue, so that no entry is
+//! durable before the vote it relies on. What nobody waits for (how far is committed, what may go) is written along with
+//! the next thing that somebody waits for. When the disk is full, it tries again until there is space, and nothing is
+//! acked meanwhile; after any other failed write nothing is known of the disk any more: everything that waits fails, and
+//! all that comes after.
 
 #![expect(clippy::disallowed_methods, reason = "driver: measures flushes, waits for space on the disk")]
 
-use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -72,56 +72,105 @@ pub(super) struct Progress {
     pub full: AtomicBool,
 }
 
-pub(super) struct Writer {
-    pub db: Arc<Db>,
-    pub progress: Arc<Progress>,
-    pub counters: Counters,
+/// The writer of a log: either [`LogWriter::run`], or the steps that this consists of.
+pub struct LogWriter {
+    pub(super) db: Arc<Db>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) counters: Counters,
+    pub(super) queue: mpsc::Receiver<Write>,
+    /// What was taken off the queue and is not answered.
+    pub(super) batch: Vec<Write>,
     /// How many writes the journal alone has.
-    pub journaled: Cell<u64>,
+    pub(super) journaled: u64,
+    pub(super) failed: Option<String>,
 }
 
-impl Writer {
+/// What a batch is about to make durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Contents {
+    pub votes: usize,
+    pub entries: usize,
+}
+
+impl LogWriter {
     /// Runs until the queue's other end is gone and everything in it is durable.
-    pub fn run(self, mut queue: mpsc::Receiver<Write>) {
-        let mut waiting = Vec::new();
-        let mut failed: Option<String> = None;
-        while let Some(first) = queue.blocking_recv() {
-            let mut entries = first.entries();
-            waiting.push(first);
-            while entries < BATCH_ENTRIES_MAX
-                && let Ok(more) = queue.try_recv()
-            {
-                entries += more.entries();
-                waiting.push(more);
-            }
-            if let Some(why) = &failed {
-                self.answer(std::mem::take(&mut waiting), Err(why));
-            } else if waiting.len() >= LAZY_MAX || !waiting.iter().all(Write::is_lazy) {
-                let batch = std::mem::take(&mut waiting);
-                failed = self.write_and_answer(batch, &queue).err();
+    pub fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            self.take(first);
+            while let Some(pause) = self.write() {
+                std::thread::sleep(pause);
             }
         }
-        if failed.is_none() && !waiting.is_empty() {
+        self.end();
+    }
+
+    /// Waits for something to write, and takes all that waits; false when the queue's other end is gone.
+    pub async fn next(&mut self) -> bool {
+        let Some(first) = self.queue.recv().await else { return false };
+        self.take(first);
+        true
+    }
+
+    fn take(&mut self, first: Write) {
+        let mut entries = first.entries();
+        self.batch.push(first);
+        while entries < BATCH_ENTRIES_MAX
+            && let Ok(more) = self.queue.try_recv()
+        {
+            entries += more.entries();
+            self.batch.push(more);
+        }
+    }
+
+    /// What was taken and is not written.
+    pub fn contents(&self) -> Contents {
+        let votes = self.batch.iter().filter(|write| matches!(write, Write::Vote { .. })).count();
+        Contents { votes, entries: self.batch.iter().map(Write::entries).sum() }
+    }
+
+    /// Writes what was taken and answers it, unless nobody waits for it yet. On a full disk: when to try again.
+    pub fn write(&mut self) -> Option<Duration> {
+        if self.failed.is_none() && self.batch.len() < LAZY_MAX && self.batch.iter().all(Write::is_lazy) {
+            return None;
+        }
+        self.write_and_answer()
+    }
+
+    /// The queue's other end is gone: writes what nobody waits for, and closes the log.
+    pub fn end(mut self) {
+        if self.failed.is_none() && !self.batch.is_empty() {
             // It is only worth less work at the next start: nobody waits for it, and nobody is left to tell.
-            let _ = self.write_and_answer(waiting, &queue);
+            let _ = self.write_and_answer();
         }
         self.db.close();
     }
 
-    fn write_and_answer(&self, batch: Vec<Write>, queue: &mpsc::Receiver<Write>) -> Result<(), String> {
+    fn write_and_answer(&mut self) -> Option<Duration> {
         let begun = Instant::now();
-        match self.write(&batch, queue) {
+        let written = match &self.failed {
+            Some(why) => Err(why.clone()),
+            None => match self.attempt() {
+                Ok(stored) => Ok(stored),
+                Err(StoreError::Full { .. }) if !self.queue.is_closed() => return Some(RETRY_EVERY),
+                Err(error) => {
+                    tracing::error!("{error}");
+                    Err(error.to_string())
+                }
+            },
+        };
+        let batch = std::mem::take(&mut self.batch);
+        match written {
             Ok(stored) => {
-                self.journaled.set(self.journaled.get() + batch.len() as u64);
+                self.journaled += batch.len() as u64;
                 if stored == In::Database {
-                    self.progress.written.fetch_add(self.journaled.take(), Ordering::Release);
+                    self.progress.written.fetch_add(self.journaled, Ordering::Release);
+                    self.journaled = 0;
                 }
             }
-            Err(error) => {
-                let why = error.to_string();
-                tracing::error!("{why}");
+            Err(why) => {
                 self.answer(batch, Err(&why));
-                return Err(why);
+                self.failed = Some(why);
+                return None;
             }
         }
         let entries = batch.iter().map(Write::entries).sum::<usize>() as u64;
@@ -132,31 +181,32 @@ impl Writer {
             stats.batch_entries.saturating_record(entries);
         });
         self.answer(batch, Ok(()));
-        Ok(())
+        None
     }
 
-    /// Makes the batch durable, however long there is no space for it. Everything in it can be done twice.
-    fn write(&self, batch: &[Write], queue: &mpsc::Receiver<Write>) -> Result<In, StoreError> {
-        let mut result =
-            self.db.write(batch.iter().map(Write::op)).map_err(|failure| failure.at(&self.db.file));
-        while let Err(StoreError::Full { .. }) = &result {
-            if !self.progress.full.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    "{}: no space left: no change of the metadata until there is",
-                    self.db.file.display()
-                );
+    /// Makes the batch durable. Everything in it can be done twice, as it is when there was no space the last time.
+    fn attempt(&self) -> Result<In, StoreError> {
+        let was_full = self.progress.full.load(Ordering::Relaxed);
+        // A failed write leaves the database in a state in which it takes no more.
+        let opened = if was_full { self.db.reopen() } else { Ok(()) };
+        let written = opened.and_then(|()| self.db.write(self.batch.iter().map(Write::op)));
+        let result = written.map_err(|failure| failure.at(&self.db.file));
+        let is_full = matches!(result, Err(StoreError::Full { .. }));
+        match (was_full, is_full) {
+            (false, true) => tracing::warn!(
+                "{}: no space left: no change of the metadata until there is",
+                self.db.file.display()
+            ),
+            (true, false) if result.is_ok() => {
+                tracing::info!("{}: there is space again", self.db.file.display());
             }
-            self.counters.count(|stats| stats.disk_full += 1);
-            if queue.is_closed() {
-                return result;
-            }
-            std::thread::sleep(RETRY_EVERY);
-            let reopened = self.db.reopen();
-            let again = reopened.and_then(|()| self.db.write(batch.iter().map(Write::op)));
-            result = again.map_err(|failure| failure.at(&self.db.file));
+            _ => {}
         }
-        if result.is_ok() && self.progress.full.swap(false, Ordering::Relaxed) {
-            tracing::info!("{}: there is space again", self.db.file.display());
+        if is_full {
+            self.counters.count(|stats| stats.disk_full += 1);
+        }
+        if was_full != is_full && (is_full || result.is_ok()) {
+            self.progress.full.store(is_full, Ordering::Relaxed);
         }
         result
     }

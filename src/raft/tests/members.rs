@@ -1,6 +1,18 @@
-//! Who votes and leads, what a start needs, and who is refused.
+//! Leadership and membership on command, starts, disks that fail, and callers that are refused.
 
-use super::*;
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use highwater_shards::ids::{NodeId, ProducerId};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::super::types::{self, Payload, Tag, TypeConfig, Vote, raft_id};
+use super::super::wire::{self, Propose};
+use super::super::{APPEND, AdminError, DiskId, Member, PROPOSE, VOTE, open_in};
+use super::world::{A, B, C, D, STUCK, World, member, register, run, take_one};
+use crate::net::Incoming;
 
 #[test]
 fn leadership_moves_where_it_is_told() {
@@ -107,10 +119,7 @@ fn a_log_without_the_snapshot_it_relies_on_is_refused() {
         world.kill(A).await;
         let state = &world.nodes[&A];
         std::fs::remove_file(state.folder.join("snapshot")).unwrap();
-        let disk = state.disk.clone();
-        let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone()));
-        let journal = Box::new(state.journal.clone());
-        let refused = open_with(&state.folder, opener, journal, member(A).disk).err().expect("refused");
+        let refused = open_in(state.folder(), member(A).disk).err().expect("refused");
         assert!(refused.to_string().contains("snapshot"), "{refused}");
         world.end().await;
     });
@@ -123,7 +132,6 @@ fn a_node_whose_disk_fails_stops_and_the_others_go_on() {
         let leader = world.leader().await;
         world.commit(leader, &register()).await;
         world.nodes[&leader].disk.1.store(true, Ordering::Relaxed);
-        world.nodes[&leader].journal.1.store(true, Ordering::Relaxed);
         world.give(leader, &take_one());
         let stopped = timeout(STUCK, async {
             while world.seen(leader).failure.is_none() {
@@ -136,6 +144,28 @@ fn a_node_whose_disk_fails_stops_and_the_others_go_on() {
         world.kill(leader).await;
         let next = world.leader().await;
         world.count(next).await;
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_snapshot_waits_for_space_and_the_node_goes_on() {
+    run(async || {
+        let mut world = World::new(14);
+        world.config.snapshot_every = 50;
+        world.config.keep_entries = 10;
+        world.start(A).await;
+        world.found(&[A]).await;
+        world.commit(A, &register()).await;
+        world.nodes[&A].full.store(true, Ordering::Relaxed);
+        for _ in 0..120 {
+            world.count(A).await;
+        }
+        sleep(Duration::from_secs(3)).await;
+        world.count(A).await;
+        assert_eq!(world.raft(A).status().snapshot, None);
+        world.nodes[&A].full.store(false, Ordering::Relaxed);
+        world.until("a snapshot", |world| world.raft(A).status().snapshot > Some(50)).await;
         world.end().await;
     });
 }

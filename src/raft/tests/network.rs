@@ -1,8 +1,20 @@
-//! Leaders come and go, messages are lost and nodes cut off: what was committed stays, and all apply the same.
+//! Elections, catching up, and proposals over a network that fails.
 
-use super::super::wire;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use highwater_shards::ids::{NodeId, ProducerId};
+use rand_xoshiro::rand_core::RngCore as _;
+use tokio::time::{Instant, sleep};
+
+use super::super::types::Vote;
 use super::super::wire::ChunkAnswer::{Busy, Next, Working};
-use super::*;
+use super::super::{SNAPSHOT_CHUNK, raft_id, wire};
+use super::world::{A, B, C, World, member, register, run, take_one};
+use crate::control::ProposalId;
+use crate::net::Incoming;
 
 #[test]
 fn three_nodes_founded_at_once_elect_one_leader_and_apply_the_same() {
@@ -362,4 +374,13 @@ fn changes_come_through_a_network_that_delays_loses_and_cuts() {
             world.end().await;
         });
     }
+}
+
+#[test]
+fn a_leader_is_told_with_no_term_but_its_own() {
+    let (old, new) = (Vote::new_committed(4, 3), Vote::new_committed(6, 2));
+    assert_eq!(super::super::leader_in(&old, Some(2)), None, "its vote is not durable yet");
+    assert_eq!(super::super::leader_in(&Vote::new(6, 2), Some(2)), None);
+    assert_eq!(super::super::leader_in(&new, Some(2)), Some(2));
+    assert_eq!(super::super::leader_in(&new, None), None);
 }

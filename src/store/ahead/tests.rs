@@ -1,11 +1,14 @@
 //! Databases over disks that forget and tear what was not flushed.
 
+use std::fs;
+
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::*;
 use crate::store::crash_disk::CrashDisk;
+use crate::store::folder::Directory;
 
 const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("t");
 /// Some rounds are over after few commits, and the first commit of a database does not fit into one.
@@ -101,19 +104,19 @@ fn a_file_that_was_never_flushed_comes_back_from_its_records() {
 
 #[test]
 fn a_database_whose_making_was_cut_short_is_made_anew() {
-    let folder = std::env::temp_dir().join(format!("highwater-ahead-{}", std::process::id()));
+    const NAME: &str = "some.redb";
+    let path = std::env::temp_dir().join(format!("highwater-ahead-{}", std::process::id()));
     // Left over by a test process of that number that was killed.
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    let file = folder.join("some.redb");
-    fs::write(with_suffix(&file, ".new"), [0; 10_000]).unwrap();
-    fs::write(beside(&file), [1; 10_000]).unwrap();
-    let database = create(&Database::builder(), &file).unwrap();
+    let _ = fs::remove_dir_all(&path);
+    let folder = Directory::make(&path).unwrap();
+    fs::write(path.join(unfinished(NAME)), [0; 10_000]).unwrap();
+    fs::write(path.join(beside(NAME)), [1; 10_000]).unwrap();
+    let database = create(&Database::builder(), &folder, NAME).unwrap();
     put(&database, 1, 10);
     drop(database);
-    assert!(!with_suffix(&file, ".new").exists());
-    assert_eq!(last(&create(&Database::builder(), &file).unwrap()), 1);
-    fs::remove_dir_all(&folder).unwrap();
+    assert!(!folder.exists(&unfinished(NAME)).unwrap());
+    assert_eq!(last(&create(&Database::builder(), &folder, NAME).unwrap()), 1);
+    fs::remove_dir_all(&path).unwrap();
 }
 
 #[test]

@@ -5,14 +5,11 @@
 
 #![expect(clippy::disallowed_types, reason = "the control core and the log's thread share a disk")]
 
-mod members;
-mod network;
-
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Bound;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -26,18 +23,17 @@ use redb::{BackendError, StorageBackend};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::types::{Tag, Vote};
-use super::wire::Propose;
-use super::*;
+use super::super::host::{Backend, File, Folder};
+use super::super::*;
 use crate::control::metadata::command::RegisterNode;
 use crate::net::{CallError, Class};
 
 /// No scenario takes so long in virtual time unless something is stuck.
-const STUCK: Duration = Duration::from_secs(120);
+pub(super) const STUCK: Duration = Duration::from_secs(120);
 
 /// A file that outlives the database on it.
 #[derive(Clone, Debug, Default)]
-struct MemoryDisk(Arc<RwLock<Vec<u8>>>, Arc<AtomicBool>);
+pub(super) struct MemoryDisk(Arc<RwLock<Vec<u8>>>, pub Arc<AtomicBool>);
 
 impl StorageBackend for MemoryDisk {
     fn len(&self) -> io::Result<u64> {
@@ -64,7 +60,10 @@ impl StorageBackend for MemoryDisk {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let at = usize::try_from(offset).unwrap();
-        self.0.write().unwrap()[at..at + data.len()].copy_from_slice(data);
+        let mut file = self.0.write().unwrap();
+        let end = file.len().max(at + data.len());
+        file.resize(end, 0);
+        file[at..at + data.len()].copy_from_slice(data);
         Ok(())
     }
 
@@ -75,30 +74,30 @@ impl StorageBackend for MemoryDisk {
 
 /// The network between the nodes.
 #[derive(Clone)]
-struct Hub(Rc<RefCell<HubState>>);
+pub(super) struct Hub(pub Rc<RefCell<HubState>>);
 
-struct HubState {
-    running: BTreeMap<NodeId, Raft>,
+pub(super) struct HubState {
+    pub running: BTreeMap<NodeId, Raft>,
     /// What goes from the first to the second is lost.
-    cut: BTreeSet<(NodeId, NodeId)>,
+    pub cut: BTreeSet<(NodeId, NodeId)>,
     /// Of 1000 calls, and of 1000 answers.
-    lost: u32,
+    pub lost: u32,
     /// Of 1000 answers to proposals.
-    lost_answers: u32,
+    pub lost_answers: u32,
     /// The next answer to a part of a snapshot is lost.
-    loses_chunk: bool,
-    delay_ms_max: u64,
+    pub loses_chunk: bool,
+    pub delay_ms_max: u64,
     /// When the last message of a class arrives: one class keeps its order.
-    arrives: BTreeMap<(NodeId, NodeId, Class), Instant>,
-    random: Xoshiro256PlusPlus,
+    pub arrives: BTreeMap<(NodeId, NodeId, Class), Instant>,
+    pub random: Xoshiro256PlusPlus,
 }
 
 impl HubState {
-    fn loses(&mut self, from: NodeId, to: NodeId) -> bool {
+    pub fn loses(&mut self, from: NodeId, to: NodeId) -> bool {
         self.cut.contains(&(from, to)) || self.random.next_u32() % 1000 < self.lost
     }
 
-    fn arrival(&mut self, from: NodeId, to: NodeId, class: Class) -> Instant {
+    pub fn arrival(&mut self, from: NodeId, to: NodeId, class: Class) -> Instant {
         let delay = Duration::from_millis(self.random.next_u64() % (self.delay_ms_max + 1));
         let last = self.arrives.entry((from, to, class)).or_insert_with(Instant::now);
         *last = (*last).max(Instant::now() + delay);
@@ -108,9 +107,9 @@ impl HubState {
 
 /// One node's way into the network.
 #[derive(Clone)]
-struct Line {
-    me: NodeId,
-    hub: Hub,
+pub(super) struct Line {
+    pub me: NodeId,
+    pub hub: Hub,
 }
 
 impl Network for Line {
@@ -166,43 +165,112 @@ impl Network for Line {
 
 /// What a node's control loop has seen.
 #[derive(Default)]
-struct Seen {
-    image: Image,
-    committed: Vec<ProposalId>,
-    failed: Vec<(ProposalId, String)>,
-    installed: u64,
-    failure: Option<RaftError>,
-    terms: Vec<u64>,
+pub(super) struct Seen {
+    pub image: Image,
+    pub committed: Vec<ProposalId>,
+    pub failed: Vec<(ProposalId, String)>,
+    pub installed: u64,
+    pub failure: Option<RaftError>,
+    pub terms: Vec<u64>,
 }
 
-struct Node {
-    disk: MemoryDisk,
-    journal: MemoryDisk,
-    folder: PathBuf,
-    incarnation: u64,
-    raft: Option<Raft>,
-    seen: Rc<RefCell<Seen>>,
-    proposals: u64,
+pub(super) struct Node {
+    pub disk: MemoryDisk,
+    /// These two fail when `disk` does.
+    pub records: MemoryDisk,
+    pub journal: MemoryDisk,
+    pub folder: PathBuf,
+    /// There is no space for snapshots.
+    pub full: Arc<AtomicBool>,
+    pub incarnation: u64,
+    pub raft: Option<Raft>,
+    pub seen: Rc<RefCell<Seen>>,
+    pub proposals: u64,
 }
 
-struct World {
-    hub: Hub,
-    nodes: BTreeMap<NodeId, Node>,
-    root: PathBuf,
-    config: RaftConfig,
+impl Node {
+    pub fn folder(&self) -> Arc<dyn Folder> {
+        Arc::new(Mixed {
+            files: Directory::make(&self.folder).unwrap(),
+            disk: self.disk.clone(),
+            records: self.records.clone(),
+            journal: self.journal.clone(),
+            full: Arc::clone(&self.full),
+        })
+    }
 }
 
-const A: NodeId = NodeId(1);
-const B: NodeId = NodeId(2);
-const C: NodeId = NodeId(3);
-const D: NodeId = NodeId(4);
+/// Snapshots in the file system, and the log in memory.
+#[derive(Debug)]
+struct Mixed {
+    /// There is no space for snapshots.
+    full: Arc<AtomicBool>,
+    pub files: Directory,
+    pub disk: MemoryDisk,
+    pub records: MemoryDisk,
+    pub journal: MemoryDisk,
+}
 
-fn member(node: NodeId) -> Member {
+impl Folder for Mixed {
+    fn path(&self) -> &Path {
+        self.files.path()
+    }
+
+    fn backend(&self, name: &str) -> Result<Backend, redb::DatabaseError> {
+        let disk = if name.ends_with("-ahead") { &self.records } else { &self.disk };
+        Ok(Backend(Box::new(disk.clone())))
+    }
+
+    fn exists(&self, _name: &str) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn direct(&self, _name: &str) -> io::Result<Backend> {
+        Ok(Backend(Box::new(self.journal.clone())))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Option<Arc<dyn File>>> {
+        self.files.open(name)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.files.create(name)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.files.remove(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.files.rename(from, to)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.files.sync()
+    }
+}
+
+pub(super) struct World {
+    pub hub: Hub,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub root: PathBuf,
+    pub config: RaftConfig,
+}
+
+pub(super) const A: NodeId = NodeId(1);
+pub(super) const B: NodeId = NodeId(2);
+pub(super) const C: NodeId = NodeId(3);
+pub(super) const D: NodeId = NodeId(4);
+
+pub(super) fn member(node: NodeId) -> Member {
     Member { disk: DiskId(u128::from(node.0)), cluster_addr: format!("node-{node}:9093") }
 }
 
 /// Runs a test in virtual time.
-fn run(test: impl AsyncFnOnce()) {
+pub(super) fn run(test: impl AsyncFnOnce()) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().start_paused(true).build().unwrap();
     LocalSet::new().block_on(&runtime, test());
@@ -234,7 +302,7 @@ async fn control_loop(seen: Rc<RefCell<Seen>>, mut events: mpsc::Receiver<Event>
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = std::env::temp_dir().join(format!("highwater-raft-{}-{number}", std::process::id()));
@@ -265,7 +333,7 @@ impl World {
     }
 
     /// Three nodes that have founded a cluster and have a leader.
-    async fn of_three(seed: u64) -> Self {
+    pub async fn of_three(seed: u64) -> Self {
         let mut world = Self::new(seed);
         for node in [A, B, C] {
             world.start(node).await;
@@ -275,13 +343,16 @@ impl World {
         world
     }
 
-    async fn start(&mut self, node: NodeId) {
+    pub async fn start(&mut self, node: NodeId) {
         let folder = self.root.join(node.to_string());
         std::fs::create_dir_all(&folder).unwrap();
+        let disk = MemoryDisk::default();
         let fresh = Node {
-            disk: MemoryDisk::default(),
-            journal: MemoryDisk::default(),
+            records: MemoryDisk(Arc::default(), Arc::clone(&disk.1)),
+            journal: MemoryDisk(Arc::default(), Arc::clone(&disk.1)),
+            disk,
             folder,
+            full: Arc::default(),
             incarnation: 0,
             raft: None,
             seen: Rc::default(),
@@ -290,10 +361,7 @@ impl World {
         let state = self.nodes.entry(node).or_insert(fresh);
         assert!(state.raft.is_none(), "it runs already");
         state.incarnation += 1;
-        let disk = state.disk.clone();
-        let opener = Box::new(move |builder: &redb::Builder| builder.create_with_backend(disk.clone()));
-        let journal = Box::new(state.journal.clone());
-        let opened = open_with(&state.folder, opener, journal, member(node).disk).unwrap();
+        let opened = open_in(state.folder(), member(node).disk).unwrap();
         let config = RaftConfig { node, incarnation: Incarnation(state.incarnation), ..self.config.clone() };
         let line = Line { me: node, hub: self.hub.clone() };
         state.seen = Rc::new(RefCell::new(Seen { image: opened.image, ..Seen::default() }));
@@ -304,11 +372,11 @@ impl World {
     }
 
     /// All that run but this one.
-    fn others(&self, node: NodeId) -> Vec<NodeId> {
+    pub fn others(&self, node: NodeId) -> Vec<NodeId> {
         self.running().into_iter().filter(|other| *other != node).collect()
     }
 
-    async fn found(&self, nodes: &[NodeId]) {
+    pub async fn found(&self, nodes: &[NodeId]) {
         let members: BTreeMap<NodeId, Member> = nodes.iter().map(|&node| (node, member(node))).collect();
         let all = nodes.iter().map(|node| self.raft(*node).initialize(&members));
         for result in join_all(all).await {
@@ -317,7 +385,7 @@ impl World {
     }
 
     /// Nothing gets out any more, then the node is gone.
-    async fn kill(&mut self, node: NodeId) {
+    pub async fn kill(&mut self, node: NodeId) {
         self.hub.0.borrow_mut().running.remove(&node);
         let others: Vec<NodeId> = self.nodes.keys().copied().filter(|other| *other != node).collect();
         for &other in &others {
@@ -333,36 +401,36 @@ impl World {
         }
     }
 
-    fn cut(&self, from: NodeId, to: NodeId) {
+    pub fn cut(&self, from: NodeId, to: NodeId) {
         self.hub.0.borrow_mut().cut.insert((from, to));
     }
 
-    fn heal(&self, from: NodeId, to: NodeId) {
+    pub fn heal(&self, from: NodeId, to: NodeId) {
         self.hub.0.borrow_mut().cut.remove(&(from, to));
     }
 
-    fn cut_both(&self, a: NodeId, b: NodeId) {
+    pub fn cut_both(&self, a: NodeId, b: NodeId) {
         self.cut(a, b);
         self.cut(b, a);
     }
 
-    fn heal_all(&self) {
+    pub fn heal_all(&self) {
         self.hub.0.borrow_mut().cut.clear();
     }
 
-    fn raft(&self, node: NodeId) -> &Raft {
+    pub fn raft(&self, node: NodeId) -> &Raft {
         self.nodes[&node].raft.as_ref().expect("it runs")
     }
 
-    fn running(&self) -> Vec<NodeId> {
+    pub fn running(&self) -> Vec<NodeId> {
         self.nodes.iter().filter(|(_, state)| state.raft.is_some()).map(|(node, _)| *node).collect()
     }
 
-    fn seen(&self, node: NodeId) -> std::cell::Ref<'_, Seen> {
+    pub fn seen(&self, node: NodeId) -> std::cell::Ref<'_, Seen> {
         self.nodes[&node].seen.borrow()
     }
 
-    async fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+    pub async fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let waited = timeout(STUCK, async {
             while !holds(self) {
                 for node in self.running() {
@@ -380,7 +448,7 @@ impl World {
     }
 
     /// Who leads in the eyes of all of them.
-    async fn leader_of(&self, nodes: &[NodeId]) -> NodeId {
+    pub async fn leader_of(&self, nodes: &[NodeId]) -> NodeId {
         let agreed = |world: &Self| {
             let leaders: BTreeSet<_> = nodes.iter().map(|node| world.raft(*node).status().leader).collect();
             let leader = leaders.first().copied().flatten().filter(|leader| nodes.contains(leader));
@@ -390,15 +458,15 @@ impl World {
         agreed(self).expect("it was just there")
     }
 
-    async fn leader(&self) -> NodeId {
+    pub async fn leader(&self) -> NodeId {
         self.leader_of(&self.running()).await
     }
 
-    fn follower(&self, leader: NodeId) -> NodeId {
+    pub fn follower(&self, leader: NodeId) -> NodeId {
         self.running().into_iter().find(|node| *node != leader).expect("there are others")
     }
 
-    fn give(&mut self, node: NodeId, entry: &Entry) -> ProposalId {
+    pub fn give(&mut self, node: NodeId, entry: &Entry) -> ProposalId {
         let state = self.nodes.get_mut(&node).unwrap();
         state.proposals += 1;
         let id = ProposalId(state.proposals);
@@ -407,18 +475,18 @@ impl World {
     }
 
     /// Proposes a change and waits until it is applied where it was proposed.
-    async fn commit(&mut self, node: NodeId, entry: &Entry) {
+    pub async fn commit(&mut self, node: NodeId, entry: &Entry) {
         let id = self.give(node, entry);
         self.until("a proposal", |world| world.seen(node).committed.contains(&id)).await;
     }
 
     /// One producer id: how many were taken counts how often this was applied.
-    async fn count(&mut self, node: NodeId) {
+    pub async fn count(&mut self, node: NodeId) {
         self.commit(node, &take_one()).await;
     }
 
     /// All that run have applied the same, and so much.
-    async fn same(&self, taken: u64) {
+    pub async fn same(&self, taken: u64) {
         self.until("the nodes differ", |world| {
             world.running().iter().all(|node| world.seen(*node).image.producer_id_next == ProducerId(taken))
         })
@@ -434,7 +502,7 @@ impl World {
         }
     }
 
-    async fn end(mut self) {
+    pub async fn end(mut self) {
         for node in self.running() {
             self.kill(node).await;
         }
@@ -442,11 +510,11 @@ impl World {
     }
 }
 
-fn register() -> Entry {
+pub(super) fn register() -> Entry {
     let command = RegisterNode { node: A, incarnation: Incarnation(1), ..RegisterNode::default() };
     Entry { commands: vec![Command::RegisterNode(command)] }
 }
 
-fn take_one() -> Entry {
+pub(super) fn take_one() -> Entry {
     Entry { commands: vec![Command::ReserveProducerIds { node: A, count: 1 }] }
 }
