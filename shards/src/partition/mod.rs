@@ -221,21 +221,27 @@ impl Partition {
         self.ends = Ends { log: end, flushed: end };
     }
 
-    /// The log ends at `end` from now on; what was behind it is gone.
-    pub fn cut(&mut self, end: Offset) {
+    /// The log ends at `end` from now on; what was behind it is gone. `recent` are the batches of the log that are in
+    /// memory, the last one first.
+    pub fn cut(&mut self, end: Offset, recent: impl IntoIterator<Item = (BatchHeader, Offset)>) {
         self.ends = Ends { log: self.ends.log.min(end), flushed: self.ends.flushed.min(end) };
         self.log_start = self.log_start.min(end);
         self.high_watermark = self.high_watermark.min(end);
         self.epochs.cut(end);
-        self.producers.cut(end);
+        self.producers.cut(end, recent);
     }
 
     /// Takes in a cut that recovery found in the journal, as [`Self::replay`] does with a batch.
-    pub fn replay_cut(&mut self, end: Offset, is_noted: bool) {
+    pub fn replay_cut(
+        &mut self,
+        end: Offset,
+        is_noted: bool,
+        recent: impl IntoIterator<Item = (BatchHeader, Offset)>,
+    ) {
         if is_noted {
             self.ends = Ends { log: self.ends.log.min(end), flushed: self.ends.flushed.min(end) };
         } else {
-            self.cut(end);
+            self.cut(end, recent);
         }
     }
 
@@ -250,8 +256,8 @@ impl Partition {
     }
 
     /// Recovery is over: nothing that was noted may reach beyond what was found.
-    pub fn recovered(&mut self) {
-        self.cut(self.ends.log);
+    pub fn recovered(&mut self, recent: impl IntoIterator<Item = (BatchHeader, Offset)>) {
+        self.cut(self.ends.log, recent);
         self.high_watermark = self.high_watermark.max(self.log_start);
     }
 

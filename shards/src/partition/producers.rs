@@ -165,16 +165,45 @@ impl Producers {
         producers
     }
 
-    /// Forgets the batches at or behind `end`: the log ends there now. Where none is left that is known, what comes next
-    /// follows the ones before them still: a client repeats no more batches than are kept, but taking a later one of
-    /// them for the first would lose the others. A producer that had begun behind `end` is forgotten.
-    pub fn cut(&mut self, end: Offset) {
+    /// Forgets the batches at or behind `end`: the log ends there now. `recent` are batches of the log with their first
+    /// offsets, the last one first, as far back as that is cheap to say: where none is left that was kept, the ones
+    /// before are taken from there. Where they are not there either, what comes next follows the ones that were kept: a
+    /// client repeats no more batches than are kept, but taking a later one of them for the first would lose the others.
+    /// A producer that had begun behind `end` is forgotten.
+    pub fn cut(&mut self, end: Offset, recent: impl IntoIterator<Item = (BatchHeader, Offset)>) {
         let Self { by_id, by_idleness, .. } = self;
-        by_id.retain(|&id, producer| {
+        let mut lost: BTreeMap<ProducerId, (Option<Kept>, Vec<(ProducerEpoch, Kept)>)> = BTreeMap::new();
+        for (&id, producer) in by_id.iter_mut() {
             let mut next = None;
             while producer.kept > 0 && producer.batches[producer.kept - 1].base_offset >= end {
                 producer.kept -= 1;
                 next = Some(producer.batches[producer.kept]);
+            }
+            if producer.kept == 0 {
+                lost.insert(id, (next, Vec::new()));
+            }
+        }
+        if lost.is_empty() {
+            return;
+        }
+        for (header, base_offset) in recent {
+            let Some((BatchProducer { id, epoch, base_sequence }, last)) =
+                header.producer.zip(header.last_sequence()).filter(|_| base_offset < end)
+            else {
+                continue;
+            };
+            if let Some((_, found)) = lost.get_mut(&id)
+                && found.len() < BATCHES_KEPT
+                && found.first().is_none_or(|(newest, _)| *newest == epoch)
+            {
+                found.push((epoch, Kept { first: base_sequence, last, base_offset }));
+            }
+        }
+        for (id, (next, found)) in lost {
+            let producer = by_id.get_mut(&id).expect("it lost its batches, and is there");
+            for (epoch, batch) in found.into_iter().rev() {
+                producer.epoch = epoch;
+                producer.push(batch);
             }
             if producer.kept == 0
                 && let Some(next) = next.filter(|next| next.first != Sequence(0) && !next.is_none())
@@ -184,9 +213,9 @@ impl Producers {
             }
             if producer.kept == 0 {
                 by_idleness.remove(&(producer.noted, id));
+                by_id.remove(&id);
             }
-            producer.kept > 0
-        });
+        }
     }
 
     /// Forgets the producers that sent nothing for [`EXPIRY`], to within a second.
@@ -426,7 +455,7 @@ mod tests {
             append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 10);
         }
         append(&mut p, &batch(2, 0, 0, 1), 40);
-        p.cut(Offset(20));
+        p.cut(Offset(20), []);
         assert_eq!(p.check(&batch(1, 0, 2, 2)), duplicate(10));
         assert_eq!(p.check(&batch(1, 0, 4, 2)), Ok(Check::New));
         assert_eq!(p.check(&batch(1, 0, 6, 2)), Err(PartitionError::OutOfOrderSequence));
@@ -441,19 +470,45 @@ mod tests {
         for i in 0..7 {
             append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 2);
         }
-        p.cut(Offset(4));
+        p.cut(Offset(4), []);
         for p in [&mut Producers::from_list(at(0), &p.to_list()), &mut p] {
             assert_eq!(p.check(&batch(1, 0, 6, 2)), Err(PartitionError::OutOfOrderSequence));
             assert_eq!(p.check(&batch(1, 0, 2, 2)), Err(PartitionError::OutOfOrderSequence));
-            p.cut(Offset(4));
+            p.cut(Offset(4), []);
             for i in 2..7 {
                 append(p, &batch(1, 0, i * 2, 2), u64::from(i) * 2);
             }
             assert_eq!(p.check(&batch(1, 0, 4, 2)), duplicate(4));
-            p.cut(Offset(4));
-            p.cut(Offset(3));
+            p.cut(Offset(4), []);
+            p.cut(Offset(3), []);
             assert!(p.is_empty(), "what is left is not known any more");
         }
+    }
+
+    #[test]
+    fn batches_that_a_cut_leaves_in_the_log_are_known_again() {
+        let mut p = Producers::default();
+        let mut log = Vec::new();
+        for i in 0..9 {
+            let header = batch(1, 0, i * 2, 2);
+            append(&mut p, &header, u64::from(i) * 2);
+            log.push((header, Offset(u64::from(i) * 2)));
+        }
+        // The producer begins anew, and that is cut off.
+        append(&mut p, &batch(1, 1, 0, 2), 18);
+        let recent = |end: u64| log.iter().rev().filter(move |(_, at)| at.0 < end).cloned();
+        p.cut(Offset(18), recent(18));
+        assert_eq!(p.check(&batch(1, 0, 16, 2)), duplicate(16));
+        // What was cut off goes below the kept ones, step by step.
+        for end in [6, 4, 2] {
+            p.cut(Offset(end), recent(end));
+            let next = u32::try_from(end).unwrap();
+            assert_eq!(p.check(&batch(1, 0, next - 2, 2)), duplicate(end - 2), "{end}");
+            assert_eq!(p.check(&batch(1, 0, next, 2)), Ok(Check::New), "{end}");
+            assert_eq!(p.check(&batch(1, 0, next + 2, 2)), Err(PartitionError::OutOfOrderSequence), "{end}");
+        }
+        p.cut(Offset(0), recent(0));
+        assert!(p.is_empty(), "nothing of it is in the log");
     }
 
     #[test]

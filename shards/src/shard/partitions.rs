@@ -197,7 +197,9 @@ impl<F: Front> Shard<F> {
     pub(super) fn replay_note(&mut self, slot: Slot, note: Note, is_noted: bool) {
         match (note, self.partitions.get_mut(slot)) {
             (Note::Dropped, _) => self.partitions.remove(slot),
-            (Note::Truncated { end }, Some(partition)) => partition.replay_cut(end, is_noted),
+            (Note::Truncated { end }, Some(partition)) => {
+                partition.replay_cut(end, is_noted, self.storage.recent(slot));
+            }
             (Note::Started { start }, Some(partition)) => partition.start_at(start),
             (_, None) => {}
         }
@@ -205,7 +207,8 @@ impl<F: Front> Shard<F> {
 
     pub(super) fn on_recovered(&mut self) {
         for slot in self.partitions.taken() {
-            self.partitions.get_mut(slot).expect("it is taken").recovered();
+            let partition = self.partitions.get_mut(slot).expect("it is taken");
+            partition.recovered(self.storage.recent(slot));
         }
     }
 
