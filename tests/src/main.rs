@@ -83,7 +83,7 @@ impl Alone {
             }
             Self::Cluster => {
                 let cluster::Outcome { hash, time, violation, counts, .. } = cluster::run(seed, print);
-                Ran { hash, time, violation, counts: counts.named().into_iter().collect() }
+                Ran { hash, time, violation, counts: counts.named().collect() }
             }
         }
     }

@@ -24,6 +24,15 @@ pub const PRODUCERS_MAX: usize = 10_000;
 /// Idleness is only noted this exactly, so that a busy producer is not moved in the order for every batch.
 const IDLE_GRAIN: Duration = Duration::from_secs(1);
 
+/// A producer of which a cut left no batch that was kept.
+#[derive(Debug)]
+struct Lost {
+    /// The first batch that was cut off.
+    next: Option<Kept>,
+    /// The last ones in the log, the newest first.
+    found: Vec<(ProducerEpoch, Kept)>,
+}
+
 /// What a batch is to the partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Check {
@@ -172,7 +181,7 @@ impl Producers {
     /// A producer that had begun behind `end` is forgotten.
     pub fn cut(&mut self, end: Offset, recent: impl IntoIterator<Item = (BatchHeader, Offset)>) {
         let Self { by_id, by_idleness, .. } = self;
-        let mut lost: BTreeMap<ProducerId, (Option<Kept>, Vec<(ProducerEpoch, Kept)>)> = BTreeMap::new();
+        let mut lost: BTreeMap<ProducerId, Lost> = BTreeMap::new();
         for (&id, producer) in by_id.iter_mut() {
             let mut next = None;
             while producer.kept > 0 && producer.batches[producer.kept - 1].base_offset >= end {
@@ -180,7 +189,7 @@ impl Producers {
                 next = Some(producer.batches[producer.kept]);
             }
             if producer.kept == 0 {
-                lost.insert(id, (next, Vec::new()));
+                lost.insert(id, Lost { next, found: Vec::new() });
             }
         }
         if lost.is_empty() {
@@ -192,14 +201,14 @@ impl Producers {
             else {
                 continue;
             };
-            if let Some((_, found)) = lost.get_mut(&id)
+            if let Some(Lost { found, .. }) = lost.get_mut(&id)
                 && found.len() < BATCHES_KEPT
                 && found.first().is_none_or(|(newest, _)| *newest == epoch)
             {
                 found.push((epoch, Kept { first: base_sequence, last, base_offset }));
             }
         }
-        for (id, (next, found)) in lost {
+        for (id, Lost { next, found }) in lost {
             let producer = by_id.get_mut(&id).expect("it lost its batches, and is there");
             for (epoch, batch) in found.into_iter().rev() {
                 producer.epoch = epoch;
