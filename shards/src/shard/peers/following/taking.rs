@@ -97,10 +97,13 @@ impl<F: Front> Shard<F> {
     /// much as may be under way to followers that are behind: the leader then waits with these, and with no others.
     fn give_credit(&mut self, conn: ConnId) {
         let window = self.config.replication.stream_credit_bytes;
-        let kept = if self.storage.has_slack() { 0 } else { window.div_ceil(CATCH_UP_SHARE) };
         let worth = window / CATCH_UP_SHARE / 4;
-        let Some(inbox) = self.inbox(conn) else { return };
-        if kept > 0 && inbox.consumed > worth {
+        if self.inbox(conn).is_none_or(|inbox| inbox.consumed <= worth) {
+            return;
+        }
+        let mut kept = 0;
+        if !self.storage.has_slack() {
+            kept = window.div_ceil(CATCH_UP_SHARE);
             self.timers.set(Timer::Stalled, self.now + STALL_WAIT);
         }
         let Some(inbox) = self.inbox(conn) else { return };
