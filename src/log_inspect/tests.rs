@@ -156,6 +156,7 @@ impl Data {
             segments: vec![segment],
             epochs: vec![(LeaderEpoch(3), Offset(100))],
             producers: Vec::new(),
+            superseded: Vec::new(),
         };
         let checkpoint = Checkpoint {
             shard: ShardId(0),

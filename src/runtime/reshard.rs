@@ -204,6 +204,7 @@ mod tests {
             segments: Vec::new(),
             epochs: Vec::new(),
             producers: Vec::new(),
+            superseded: Vec::new(),
         }
     }
 

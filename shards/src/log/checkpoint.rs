@@ -42,7 +42,7 @@ pub struct LogState {
     pub partition: PartitionId,
     /// The segments hold what the journal says of this log up to here, and nothing after.
     pub moved: Lsn,
-    /// `high_watermark`, `epochs` and `producers` are as they were after this entry; `moved <= noted`.
+    /// `high_watermark`, `epochs`, `producers` and `superseded` are as they were after this entry; `moved <= noted`.
     pub noted: Lsn,
     /// `start <= end`: what the segments hold. `start` may lie within the first of them.
     pub start: Offset,
@@ -55,6 +55,8 @@ pub struct LogState {
     /// The leader epochs, each with the offset at which it began; ascending.
     pub epochs: Vec<(LeaderEpoch, Offset)>,
     pub producers: Vec<ProducerState>,
+    /// What was displaced in `producers` by batches that may still be cut off, by offset.
+    pub superseded: Vec<Superseded>,
 }
 
 /// What is remembered of an idempotent producer.
@@ -64,6 +66,14 @@ pub struct ProducerState {
     pub epoch: ProducerEpoch,
     /// Its last batches, oldest first.
     pub batches: Vec<ProducedBatch>,
+}
+
+/// What was remembered of a producer before its batch at `by`. `None`: nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Superseded {
+    pub id: ProducerId,
+    pub by: Offset,
+    pub before: Option<ProducerState>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -117,7 +117,7 @@ impl Partition {
         assert_eq!(base, self.ends.log, "a batch is appended at the log's end");
         self.epochs.begin(epoch, base);
         if header.producer.is_some() {
-            self.producers.record(now, header, base);
+            self.producers.record(now, header, base, self.settled());
         }
         self.ends.log = base.plus(header.offsets());
     }

@@ -196,7 +196,7 @@ impl Partition {
         self.ends = Ends { log: state.end, flushed: state.end };
         self.high_watermark = state.high_watermark;
         self.epochs = EpochCache::from_list(&state.epochs);
-        self.producers = Producers::from_list(now, &state.producers);
+        self.producers = Producers::from_list(now, &state.producers, &state.superseded);
     }
 
     /// Adds to `state` what only the partition knows. The counterpart of [`Self::restore`].
@@ -204,6 +204,7 @@ impl Partition {
         state.high_watermark = self.high_watermark;
         state.epochs = self.epochs.to_list();
         state.producers = self.producers.to_list();
+        state.superseded = self.producers.superseded(self.settled());
     }
 
     /// Takes in a batch that recovery found in the journal. With `is_noted`, the state that [`Self::restore`] took over
@@ -215,33 +216,32 @@ impl Partition {
             if let Some(epoch) = LeaderEpoch::from_wire(header.leader_epoch) {
                 self.epochs.begin(epoch, base);
             }
-            self.producers.record(now, header, base);
+            self.producers.record(now, header, base, Offset::ZERO);
         }
         let end = base.plus(header.offsets());
         self.ends = Ends { log: end, flushed: end };
     }
 
-    /// The log ends at `end` from now on; what was behind it is gone. `recent` are the batches of the log that are in
-    /// memory, the last one first.
-    pub fn cut(&mut self, end: Offset, recent: impl IntoIterator<Item = (BatchHeader, Offset)>) {
+    /// Neither a crash nor a leader takes away what is before it, unless an election was unclean.
+    fn settled(&self) -> Offset {
+        self.high_watermark.min(self.ends.flushed)
+    }
+
+    /// The log ends at `end` from now on; what was behind it is gone.
+    pub fn cut(&mut self, end: Offset) {
         self.ends = Ends { log: self.ends.log.min(end), flushed: self.ends.flushed.min(end) };
         self.log_start = self.log_start.min(end);
         self.high_watermark = self.high_watermark.min(end);
         self.epochs.cut(end);
-        self.producers.cut(end, recent);
+        self.producers.cut(end);
     }
 
     /// Takes in a cut that recovery found in the journal, as [`Self::replay`] does with a batch.
-    pub fn replay_cut(
-        &mut self,
-        end: Offset,
-        is_noted: bool,
-        recent: impl IntoIterator<Item = (BatchHeader, Offset)>,
-    ) {
+    pub fn replay_cut(&mut self, end: Offset, is_noted: bool) {
         if is_noted {
             self.ends = Ends { log: self.ends.log.min(end), flushed: self.ends.flushed.min(end) };
         } else {
-            self.cut(end, recent);
+            self.cut(end);
         }
     }
 
@@ -256,8 +256,8 @@ impl Partition {
     }
 
     /// Recovery is over: nothing that was noted may reach beyond what was found.
-    pub fn recovered(&mut self, recent: impl IntoIterator<Item = (BatchHeader, Offset)>) {
-        self.cut(self.ends.log, recent);
+    pub fn recovered(&mut self) {
+        self.cut(self.ends.log);
         self.high_watermark = self.high_watermark.max(self.log_start);
     }
 
@@ -305,7 +305,7 @@ impl Partition {
     pub fn appended(&mut self, now: Instant, header: &BatchHeader, base: Offset) {
         assert_eq!(base, self.ends.log, "a batch is appended at the log's end");
         if header.producer.is_some() {
-            self.producers.record(now, header, base);
+            self.producers.record(now, header, base, self.settled());
         }
         self.ends.log = base.plus(header.offsets());
         self.on_local_progress(now);

@@ -2,15 +2,16 @@
 //! from one that came out of order.
 //!
 //! Floor 1, pure; owned by the partition's shard. It never looks at records, only at batch headers. A checkpoint keeps
-//! it, and the batches behind that bring it up to date when recovery replays them. Source: KIP-98, KIP-360, and Apache Kafka's
-//! `ProducerStateManager`.
+//! it, and the batches behind that bring it up to date when recovery replays them. What a batch that may still be cut off
+//! displaced is kept until it cannot be any more, so that a cut leaves what the rest of the log says, however often the
+//! log is cut. Source: KIP-98, KIP-360, and Apache Kafka's `ProducerStateManager`, which reads the log again instead.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::batch::{BatchHeader, BatchProducer};
 use crate::ids::{Offset, ProducerEpoch, ProducerId, Sequence};
-use crate::log::checkpoint::{ProducedBatch, ProducerState};
+use crate::log::checkpoint::{ProducedBatch, ProducerState, Superseded};
 use crate::mail::PartitionError;
 use crate::time::Instant;
 
@@ -20,18 +21,11 @@ pub const BATCHES_KEPT: usize = 5;
 pub const EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Producers that one partition keeps; beyond it the one idle longest is forgotten. About 200 bytes each.
 pub const PRODUCERS_MAX: usize = 10_000;
+/// Batches that a cut takes back exactly, about 120 bytes each. Below them it knows what producers send next, and no more.
+pub const UNDO_MAX: usize = 1_024;
 
 /// Idleness is only noted this exactly, so that a busy producer is not moved in the order for every batch.
 const IDLE_GRAIN: Duration = Duration::from_secs(1);
-
-/// A producer of which a cut left no batch that was kept.
-#[derive(Debug)]
-struct Lost {
-    /// The first batch that was cut off.
-    next: Option<Kept>,
-    /// The last ones in the log, the newest first.
-    found: Vec<(ProducerEpoch, Kept)>,
-}
 
 /// What a batch is to the partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,7 +43,17 @@ pub struct Producers {
     by_id: BTreeMap<ProducerId, Producer>,
     /// Each producer once, by when it was last noted as active (its `noted`).
     by_idleness: BTreeSet<(Instant, ProducerId)>,
+    /// What the last batches displaced, by offset.
+    undo: VecDeque<Undo>,
     producers_max: usize,
+}
+
+/// What was known of a producer before the batch at `base_offset`.
+#[derive(Clone, Copy, Debug)]
+struct Undo {
+    base_offset: Offset,
+    id: ProducerId,
+    before: Option<Producer>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +82,7 @@ impl Producers {
     /// Keeps at most `producers_max` producers, at least one.
     pub fn new(producers_max: usize) -> Self {
         assert!(producers_max > 0, "a partition keeps at least the producer that it heard of last");
-        Self { by_id: BTreeMap::new(), by_idleness: BTreeSet::new(), producers_max }
+        Self { by_id: BTreeMap::new(), by_idleness: BTreeSet::new(), undo: VecDeque::new(), producers_max }
     }
 
     /// What a produced batch is. Changes nothing, so that an append can still be refused for another reason;
@@ -118,12 +122,18 @@ impl Producers {
 
     /// Notes a batch that was appended at `base_offset`, by this node as leader (after [`Self::check`]), by a
     /// leader that this node follows, or in an earlier life of this node. It is not checked again: the leader did.
-    pub fn record(&mut self, now: Instant, header: &BatchHeader, base_offset: Offset) {
+    /// No cut goes below `settled`.
+    pub fn record(&mut self, now: Instant, header: &BatchHeader, base_offset: Offset, settled: Offset) {
         let Some((BatchProducer { id, epoch, base_sequence }, last)) =
             header.producer.zip(header.last_sequence())
         else {
             return;
         };
+        self.settle(settled);
+        if self.undo.len() == UNDO_MAX {
+            self.undo.pop_front();
+        }
+        self.undo.push_back(Undo { base_offset, id, before: self.by_id.get(&id).copied() });
         let batch = Kept { first: base_sequence, last, base_offset };
         if let Some(known) = self.by_id.get_mut(&id) {
             if known.epoch != epoch {
@@ -147,82 +157,84 @@ impl Producers {
         self.by_idleness.insert((now, id));
     }
 
-    /// As a checkpoint keeps it, by id.
-    pub fn to_list(&self) -> Vec<ProducerState> {
-        let batches = |p: &Producer| {
-            let kept = p.batches[..p.kept].iter();
-            kept.map(|k| ProducedBatch { first: k.first, last: k.last, base: k.base_offset }).collect()
-        };
-        let state =
-            |(&id, p): (&ProducerId, &Producer)| ProducerState { id, epoch: p.epoch, batches: batches(p) };
-        self.by_id.iter().map(state).collect()
+    fn settle(&mut self, settled: Offset) {
+        while self.undo.front().is_some_and(|undo| undo.base_offset < settled) {
+            self.undo.pop_front();
+        }
     }
 
-    /// Takes over what [`Self::to_list`] gave. How long each was idle is not known any more: from now on.
-    pub fn from_list(now: Instant, list: &[ProducerState]) -> Self {
+    /// As a checkpoint keeps it, by id.
+    pub fn to_list(&self) -> Vec<ProducerState> {
+        self.by_id.iter().map(|(&id, producer)| producer.state(id)).collect()
+    }
+
+    /// What batches displaced that a cut may still reach, which goes no lower than `settled`; by offset.
+    pub fn superseded(&self, settled: Offset) -> Vec<Superseded> {
+        let superseded = |undo: &Undo| Superseded {
+            id: undo.id,
+            by: undo.base_offset,
+            before: undo.before.map(|producer| producer.state(undo.id)),
+        };
+        self.undo.iter().filter(|undo| undo.base_offset >= settled).map(superseded).collect()
+    }
+
+    /// Takes over what [`Self::to_list`] and [`Self::superseded`] gave. How long each was idle is not known any more: from
+    /// now on.
+    pub fn from_list(now: Instant, list: &[ProducerState], superseded: &[Superseded]) -> Self {
         let mut producers = Self::default();
         for state in list.iter().take(producers.producers_max) {
-            let mut producer =
-                Producer { epoch: state.epoch, noted: now, batches: Default::default(), kept: 0 };
-            for batch in &state.batches {
-                producer.push(Kept { first: batch.first, last: batch.last, base_offset: batch.base });
-            }
-            if producer.kept > 0 && producers.by_id.insert(state.id, producer).is_none() {
+            let known = Producer::from_state(now, state);
+            if let Some(producer) = known
+                && producers.by_id.insert(state.id, producer).is_none()
+            {
                 producers.by_idleness.insert((now, state.id));
             }
         }
+        let undo = superseded.iter().map(|Superseded { id, by, before }| Undo {
+            base_offset: *by,
+            id: *id,
+            before: before.as_ref().and_then(|state| Producer::from_state(now, state)),
+        });
+        producers.undo = undo.take(UNDO_MAX).collect();
         producers
     }
 
-    /// Forgets the batches at or behind `end`: the log ends there now. `recent` are batches of the log with their first
-    /// offsets, the last one first, as far back as that is cheap to say: where none is left that was kept, the ones
-    /// before are taken from there. Where they are not there either, what comes next follows the ones that were kept: a
-    /// client repeats no more batches than are kept, but taking a later one of them for the first would lose the others.
-    /// A producer that had begun behind `end` is forgotten.
-    pub fn cut(&mut self, end: Offset, recent: impl IntoIterator<Item = (BatchHeader, Offset)>) {
+    /// Forgets the batches at or behind `end`: the log ends there now. Of a producer that began there nothing is left.
+    ///
+    /// Where that goes further back than was kept, the batches that come next are those that were cut off: a client
+    /// repeats no more batches than are kept, but taking a later one of them for the first would lose the others.
+    pub fn cut(&mut self, end: Offset) {
+        while let Some(undo) = self.undo.pop_back() {
+            if undo.base_offset < end {
+                self.undo.push_back(undo);
+                break;
+            }
+            self.put_back(undo);
+        }
         let Self { by_id, by_idleness, .. } = self;
-        let mut lost: BTreeMap<ProducerId, Lost> = BTreeMap::new();
-        for (&id, producer) in by_id.iter_mut() {
-            let mut next = None;
-            while producer.kept > 0 && producer.batches[producer.kept - 1].base_offset >= end {
-                producer.kept -= 1;
-                next = Some(producer.batches[producer.kept]);
-            }
-            if producer.kept == 0 {
-                lost.insert(id, Lost { next, found: Vec::new() });
-            }
-        }
-        if lost.is_empty() {
-            return;
-        }
-        for (header, base_offset) in recent {
-            let Some((BatchProducer { id, epoch, base_sequence }, last)) =
-                header.producer.zip(header.last_sequence()).filter(|_| base_offset < end)
-            else {
-                continue;
-            };
-            if let Some(Lost { found, .. }) = lost.get_mut(&id)
-                && found.len() < BATCHES_KEPT
-                && found.first().is_none_or(|(newest, _)| *newest == epoch)
-            {
-                found.push((epoch, Kept { first: base_sequence, last, base_offset }));
-            }
-        }
-        for (id, Lost { next, found }) in lost {
-            let producer = by_id.get_mut(&id).expect("it lost its batches, and is there");
-            for (epoch, batch) in found.into_iter().rev() {
-                producer.epoch = epoch;
-                producer.push(batch);
-            }
-            if producer.kept == 0
-                && let Some(next) = next.filter(|next| next.first != Sequence(0) && !next.is_none())
+        by_id.retain(|&id, producer| {
+            let next = producer.cut(end);
+            if let Some(next) = next.filter(|next| next.first != Sequence(0) && !next.is_none())
                 && let Some(before) = end.0.checked_sub(1)
+                && producer.kept == 0
             {
                 producer.push(Kept::none_before(next.first, Offset(before)));
             }
             if producer.kept == 0 {
                 by_idleness.remove(&(producer.noted, id));
-                by_id.remove(&id);
+            }
+            producer.kept > 0
+        });
+    }
+
+    /// The producer is again what it was. One that was forgotten since stays so.
+    fn put_back(&mut self, undo: Undo) {
+        let Some(known) = self.by_id.get_mut(&undo.id) else { return };
+        match undo.before {
+            Some(before) => *known = Producer { noted: known.noted, ..before },
+            None => {
+                self.by_idleness.remove(&(known.noted, undo.id));
+                self.by_id.remove(&undo.id);
             }
         }
     }
@@ -255,6 +267,32 @@ impl Producers {
 }
 
 impl Producer {
+    /// `None`: nothing is known of a producer without a batch.
+    fn from_state(now: Instant, state: &ProducerState) -> Option<Self> {
+        let mut producer = Self { epoch: state.epoch, noted: now, batches: Default::default(), kept: 0 };
+        for batch in &state.batches {
+            producer.push(Kept { first: batch.first, last: batch.last, base_offset: batch.base });
+        }
+        (producer.kept > 0).then_some(producer)
+    }
+
+    fn state(&self, id: ProducerId) -> ProducerState {
+        let kept = self.batches[..self.kept].iter();
+        let batches =
+            kept.map(|k| ProducedBatch { first: k.first, last: k.last, base: k.base_offset }).collect();
+        ProducerState { id, epoch: self.epoch, batches }
+    }
+
+    /// Forgets the batches at or behind `end`. The first of them.
+    fn cut(&mut self, end: Offset) -> Option<Kept> {
+        let mut first = None;
+        while self.kept > 0 && self.batches[self.kept - 1].base_offset >= end {
+            self.kept -= 1;
+            first = Some(self.batches[self.kept]);
+        }
+        first
+    }
+
     fn push(&mut self, batch: Kept) {
         self.kept -= usize::from(self.kept == 1 && self.batches[0].is_none());
         if self.kept == BATCHES_KEPT {
@@ -313,7 +351,7 @@ mod tests {
 
     fn append(p: &mut Producers, header: &BatchHeader, base: u64) {
         assert_eq!(p.check(header), Ok(Check::New));
-        p.record(at(0), header, Offset(base));
+        p.record(at(0), header, Offset(base), Offset(base));
     }
 
     fn duplicate(base: u64) -> Result<Check, PartitionError> {
@@ -416,9 +454,9 @@ mod tests {
     #[test]
     fn idle_producer_is_forgotten_after_a_day_and_a_busy_one_is_not() {
         let mut p = Producers::default();
-        p.record(at(0), &batch(1, 0, 0, 1), Offset(0));
-        p.record(at(0), &batch(2, 0, 0, 1), Offset(1));
-        p.record(at(3600), &batch(2, 0, 1, 1), Offset(2));
+        p.record(at(0), &batch(1, 0, 0, 1), Offset(0), Offset::ZERO);
+        p.record(at(0), &batch(2, 0, 0, 1), Offset(1), Offset::ZERO);
+        p.record(at(3600), &batch(2, 0, 1, 1), Offset(2), Offset::ZERO);
         assert_eq!(p.next_expiry(), Some(at(86_400)));
         p.expire(at(86_399));
         assert_eq!(p.len(), 2);
@@ -432,10 +470,10 @@ mod tests {
     #[test]
     fn beyond_the_bound_the_producer_idle_longest_is_forgotten() {
         let mut p = Producers::new(2);
-        p.record(at(0), &batch(1, 0, 0, 1), Offset(0));
-        p.record(at(10), &batch(2, 0, 0, 1), Offset(1));
-        p.record(at(20), &batch(1, 0, 1, 1), Offset(2));
-        p.record(at(30), &batch(3, 0, 0, 1), Offset(3));
+        p.record(at(0), &batch(1, 0, 0, 1), Offset(0), Offset::ZERO);
+        p.record(at(10), &batch(2, 0, 0, 1), Offset(1), Offset::ZERO);
+        p.record(at(20), &batch(1, 0, 1, 1), Offset(2), Offset::ZERO);
+        p.record(at(30), &batch(3, 0, 0, 1), Offset(3), Offset::ZERO);
         assert_eq!(p.len(), 2);
         assert_eq!(p.check(&batch(1, 0, 1, 1)), duplicate(2));
         assert_eq!(p.check(&batch(3, 0, 0, 1)), duplicate(3));
@@ -449,7 +487,7 @@ mod tests {
             append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 10);
         }
         append(&mut p, &batch(9, 4, 77, 1), 90);
-        let kept = Producers::from_list(at(1), &p.to_list());
+        let kept = Producers::from_list(at(1), &p.to_list(), &[]);
         assert_eq!(kept.to_list(), p.to_list());
         for sequence in 0..20 {
             let probe = batch(1, 0, sequence, 2);
@@ -464,7 +502,7 @@ mod tests {
             append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 10);
         }
         append(&mut p, &batch(2, 0, 0, 1), 40);
-        p.cut(Offset(20), []);
+        p.cut(Offset(20));
         assert_eq!(p.check(&batch(1, 0, 2, 2)), duplicate(10));
         assert_eq!(p.check(&batch(1, 0, 4, 2)), Ok(Check::New));
         assert_eq!(p.check(&batch(1, 0, 6, 2)), Err(PartitionError::OutOfOrderSequence));
@@ -479,45 +517,71 @@ mod tests {
         for i in 0..7 {
             append(&mut p, &batch(1, 0, i * 2, 2), u64::from(i) * 2);
         }
-        p.cut(Offset(4), []);
-        for p in [&mut Producers::from_list(at(0), &p.to_list()), &mut p] {
+        // They are far from the log's end by now.
+        let mut p = Producers::from_list(at(0), &p.to_list(), &[]);
+        p.cut(Offset(4));
+        for p in [&mut Producers::from_list(at(0), &p.to_list(), &[]), &mut p] {
             assert_eq!(p.check(&batch(1, 0, 6, 2)), Err(PartitionError::OutOfOrderSequence));
             assert_eq!(p.check(&batch(1, 0, 2, 2)), Err(PartitionError::OutOfOrderSequence));
-            p.cut(Offset(4), []);
+            p.cut(Offset(4));
             for i in 2..7 {
                 append(p, &batch(1, 0, i * 2, 2), u64::from(i) * 2);
             }
             assert_eq!(p.check(&batch(1, 0, 4, 2)), duplicate(4));
-            p.cut(Offset(4), []);
-            p.cut(Offset(3), []);
+            p.cut(Offset(4));
+            assert_eq!(p.check(&batch(1, 0, 6, 2)), Err(PartitionError::OutOfOrderSequence));
+            p.cut(Offset(3));
             assert!(p.is_empty(), "what is left is not known any more");
         }
     }
 
     #[test]
-    fn batches_that_a_cut_leaves_in_the_log_are_known_again() {
-        let mut p = Producers::default();
+    fn a_log_that_is_cut_again_and_again_leaves_what_its_rest_says() {
+        let mut live = Producers::default();
         let mut log = Vec::new();
-        for i in 0..9 {
-            let header = batch(1, 0, i * 2, 2);
-            append(&mut p, &header, u64::from(i) * 2);
+        for i in 0..40_u32 {
+            // Two producers; one begins anew on the way, and one is new.
+            let id = if i < 30 || i % 2 == 0 { 1 } else { 2 };
+            let (epoch, sequence) = match (id, i) {
+                (1, ..20) => (0, i * 2),
+                (1, _) => (
+                    1,
+                    log.iter().filter(|(h, _): &&(BatchHeader, _)| h.producer.unwrap().epoch.0 == 1).count()
+                        as u32
+                        * 2,
+                ),
+                _ => (0, (i - 31) / 2 * 2),
+            };
+            let header = batch(id, epoch, sequence, 2);
+            live.record(at(0), &header, Offset(u64::from(i) * 2), Offset(4));
             log.push((header, Offset(u64::from(i) * 2)));
         }
-        // The producer begins anew, and that is cut off.
-        append(&mut p, &batch(1, 1, 0, 2), 18);
-        let recent = |end: u64| log.iter().rev().filter(move |(_, at)| at.0 < end).cloned();
-        p.cut(Offset(18), recent(18));
-        assert_eq!(p.check(&batch(1, 0, 16, 2)), duplicate(16));
-        // What was cut off goes below the kept ones, step by step.
-        for end in [6, 4, 2] {
-            p.cut(Offset(end), recent(end));
-            let next = u32::try_from(end).unwrap();
-            assert_eq!(p.check(&batch(1, 0, next - 2, 2)), duplicate(end - 2), "{end}");
-            assert_eq!(p.check(&batch(1, 0, next, 2)), Ok(Check::New), "{end}");
-            assert_eq!(p.check(&batch(1, 0, next + 2, 2)), Err(PartitionError::OutOfOrderSequence), "{end}");
+        let mut kept = Producers::from_list(at(1), &live.to_list(), &live.superseded(Offset(4)));
+        for end in [80, 79, 70, 62, 60, 50, 41, 40, 38, 20, 12, 6, 4] {
+            let mut left = Producers::default();
+            for (header, base) in log.iter().filter(|(_, base)| base.0 < end) {
+                left.record(at(0), header, *base, Offset::ZERO);
+            }
+            live.cut(Offset(end));
+            kept.cut(Offset(end));
+            assert_eq!(live.to_list(), left.to_list(), "{end}");
+            assert_eq!(kept.to_list(), left.to_list(), "{end}, from a checkpoint");
+            assert_eq!(live.by_idleness.len(), live.len());
         }
-        p.cut(Offset(0), recent(0));
-        assert!(p.is_empty(), "nothing of it is in the log");
+    }
+
+    #[test]
+    fn what_no_cut_can_reach_is_not_kept() {
+        let mut p = Producers::default();
+        for i in 0..100 {
+            p.record(at(0), &batch(1, 0, i * 2, 2), Offset(u64::from(i) * 2), Offset(u64::from(i)));
+        }
+        assert_eq!(p.undo.len(), 50);
+        assert_eq!(p.superseded(Offset(190)).len(), 5);
+        for i in 100..5_000 {
+            p.record(at(0), &batch(1, 0, i * 2, 2), Offset(u64::from(i) * 2), Offset::ZERO);
+        }
+        assert_eq!(p.undo.len(), UNDO_MAX);
     }
 
     #[test]
@@ -528,13 +592,13 @@ mod tests {
             let epoch = if i < 8 { 0 } else { 1 };
             let header = batch(1, epoch, (i % 8) * 2, 2);
             if live.check(&header) == Ok(Check::New) {
-                live.record(at(0), &header, Offset(u64::from(i) * 2));
+                live.record(at(0), &header, Offset(u64::from(i) * 2), Offset::ZERO);
                 appended.push((header, Offset(u64::from(i) * 2)));
             }
         }
         let mut rebuilt = Producers::default();
         for (header, base) in &appended {
-            rebuilt.record(at(5), header, *base);
+            rebuilt.record(at(5), header, *base, Offset::ZERO);
         }
         assert!(appended.len() >= 16);
         for epoch in 0..3 {

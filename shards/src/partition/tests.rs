@@ -28,6 +28,7 @@ fn replica(start: u64, epochs: &[(u32, u64)], end: u64) -> Partition {
             segments: Vec::new(),
             epochs: epochs.iter().map(|&(epoch, at)| (LeaderEpoch(epoch), Offset(at))).collect(),
             producers: Vec::new(),
+            superseded: Vec::new(),
         },
     );
     partition
@@ -200,9 +201,9 @@ fn r20_asking_and_cutting_ends_with_a_common_log() {
                     Followed::Diverging { epoch, end } => {
                         let Mend::Cut { end } = follower.mend_diverging(epoch, end) else { panic!("a cut") };
                         assert!(end < follower.log_end(), "each round cuts: {ours:?} {theirs:?}");
-                        follower.cut(end, []);
+                        follower.cut(end);
                     }
-                    Followed::Refused(Refusal::OutOfRange { .. }) => follower.cut(Offset(0), []),
+                    Followed::Refused(Refusal::OutOfRange { .. }) => follower.cut(Offset(0)),
                     Followed::Refused(other) => panic!("{other:?}"),
                 }
                 rounds += 1;
@@ -296,6 +297,6 @@ fn an_epoch_without_records_is_forgotten_by_a_life_after_it() {
     let mut next = replica(0, &noted, 30);
     // What it took behind the checkpoint, as a follower, was of an epoch before.
     next.replay(Instant::ZERO, &header(30, 5), Offset(30), false);
-    next.recovered([]);
+    next.recovered();
     assert_eq!(next.position(), (Offset(32), Some(LeaderEpoch(5))));
 }

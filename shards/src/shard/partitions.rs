@@ -198,7 +198,7 @@ impl<F: Front> Shard<F> {
         match (note, self.partitions.get_mut(slot)) {
             (Note::Dropped, _) => self.partitions.remove(slot),
             (Note::Truncated { end }, Some(partition)) => {
-                partition.replay_cut(end, is_noted, self.storage.recent(slot));
+                partition.replay_cut(end, is_noted);
             }
             (Note::Started { start }, Some(partition)) => partition.start_at(start),
             (_, None) => {}
@@ -208,7 +208,7 @@ impl<F: Front> Shard<F> {
     pub(super) fn on_recovered(&mut self) {
         for slot in self.partitions.taken() {
             let partition = self.partitions.get_mut(slot).expect("it is taken");
-            partition.recovered(self.storage.recent(slot));
+            partition.recovered();
         }
     }
 

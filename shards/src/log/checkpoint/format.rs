@@ -41,11 +41,12 @@
 //! partition index; `moved` (chunk, entry); `noted` (chunk less that of `moved`, entry); start; end less start; high
 //! watermark; cleaned; segments (number, then of each: base less that of the one before, end less base, generation,
 //! bytes, max timestamp and begun, both signed); epochs (number, then of each: epoch and start less those before);
-//! producers (number, then of each: id, epoch, number of batches, of each of those: first, last, base).
+//! producers (number, then of each: id, epoch, number of batches, of each of those: first, last, base); superseded
+//! (number, then of each: `by` less that of the one before, and the producer before, without batches if it was unknown).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Checkpoint, LogState, ProducedBatch, ProducerState, Resume};
+use super::{Checkpoint, LogState, ProducedBatch, ProducerState, Resume, Superseded};
 use crate::ids::{
     LeaderEpoch, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, Sequence, ShardId, TopicId,
 };
@@ -56,7 +57,7 @@ use crate::log::segment::SegmentMeta;
 
 /// The first bytes of a checkpoint file.
 pub const CHECKPOINT_MAGIC: [u8; 4] = *b"HWCP";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 32;
 /// Before a record's varints.
 const RECORD_HEADER_BYTES: usize = 24;
@@ -172,14 +173,28 @@ fn put_log(out: &mut BytesMut, log: &LogState) {
     }
     put_varint(out, log.producers.len() as u64);
     for producer in &log.producers {
-        put_varint(out, producer.id.0);
-        put_varint(out, producer.epoch.0.into());
-        put_varint(out, producer.batches.len() as u64);
-        for batch in &producer.batches {
-            put_varint(out, batch.first.0.into());
-            put_varint(out, batch.last.0.into());
-            put_varint(out, batch.base.0);
-        }
+        put_producer(out, producer.id, producer.epoch, &producer.batches);
+    }
+    put_varint(out, log.superseded.len() as u64);
+    let mut before = Offset::ZERO;
+    for superseded in &log.superseded {
+        assert!(before <= superseded.by, "what is superseded ascends");
+        put_varint(out, superseded.by.0 - before.0);
+        let (epoch, batches) =
+            superseded.before.as_ref().map_or((ProducerEpoch(0), &[][..]), |p| (p.epoch, &p.batches));
+        put_producer(out, superseded.id, epoch, batches);
+        before = superseded.by;
+    }
+}
+
+fn put_producer(out: &mut BytesMut, id: ProducerId, epoch: ProducerEpoch, batches: &[ProducedBatch]) {
+    put_varint(out, id.0);
+    put_varint(out, epoch.0.into());
+    put_varint(out, batches.len() as u64);
+    for batch in batches {
+        put_varint(out, batch.first.0.into());
+        put_varint(out, batch.last.0.into());
+        put_varint(out, batch.base.0);
     }
 }
 
@@ -316,11 +331,24 @@ fn parse_log(record: &[u8]) -> Result<LogState, &'static str> {
     let cleaned = r.offset(Offset::ZERO)?;
     let segments = r.segments()?;
     let epochs = r.epochs()?;
-    let producers = r.producers()?;
+    let producers = r.list(3, Reader::producer)?;
+    let superseded = r.superseded()?;
     if !r.left.is_empty() {
         return Err("a record longer than what it holds");
     }
-    Ok(LogState { partition, moved, noted, start, end, high_watermark, cleaned, segments, epochs, producers })
+    Ok(LogState {
+        partition,
+        moved,
+        noted,
+        start,
+        end,
+        high_watermark,
+        cleaned,
+        segments,
+        epochs,
+        producers,
+        superseded,
+    })
 }
 
 /// Takes varints off the front.
@@ -408,17 +436,26 @@ impl Reader<'_> {
         })
     }
 
-    fn producers(&mut self) -> Result<Vec<ProducerState>, &'static str> {
-        self.list(3, |r| {
-            let (id, epoch) = (ProducerId(r.varint()?), ProducerEpoch(r.small()?));
-            let batches = r.list(3, |r| {
-                Ok(ProducedBatch {
-                    first: Sequence(r.small()?),
-                    last: Sequence(r.small()?),
-                    base: r.offset(Offset::ZERO)?,
-                })
-            })?;
-            Ok(ProducerState { id, epoch, batches })
+    fn producer(&mut self) -> Result<ProducerState, &'static str> {
+        let (id, epoch) = (ProducerId(self.varint()?), ProducerEpoch(self.small()?));
+        let batches = self.list(3, |r| {
+            Ok(ProducedBatch {
+                first: Sequence(r.small()?),
+                last: Sequence(r.small()?),
+                base: r.offset(Offset::ZERO)?,
+            })
+        })?;
+        Ok(ProducerState { id, epoch, batches })
+    }
+
+    fn superseded(&mut self) -> Result<Vec<Superseded>, &'static str> {
+        let mut last = Offset::ZERO;
+        self.list(4, |r| {
+            let by = r.offset(last)?;
+            last = by;
+            let before = r.producer()?;
+            let id = before.id;
+            Ok(Superseded { id, by, before: Some(before).filter(|before| !before.batches.is_empty()) })
         })
     }
 }

@@ -30,18 +30,23 @@ fn log(index: u32) -> LogState {
         segments: vec![segment],
         epochs: vec![(LeaderEpoch(3), Offset(1_000)), (LeaderEpoch(9), Offset(80_000))],
         producers: Vec::new(),
+        superseded: Vec::new(),
     }
 }
 
 fn small() -> Checkpoint {
     let batch = ProducedBatch { first: Sequence(5), last: Sequence(7), base: Offset(300) };
     let producer = ProducerState { id: ProducerId(4_000), epoch: ProducerEpoch(1), batches: vec![batch] };
+    let superseded = vec![
+        Superseded { id: ProducerId(4_000), by: Offset(300), before: None },
+        Superseded { id: ProducerId(4_000), by: Offset(303), before: Some(producer.clone()) },
+    ];
     Checkpoint {
         shard: ShardId(3),
         journal: 0xfeed,
         incarnation: 4,
         resume: Resume::From { file: FileNo(17), sequence: 500_001 },
-        logs: vec![log(1), LogState { producers: vec![producer], ..log(2) }],
+        logs: vec![log(1), LogState { producers: vec![producer], superseded, ..log(2) }],
     }
 }
 
@@ -50,16 +55,16 @@ fn bytes(checkpoint: &Checkpoint) -> Vec<u8> {
 }
 
 #[test]
-fn a_checkpoint_has_these_bytes_in_format_1() {
+fn a_checkpoint_has_these_bytes_in_format_2() {
     let hex: String = bytes(&small()).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, GOLDEN);
 }
 
-const GOLDEN: &str = "48574350a2af66ed0000000100000003000000000000feed00000000000000045fddfb1a000000410000007000000000\
+const GOLDEN: &str = "48574350b5b1e0da0000000200000003000000000000feed00000000000000045a46748f000000420000007000000000\
     000000000000000001a0c21e142803f2079eb70586bf050001e807a8b7050280c6868f0180a0abfef962b090abfef962\
-    0203e8070698e90400f0ecc821000000490000007000000000000000000000000002a0c21e142803f2079eb70586bf05\
-    0001e807a8b7050280c6868f0180a0abfef962b090abfef9620203e8070698e90401a01f01010507ac024d4067300000\
-    00020000000100000000000000110000000000000000000000000007a121";
+    0203e8070698e90400002d0790e4000000590000007000000000000000000000000002a0c21e142803f2079eb70586bf\
+    050001e807a8b7050280c6868f0180a0abfef962b090abfef9620203e8070698e90401a01f01010507ac0202ac02a01f\
+    000003a01f01010507ac0259350db1000000020000000100000000000000110000000000000000000000000007a121";
 
 #[test]
 fn checkpoints_survive_their_bytes() {
@@ -142,18 +147,26 @@ fn random_checkpoint(random: &mut Random) -> Checkpoint {
             (LeaderEpoch(epoch), Offset(start))
         });
         let epochs = epochs.collect();
-        let producers = (0..random.below(4)).map(|_| ProducerState {
+        let producer = |random: &mut Random, batches_max: usize| ProducerState {
             id: ProducerId(any(random, 64)),
             epoch: ProducerEpoch(any(random, 16) as u16),
-            batches: (0..random.below(6))
+            batches: (0..random.below(batches_max + 1))
                 .map(|_| ProducedBatch {
                     first: Sequence(any(random, 32) as u32),
                     last: Sequence(any(random, 32) as u32),
                     base: Offset(any(random, 63)),
                 })
                 .collect(),
+        };
+        let producers = (0..random.below(4)).map(|_| producer(random, 5)).collect();
+        let mut by = 0;
+        let superseded = (0..random.below(4)).map(|_| {
+            by += any(random, 60);
+            let before = producer(random, 2);
+            let (id, by) = (before.id, Offset(by));
+            Superseded { id, by, before: Some(before).filter(|before| !before.batches.is_empty()) }
         });
-        let producers = producers.collect();
+        let superseded = superseded.collect();
         logs.push(LogState {
             partition: PartitionId { topic: TopicId(u128::from(index) << 64), index: PartitionIndex(index) },
             moved: a.min(b),
@@ -165,6 +178,7 @@ fn random_checkpoint(random: &mut Random) -> Checkpoint {
             segments,
             epochs,
             producers,
+            superseded,
         });
     }
     let (file, sequence) = (FileNo(any(random, 64)), any(random, 64));
@@ -238,7 +252,7 @@ fn hostile_records_under_right_crcs_are_refused_without_allocating_for_them() {
     let huge = [0xff, 0xff, 0xff, 0xff, 0x0f];
     let fields = |fields: &[&[u8]]| [&[&topic[..]], fields].concat().concat();
     let plain = [0; 9];
-    let good = fields(&[&plain, &[0, 0, 0]]);
+    let good = fields(&[&plain, &[0, 0, 0, 0]]);
     assert_eq!(Checkpoint::parse(&with_record(&good)).unwrap().logs.len(), 1);
     for (body, why) in [
         (topic[..15].to_vec(), "a record shorter than a topic id"),
@@ -247,7 +261,8 @@ fn hostile_records_under_right_crcs_are_refused_without_allocating_for_them() {
         (fields(&[&plain, &[0], &huge]), "a list is longer than its record"),
         (fields(&[&plain, &[0, 0], &huge]), "a list is longer than its record"),
         (fields(&[&plain, &[0, 0, 1, 1, 1], &huge]), "a list is longer than its record"),
-        (fields(&[&plain, &[0, 0, 0, 0]]), "a record longer than what it holds"),
+        (fields(&[&plain, &[0, 0, 0], &huge]), "a list is longer than its record"),
+        (fields(&[&plain, &[0, 0, 0, 0, 0]]), "a record longer than what it holds"),
         (fields(&[&[0x80, 0]]), "a number is padded"),
         (fields(&[&[0xff; 9], &[2]]), "a number is too long"),
         (fields(&[&[0xff; 12]]), "a number is too long"),

@@ -562,6 +562,7 @@ pub(super) fn state_of(log: &Log) -> LogState {
         segments: log.segments.clone(),
         epochs: Vec::new(),
         producers: Vec::new(),
+        superseded: Vec::new(),
     }
 }
 
@@ -577,5 +578,6 @@ fn tomb(partition: PartitionId, lsn: Lsn) -> LogState {
         segments: Vec::<SegmentMeta>::new(),
         epochs: Vec::new(),
         producers: Vec::new(),
+        superseded: Vec::new(),
     }
 }

@@ -42,7 +42,7 @@ use super::disk::{DiskEvent, DiskOp, FileName, OpNo, SegmentName};
 use super::journal::{AppendRefused, Journal, Marker, OPS_FROM, Urgency};
 use super::reader::Reader;
 use super::{Lsn, Note, Slot};
-use crate::batch::{BatchHeader, parse_header};
+use crate::batch::BatchHeader;
 use crate::ids::{LeaderEpoch, Map, Offset, PartitionId};
 use crate::mail::LogConfig;
 use crate::stats::{JournalStats, StorageStats};
@@ -434,12 +434,6 @@ impl Storage {
             self.compactions.on_dropped(slot);
         }
         self.evict();
-    }
-
-    /// The log's batches that are in memory with their first offsets, the last one first.
-    pub fn recent(&self, slot: Slot) -> impl Iterator<Item = (BatchHeader, Offset)> {
-        let batches = self.live(slot).into_iter().flat_map(|log| log.tail.iter().rev());
-        batches.filter_map(|batch| Some((parse_header(&batch.bytes).ok()?, batch.base)))
     }
 
     pub fn start(&self, slot: Slot) -> Option<Offset> {

@@ -81,6 +81,7 @@ impl Rebuilding {
             segments: Vec::new(),
             epochs: Vec::new(),
             producers: Vec::new(),
+            superseded: Vec::new(),
         };
         Self { state, producers: BTreeMap::new(), files: segments.into(), segment: None, holes: Vec::new() }
     }

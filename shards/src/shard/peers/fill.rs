@@ -97,6 +97,7 @@ mod tests {
                 (LeaderEpoch(4), Offset(30)),
             ],
             producers: Vec::new(),
+            superseded: Vec::new(),
         };
         partition.restore(Instant::ZERO, &state);
         let both = Bytes::from([stored(40, 4), stored(50, 4)].concat());

@@ -274,7 +274,7 @@ impl<F: Front> Shard<F> {
         }
         self.partitions.forget_flushing(slot, end);
         let partition = self.partitions.get_mut(slot).expect("the caller found it");
-        partition.cut(end, self.storage.recent(slot));
+        partition.cut(end);
         true
     }
 
@@ -292,7 +292,7 @@ impl<F: Front> Shard<F> {
             return self.cut(slot, start);
         }
         // What is known of epochs is of records that are gone.
-        self.partitions.get_mut(slot).expect("it was just found").cut(start, []);
+        self.partitions.get_mut(slot).expect("it was just found").cut(start);
         start > log_start || end < start
     }
 
