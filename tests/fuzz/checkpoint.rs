@@ -4,7 +4,7 @@ use highwater_shards::ids::{
     LeaderEpoch, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, Sequence, ShardId, TopicId,
 };
 use highwater_shards::log::Lsn;
-use highwater_shards::log::checkpoint::{Checkpoint, LogState, ProducedBatch, ProducerState, Resume};
+use highwater_shards::log::checkpoint::{Checkpoint, LogState, ProducedBatch, ProducerState, Resume, Superseded};
 use highwater_shards::log::disk::FileNo;
 use highwater_shards::log::journal::LogPosition;
 use highwater_shards::log::segment::SegmentMeta;
@@ -37,6 +37,11 @@ fn log(index: u32, segments: u64, producers: u64) -> LogState {
         epoch: ProducerEpoch(i as u16),
         batches: (0..5).map(batch).collect(),
     };
+    let superseded = |i: u64| Superseded {
+        id: ProducerId(i << 33),
+        by: Offset(i * 9),
+        before: (i % 2 == 1).then(|| producer(i)),
+    };
     LogState {
         partition: PartitionId { topic: TopicId(5 << 90), index: PartitionIndex(index) },
         moved: Lsn { chunk: 400, entry: index },
@@ -48,6 +53,7 @@ fn log(index: u32, segments: u64, producers: u64) -> LogState {
         segments: (0..segments).map(segment).collect(),
         epochs: (0..3).map(|i| (LeaderEpoch(i * 2), Offset(u64::from(i) * 500))).collect(),
         producers: (0..producers).map(producer).collect(),
+        superseded: (0..2 * producers).map(superseded).collect(),
     }
 }
 
