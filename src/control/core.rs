@@ -137,6 +137,8 @@ enum Phase {
     Leaving {
         left: Option<Revision>,
     },
+    /// A moment longer, in which clients hear from this node that others lead.
+    Lingering,
     /// Until every shard has stopped. Without `assigned` they had no partitions, and are told of none any more: what the
     /// image says of this node may be of an earlier life.
     Stopping {
@@ -390,6 +392,7 @@ impl Control {
             | Phase::Joining { .. }
             | Phase::Serving
             | Phase::Leaving { .. }
+            | Phase::Lingering
             | Phase::Stopping { assigned: true } => {
                 self.count_elections(&old, &delta);
                 self.publish(&old, &delta);
@@ -430,6 +433,7 @@ impl Control {
             | Phase::Joining { .. }
             | Phase::Serving
             | Phase::Leaving { .. }
+            | Phase::Lingering
             | Phase::Stopping { assigned: true } => {
                 self.publish_all(&old);
             }
@@ -503,7 +507,11 @@ impl Control {
     /// Shards that have no partitions yet, or are told to stop, need none; the first of these get it with those.
     fn tell_lease(&mut self) {
         let lead = match self.phase {
-            Phase::Assigning { .. } | Phase::Joining { .. } | Phase::Serving | Phase::Leaving { .. } => true,
+            Phase::Assigning { .. }
+            | Phase::Joining { .. }
+            | Phase::Serving
+            | Phase::Leaving { .. }
+            | Phase::Lingering => true,
             Phase::Starting | Phase::Stopping { .. } | Phase::Departing | Phase::Over => false,
         };
         if let Some(until) = self.lease.filter(|_| lead) {

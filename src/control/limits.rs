@@ -36,6 +36,8 @@ pub const DELTAS_MAX: usize = 16;
 pub const CHANGES_WAITING_MAX: usize = 10_000;
 /// How long a node that stops waits for others to lead what it led.
 pub const LEAVE_MAX: Duration = Duration::from_secs(5);
+/// How long it goes on to tell clients so: for a request that is under way, and one more.
+pub const LINGER: Duration = Duration::from_millis(200);
 /// How long one that has stopped waits until the log has it that it is gone.
 pub const DEPART_MAX: Duration = Duration::from_secs(2);
 /// How often the controller lets preferred replicas lead again.

@@ -4,7 +4,9 @@ use highwater_shards::ids::{
     LeaderEpoch, Offset, PartitionId, PartitionIndex, ProducerEpoch, ProducerId, Sequence, ShardId, TopicId,
 };
 use highwater_shards::log::Lsn;
-use highwater_shards::log::checkpoint::{Checkpoint, LogState, ProducedBatch, ProducerState, Resume, Superseded};
+use highwater_shards::log::checkpoint::{
+    Checkpoint, LogState, ProducedBatch, ProducerState, Resume, Superseded,
+};
 use highwater_shards::log::disk::FileNo;
 use highwater_shards::log::journal::LogPosition;
 use highwater_shards::log::segment::SegmentMeta;

@@ -1,5 +1,8 @@
-//! How a node stops: it gives its leaderships away, then its shards flush and end, then it is fenced at once, without
-//! waiting until others miss it.
+//! How a node stops: it gives its leaderships away, stays a moment to tell so whoever asks, then its shards flush and end,
+//! then it is fenced at once, without waiting until others miss it.
+//!
+//! Without that moment a client hears of the new leaders only from others, and that this node is gone with it: librdkafka
+//! 2 then drops the node with the partitions that it still expects there, and asks for them again a second later.
 //!
 //! Control core, pure. Each step has its time: what the log does not take in time is left to the others, who fence a
 //! node that is silent.
@@ -11,7 +14,7 @@ use highwater_shards::mail::FromControl;
 
 use super::{Control, Phase, Timer};
 use crate::control::io::Output;
-use crate::control::limits::{DEPART_MAX, LEAVE_MAX, STOP_GRACE};
+use crate::control::limits::{DEPART_MAX, LEAVE_MAX, LINGER, STOP_GRACE};
 
 impl Control {
     pub(super) fn on_stop(&mut self, deadline: Duration) {
@@ -42,7 +45,8 @@ impl Control {
         if let Phase::Leaving { left: Some(revision) } = self.phase
             && self.applied_everywhere() >= revision
         {
-            self.stop_shards();
+            self.phase = Phase::Lingering;
+            self.timers.set(Timer::Leave, self.now + LINGER);
         }
     }
 

@@ -4,7 +4,7 @@ use highwater_shards::mail::IsrChange;
 
 use super::fencing::OTHER;
 use super::*;
-use crate::control::limits::{BALANCE_EVERY, DEPART_MAX, LEAVE_MAX};
+use crate::control::limits::{BALANCE_EVERY, DEPART_MAX, LEAVE_MAX, LINGER};
 use crate::control::metadata::command::{ElectLeaders, ElectionKind};
 use crate::control::metadata::image::RegistrationEpoch;
 
@@ -191,6 +191,10 @@ fn a_node_that_stops_gives_its_leaderships_away_first_and_is_fenced_as_soon_as_i
         "the shard has to hear it"
     );
     world.run();
+    world.pass(LINGER - Duration::from_millis(1));
+    assert!(!world.shards[0].stopping, "clients still hear from it who leads");
+    world.pass(Duration::from_millis(1));
+    world.run();
     assert!(world.shards[0].stopping && world.stopped.is_none());
     assert!(world.shards[0].owned.values().all(|a| a.leader == Some(OTHER)));
     assert!(world.proposals.is_empty(), "it is not fenced before it has flushed");
@@ -223,6 +227,8 @@ fn a_clean_stop_is_told_with_the_registration_that_it_was_under() {
     let mut world = World::shared(1);
     let epoch = world.epoch_of(ME);
     world.input(Input::Stop { deadline: SECOND });
+    world.run();
+    world.pass(LINGER);
     world.run();
     world.shard_says(0, ToControl::Stopped);
     let mut clean = None;
