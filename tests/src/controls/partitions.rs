@@ -1,13 +1,14 @@
-//! What must hold of every partition after every entry, and between one entry and the next; see kafka.md R1, R25-R28.
+//! What must hold of every partition after every command, and between one command and the next; see kafka.md R1, R25-R28.
 //!
-//! It looks at images alone and knows nothing of how they come about.
+//! It looks at images alone and knows nothing of how they come about. Commands of one entry are held apart: a move that
+//! comes to its end and a leader that is fenced right after it are two steps, and would be a wrong one together.
 
 use highwater::control::metadata::image::{Image, PartitionState};
 use highwater_shards::ids::{NodeId, PartitionId, PartitionIndex, TopicId};
 
 use crate::checkers::{Verdict, broken};
 
-/// Holds the image after an entry against the one before it.
+/// Holds the image after a command against the one before it.
 pub fn check(old: &Image, new: &Image) -> Verdict {
     for topic in new.topics_from(TopicId::default()) {
         for (index, state) in (0..).map(PartitionIndex).zip(&topic.partitions) {
@@ -55,10 +56,7 @@ fn step_holds(id: PartitionId, old: &PartitionState, new: &PartitionState, image
         return wrong("changed within an epoch (R1)");
     }
     let has_left = old.replicas.iter().any(|node| !new.replicas.contains(node));
-    if (new.leader != old.leader || has_left) != (new.leader_epoch > old.leader_epoch)
-        // Several commands of one entry may elect twice and come to the first again.
-        && new.partition_epoch.0 == old.partition_epoch.0 + 1
-    {
+    if (new.leader != old.leader || has_left) != (new.leader_epoch > old.leader_epoch) {
         return wrong("has another leader epoch than it should (R1)");
     }
     // Whoever has everything that was acknowledged: unless it is said to recover, a leader is one of them.
@@ -69,7 +67,6 @@ fn step_holds(id: PartitionId, old: &PartitionState, new: &PartitionState, image
         && new.leader != old.leader
         && !(had(&leader) || is_vouched_for)
         && !new.recovering
-        && new.partition_epoch.0 == old.partition_epoch.0 + 1
     {
         return wrong("is led by a node that may lack acknowledged records (R25)");
     }

@@ -325,6 +325,10 @@ impl World {
             let message = ToControl::Recovered { partitions };
             self.input(node, Input::FromShard { shard: ShardId(shard), message })?;
         }
+        // The one that was elected for good was about to stop.
+        if self.healing && self.oracle.leader.is_none() {
+            self.elect();
+        }
         Ok(())
     }
 
@@ -611,9 +615,15 @@ impl World {
     }
 
     fn append(&mut self, entry: Entry, origin: Option<Origin>) -> Verdict {
-        let old = self.oracle.newest().clone();
+        let mut old = self.oracle.newest().clone();
+        for command in &entry.commands {
+            let mut new = old.clone();
+            new.try_out(command);
+            partitions::check(&old, &new)?;
+            old = new;
+        }
         self.oracle.append(entry, origin, &mut self.counts);
-        partitions::check(&old, self.oracle.newest())
+        Ok(())
     }
 
     /// Topics of several replicas, some on nodes that are fenced.
