@@ -50,6 +50,11 @@ fn print(text: &str) -> Result<(), Failure> {
 fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let loaded = args.load()?;
     let _logging = logging::init(&loaded.config.log)?;
+    // The kernel zeroes a huge page when its first byte is touched, while the shard that did so waits: with memory that
+    // grows, as when replicas are moved here, that was most of a shard's time.
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::warn!(%error, "huge pages stay on for this process; requests may take longer while memory grows");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
