@@ -42,7 +42,7 @@
 //! watermark; cleaned; segments (number, then of each: base less that of the one before, end less base, generation,
 //! bytes, max timestamp and begun, both signed); epochs (number, then of each: epoch and start less those before);
 //! producers (number, then of each: id, epoch, number of batches, of each of those: first, last, base); superseded
-//! (number, then of each: `by` less that of the one before, and the producer before, without batches if it was unknown).
+//! (number, then of each: `by` less that of the one before, and the producer before; epoch 0 and no batches if it was unknown).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -455,6 +455,9 @@ impl Reader<'_> {
             last = by;
             let before = r.producer()?;
             let id = before.id;
+            if before.batches.is_empty() && before.epoch != ProducerEpoch(0) {
+                return Err("a producer that was unknown has an epoch");
+            }
             Ok(Superseded { id, by, before: Some(before).filter(|before| !before.batches.is_empty()) })
         })
     }

@@ -262,6 +262,7 @@ fn hostile_records_under_right_crcs_are_refused_without_allocating_for_them() {
         (fields(&[&plain, &[0, 0], &huge]), "a list is longer than its record"),
         (fields(&[&plain, &[0, 0, 1, 1, 1], &huge]), "a list is longer than its record"),
         (fields(&[&plain, &[0, 0, 0], &huge]), "a list is longer than its record"),
+        (fields(&[&plain, &[0, 0, 0, 1, 7, 1, 1, 0]]), "a producer that was unknown has an epoch"),
         (fields(&[&plain, &[0, 0, 0, 0, 0]]), "a record longer than what it holds"),
         (fields(&[&[0x80, 0]]), "a number is padded"),
         (fields(&[&[0xff; 9], &[2]]), "a number is too long"),
