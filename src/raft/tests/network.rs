@@ -57,7 +57,8 @@ fn killed_leaders_are_replaced_and_nothing_committed_is_lost() {
             let killed = Instant::now();
             let next = world.leader().await;
             assert!(world.raft(next).status().term > term);
-            assert!(killed.elapsed() < Duration::from_millis(1500), "{:?}", killed.elapsed());
+            // Nearly always within 1.5 s; split votes, which openraft's own dice decide, take longer.
+            assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
             world.count(next).await;
             world.start(leader).await;
             taken += 2;
