@@ -39,6 +39,8 @@ pub struct Plan {
     kind: Kind,
     /// One per item of the request: what became of it, once that is known.
     slots: Vec<Option<Result<Done, Refusal>>>,
+    /// Items that were refused for what an entry under way is to come to.
+    tentative: Vec<usize>,
     /// Which partitions they are, where the request need not say so.
     partitions: Vec<PartitionRef>,
     /// What is still to be proposed, in this order.
@@ -99,7 +101,7 @@ impl Plan {
 
     fn empty(kind: Kind, items: usize) -> Self {
         let slots = (0..items).map(|_| None).collect();
-        Self { kind, slots, partitions: Vec::new(), steps: VecDeque::new() }
+        Self { kind, slots, tentative: Vec::new(), partitions: Vec::new(), steps: VecDeque::new() }
     }
 
     fn push(&mut self, command: Command, slots: Vec<usize>, partitions: usize) {
@@ -126,9 +128,11 @@ impl Plan {
         self.steps.pop_front()
     }
 
-    /// Puts back what was not proposed after all.
-    pub fn put_back(&mut self, step: Step) {
-        self.steps.push_front(step);
+    /// Puts back the last steps that were taken, as they change something after all, or may.
+    pub fn put_back(&mut self, held: Vec<(Step, Outcome)>) {
+        for (step, _) in held.into_iter().rev() {
+            self.steps.push_front(step);
+        }
     }
 
     /// Notes what became of a step.
@@ -159,8 +163,27 @@ impl Plan {
         }
     }
 
+    /// The image that the plan was made against is that of an entry under way: what is refused so far is so only if
+    /// the entry comes to what it was drafted to.
+    pub fn rely_on_entry(&mut self) {
+        self.tentative = (0..self.slots.len()).filter(|&slot| self.slots[slot].is_some()).collect();
+    }
+
+    /// The entry came to that.
+    pub fn confirm(&mut self) {
+        self.tentative.clear();
+    }
+
+    /// It did not: what relied on it is refused with this instead.
+    pub fn retract(&mut self, refusal: &Refusal) {
+        for slot in self.tentative.drain(..) {
+            self.slots[slot] = Some(Err(refusal.clone()));
+        }
+    }
+
     /// Refuses all that nothing is known of yet.
     pub fn give_up(&mut self, refusal: &Refusal) {
+        self.retract(refusal);
         self.steps.clear();
         for slot in &mut self.slots {
             slot.get_or_insert_with(|| Err(refusal.clone()));

@@ -53,6 +53,8 @@ enum Own {
 #[derive(Debug)]
 struct InEntry {
     no: RequestNo,
+    /// Parts of it were in entries before.
+    goes_on: bool,
     /// By the number of the command: the items of the request that it is for.
     steps: Vec<(usize, Vec<usize>)>,
     /// What changes nothing once the entry is applied, and the outcome.
@@ -232,7 +234,8 @@ impl Control {
     /// Plans waiting requests against the draft, as many as the entry has room for.
     fn take_requests(&mut self, draft: &mut Draft, proposed: &mut Proposed) {
         while let Some(&no) = self.queue.front() {
-            let mut part = InEntry { no, steps: Vec::new(), held: Vec::new() };
+            let goes_on = self.requests[&no].plan.is_some();
+            let mut part = InEntry { no, goes_on, steps: Vec::new(), held: Vec::new() };
             let taken_whole = self.take_request(draft, &mut part);
             let asked = &self.requests[&no];
             let is_complete = asked.plan.as_ref().is_some_and(Plan::is_complete);
@@ -263,7 +266,11 @@ impl Control {
             node,
         };
         let plan = asked.plan.get_or_insert_with(|| {
-            Plan::new(&asked.request, &mut basis).expect("requests for ids wait elsewhere")
+            let mut plan = Plan::new(&asked.request, &mut basis).expect("requests for ids wait elsewhere");
+            if !draft.is_empty() {
+                plan.rely_on_entry();
+            }
+            plan
         });
         if plan::validate_only(&asked.request) {
             let mut image = draft.image.clone();
@@ -313,21 +320,22 @@ impl Control {
         let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
         let mut take = |at: usize| outcomes[at].take().expect("each command has one outcome");
         let mut again = Vec::new();
-        for InEntry { no, steps, held } in proposed.requests {
+        for InEntry { no, goes_on, steps, held } in proposed.requests {
             let Some(asked) = self.requests.get_mut(&no) else { continue };
             let Some(plan) = &mut asked.plan else { continue };
-            let has_part = !steps.is_empty();
+            let is_begun = goes_on || !steps.is_empty();
             for (at, slots) in steps {
                 plan.fill(&slots, take(at));
             }
             if as_drafted {
+                plan.confirm();
                 for (step, outcome) in held {
                     plan.fill(&step.slots, outcome);
                 }
-            } else if has_part {
-                for (step, _) in held.into_iter().rev() {
-                    plan.put_back(step);
-                }
+            } else if is_begun {
+                let words = "another change of the metadata came first: try again";
+                plan.retract(&Refusal::new(Why::NoController, words));
+                plan.put_back(held);
                 again.push(no);
             } else {
                 asked.plan = None;
@@ -390,13 +398,16 @@ impl Control {
             Refusal { message: reason, ..no_leader() }
         };
         let mut again = Vec::new();
-        for InEntry { no, steps, .. } in proposed.requests {
+        for InEntry { no, goes_on, steps, held } in proposed.requests {
             if !steps.is_empty() {
                 self.queue.retain(|waiting| *waiting != no);
                 self.give_up(no, &refusal);
             } else if let Some(asked) = self.requests.get_mut(&no) {
                 // What it would come to was said by an entry that never came about.
-                asked.plan = None;
+                match asked.plan.as_mut().filter(|_| goes_on) {
+                    Some(plan) => plan.put_back(held),
+                    None => asked.plan = None,
+                }
                 again.push(no);
             }
         }

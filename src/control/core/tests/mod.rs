@@ -149,6 +149,14 @@ impl World {
         true
     }
 
+    /// An entry of another node comes first.
+    fn commit_of_another(&mut self, commands: Vec<Command>) {
+        let revision = Revision(self.disk.image.revision.0 + 1);
+        let entry = Entry { commands };
+        self.disk.image.apply(revision, &entry);
+        self.input(Input::Committed { revision, proposal: None, entry });
+    }
+
     fn keep(&mut self) -> bool {
         let Some((id, changes)) = self.keeps.pop_front() else { return false };
         for (partition, shard) in changes {

@@ -255,6 +255,75 @@ fn a_failed_proposal_refuses_its_requests_and_the_next_one_goes_on() {
     world.check_shards();
 }
 
+/// A world where `x` is deleted by an entry under way, and a second request to delete it was refused for that.
+fn relying_on_an_entry() -> World {
+    let mut world = World::serving(1);
+    world.ask(0, create(&["x", "y"], 1));
+    world.run();
+    world.ask(0, create(&["first"], 1));
+    world.ask(1, delete("x"));
+    let topics = ["x", "y"].map(|name| TopicRef::Name(name.into())).to_vec();
+    world.ask(2, Request::DeleteTopics { topics, timeout: 10 * SECOND });
+    world.commit();
+    assert_eq!(world.proposals[0].1.commands.len(), 2);
+    world
+}
+
+#[test]
+fn a_refusal_that_relies_on_an_entry_is_void_when_the_entry_fails() {
+    let mut world = relying_on_an_entry();
+    let (proposal, _) = world.proposals.pop_front().unwrap();
+    world.input(Input::ProposalFailed { proposal, reason: "disk full".into() });
+    assert_eq!(refusals(&world.reply(2).unwrap()), [Some(Why::StorageFailed); 2], "`x` is there");
+    world.run();
+    world.check_shards();
+}
+
+#[test]
+fn a_refusal_that_relies_on_an_entry_is_void_when_the_time_is_up_before() {
+    let mut world = relying_on_an_entry();
+    world.pass(11 * SECOND);
+    assert_eq!(refusals(&world.reply(2).unwrap()), [Some(Why::TimedOut); 2], "`x` may be there");
+    world.run();
+    world.check_shards();
+}
+
+#[test]
+fn a_refusal_that_relies_on_an_entry_is_void_when_the_entry_comes_to_something_else() {
+    let mut world = relying_on_an_entry();
+    // Another `x` is there by the time that the entry wants to delete it.
+    let x = world.control.image().topic("x").unwrap().id;
+    let other =
+        CreateTopic { id: TopicId(9), name: "x".into(), replicas: vec![vec![ME]], ..CreateTopic::default() };
+    world.commit_of_another(vec![Command::DeleteTopics(vec![x]), Command::CreateTopics(vec![other])]);
+    world.run();
+    assert_eq!(refusals(&world.reply(2).unwrap()), [Some(Why::NoController), None], "`x` is there");
+    world.check_shards();
+}
+
+#[test]
+fn parts_that_were_done_stay_done_when_a_later_entry_comes_to_something_else() {
+    let mut world = World::serving(1);
+    world.ask(0, create(&["x", "y"], 1));
+    world.run();
+    let more = |name: &str| MorePartitions { topic: name.into(), total: 1001, assignment: Vec::new() };
+    let topics = vec![more("x"), more("y")];
+    world.ask(1, Request::CreatePartitions { topics, validate_only: false, timeout: 10 * SECOND });
+    // So many that the next entry reserves more of them.
+    for id in 100..2100 {
+        world.ask(id, Request::NewProducerId);
+    }
+    let y = world.control.image().topic("y").unwrap().id;
+    world.commit_of_another(vec![Command::DeleteTopics(vec![y])]);
+    world.commit();
+    assert_eq!(world.control.image().topic("x").unwrap().partitions.len(), 1001);
+    assert!(matches!(world.proposals[0].1.commands[..], [Command::ReserveProducerIds { .. }]));
+    world.commit_of_another(vec![Command::ReserveProducerIds { node: ME, count: 7 }]);
+    world.run();
+    assert_eq!(refusals(&world.reply(1).unwrap()), [None, Some(Why::UnknownTopicId)]);
+    world.check_shards();
+}
+
 #[test]
 fn a_placement_that_could_not_be_kept_is_kept_later() {
     let mut world = World::serving(1);
