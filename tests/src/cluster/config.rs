@@ -91,7 +91,7 @@ features! {
     cut_control,
     /// Connections break.
     broken_links,
-    /// What one node sends to another takes long.
+    /// What one node sends to another takes long, or what all nodes send to each other.
     slow_links,
     slow_disk,
     full_disk,

@@ -649,9 +649,20 @@ impl Planes {
     /// Another one in sync leads what the node leads.
     pub fn relieve(&mut self, node: usize, cx: &mut Cx<'_>) {
         let led = self.truth.iter().filter(|(_, a)| a.leader == Some(node_id(node)));
-        let commands = led.flat_map(|(&id, now)| {
+        let next = led.map(|(&id, now)| {
             let own = now.replicas.iter().position(|&n| n == node_id(node)).unwrap_or_default();
-            prefer_another(id, now, (own + 1) % now.replicas.len())
+            (id, now.replicas[(own + 1) % now.replicas.len()])
+        });
+        let next: Vec<_> = next.collect();
+        self.hand_over(&next, cx);
+    }
+
+    /// Each partition is led by the node that is named, if that is in sync.
+    pub fn hand_over(&mut self, next: &[(PartitionId, NodeId)], cx: &mut Cx<'_>) {
+        let commands = next.iter().flat_map(|&(id, node)| {
+            let now = &self.truth[&id];
+            let at = now.replicas.iter().position(|&n| n == node).unwrap_or_default();
+            prefer_another(id, now, at)
         });
         let commands: Vec<_> = commands.collect();
         if !commands.is_empty() {

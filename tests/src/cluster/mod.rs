@@ -46,6 +46,7 @@ counts! {
     cuts,
     broken_links,
     slow_links,
+    slow_networks,
     bad_disks,
     disturbances,
     moves,

@@ -67,11 +67,15 @@ impl Net {
 
     pub fn mend_all(&mut self) {
         self.cuts.iter_mut().for_each(|to| to.fill(0));
-        self.lags.iter_mut().for_each(|to| to.fill(Duration::ZERO));
+        self.end_lags();
     }
 
     pub fn set_lag(&mut self, from: usize, to: usize, lag: Duration) {
         self.lags[from][to] = lag;
+    }
+
+    pub fn end_lags(&mut self) {
+        self.lags.iter_mut().for_each(|to| to.fill(Duration::ZERO));
     }
 
     pub fn lag(&self, from: usize, to: usize) -> Duration {

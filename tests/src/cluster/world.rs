@@ -111,6 +111,8 @@ enum Event {
     Relieve(usize),
     /// Likewise any node, again and again.
     RelieveAny,
+    /// Others are to lead partitions with records under way, again and again while the network is slow.
+    HandOver,
     StopOverdue(usize, u32),
     Heal,
 }
@@ -366,6 +368,7 @@ impl World {
             }
             Event::Relieve(node) => return self.relieve(node),
             Event::RelieveAny => return self.relieve_any(),
+            Event::HandOver => return self.hand_over(),
             Event::Heal => self.heal(),
         }
         Ok(())

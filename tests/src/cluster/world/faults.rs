@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use highwater_shards::ids::{ConnId, ShardId};
+use highwater_shards::ids::{ConnId, Offset, PartitionId, ShardId};
 
 use super::{Event, Phase, Place, World};
 use crate::checkers::Verdict;
 use crate::cluster::config::Config;
-use crate::cluster::node_id;
+use crate::cluster::{index_of, node_id};
 use crate::disk::{Crash, DiskFaults};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +29,9 @@ pub enum Fault {
     BreakLinks(usize, usize),
     /// What a node sends to another one, or to all others, takes long. What it leads may be led by others meanwhile.
     SlowLinks(usize, Option<usize>),
+    /// What nodes send to each other takes long, on each way its own time. Partitions with records under way may be handed
+    /// over meanwhile: then these come to followers of another leader, by streams that go on for other partitions.
+    SlowNetwork,
     SlowDisk(usize),
     FullDisk(usize),
     FailWrite(usize, ShardId),
@@ -51,6 +54,7 @@ pub(super) enum Kind {
     CutControl,
     BreakLinks,
     SlowLinks,
+    SlowNetwork,
     SlowDisk,
     FullDisk,
     DiskError,
@@ -76,6 +80,7 @@ fn kinds(config: &Config) -> Vec<Kind> {
         (f.broken_links, Kind::BreakLinks),
         (f.slow_links, Kind::SlowLinks),
         (f.slow_links, Kind::SlowLinks),
+        (f.slow_links, Kind::SlowNetwork),
         (f.slow_disk, Kind::SlowDisk),
         (f.full_disk, Kind::FullDisk),
         (f.disk_errors, Kind::DiskError),
@@ -139,6 +144,7 @@ impl World {
             },
             Kind::BreakLinks => Fault::BreakLinks(node, other),
             Kind::SlowLinks => Fault::SlowLinks(node, rng.flip().then_some(other)),
+            Kind::SlowNetwork => Fault::SlowNetwork,
             Kind::SlowDisk => Fault::SlowDisk(node),
             Kind::FullDisk => Fault::FullDisk(node),
             Kind::DiskError if rng.flip() => Fault::FailWrite(node, shard),
@@ -218,6 +224,22 @@ impl World {
                 if self.config.features.moves && self.dice.fault.flip() {
                     let soon = self.dice.fault.between(Duration::ZERO, lasts);
                     self.after(soon, Event::Relieve(from));
+                }
+            }
+            Fault::SlowNetwork => {
+                self.counts.slow_networks += 1;
+                // Less would be over before anything late came.
+                let lasts = lasts.max(self.config.lag_max * 2);
+                self.goes_on(Kind::SlowNetwork, lasts);
+                let nodes = self.config.nodes;
+                let most = self.dice.fault.between(Duration::from_millis(4), self.config.lag_max / 2);
+                for (from, to) in (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to))) {
+                    let lag = self.dice.fault.between(Duration::ZERO, most);
+                    self.net.set_lag(from, to, lag);
+                }
+                self.after(lasts, Event::Undo(fault));
+                if self.config.features.moves {
+                    self.after(Duration::ZERO, Event::HandOver);
                 }
             }
             Fault::SlowDisk(node) => {
@@ -302,6 +324,38 @@ impl World {
         self.relieve(node)
     }
 
+    /// As long as the network is slow, partitions go to those in sync that have the least of them, so that what others have
+    /// or get still is of the past.
+    pub(super) fn hand_over(&mut self) -> Verdict {
+        let is_slow = self.going_on.get(&Kind::SlowNetwork).is_some_and(|&until| until > self.now);
+        if self.phase != Phase::Faults || !is_slow {
+            return Ok(());
+        }
+        let next = self.dice.fault.between(Duration::from_millis(1), self.config.lag_max / 8);
+        self.after(next, Event::HandOver);
+        let mut next = Vec::new();
+        for (&id, now) in self.plane.truth() {
+            let ends = now.isr.iter().filter_map(|&n| Some((self.log_end(index_of(n), id)?, n)));
+            let (least, most) = (ends.clone().min(), ends.max());
+            if let (Some((least, node)), Some((most, _))) = (least, most)
+                && least < most
+                && self.dice.fault.chance(700)
+            {
+                next.push((id, node));
+            }
+        }
+        self.counts.moves += next.len() as u64;
+        self.with_plane(|plane, cx| {
+            plane.hand_over(&next, cx);
+            Ok(())
+        })
+    }
+
+    fn log_end(&self, node: usize, partition: PartitionId) -> Option<Offset> {
+        let machines = self.nodes[node].hosts.iter().filter_map(|host| host.machine.as_ref());
+        machines.filter_map(|machine| machine.look(partition)).map(|look| look.log_end).next()
+    }
+
     /// The ways that a cut closes.
     fn ways(&self, fault: Fault) -> Vec<(usize, usize)> {
         match fault {
@@ -329,6 +383,7 @@ impl World {
             Fault::SlowLinks(from, _) => {
                 (0..self.config.nodes).for_each(|to| self.net.set_lag(from, to, Duration::ZERO));
             }
+            Fault::SlowNetwork => self.net.end_lags(),
             Fault::FullDisk(node) => {
                 self.nodes[node].hosts.iter_mut().for_each(|h| h.disk.faults.full = false);
             }
