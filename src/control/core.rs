@@ -5,6 +5,7 @@
 //! log's flush is shared. Whichever node leads the log, each plans its own proposals on its own image, and what they
 //! come to is decided where they are applied. A shard hears of its partitions only after where they belong is durable.
 
+mod gather;
 mod isr;
 mod propose;
 mod publish;
@@ -19,6 +20,7 @@ use highwater_shards::time::{Instant, TimerTable};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
+use self::gather::Gather;
 use self::isr::IsrWishes;
 use self::propose::{Proposed, Retry};
 use self::publish::Publications;
@@ -111,6 +113,7 @@ pub struct Control {
     proposal: Option<Proposed>,
     proposal_next: ProposalId,
     retry: Retry,
+    gather: Gather,
     /// Replies that wait until every shard has applied a revision, or will have when the reply comes to it.
     replies: BTreeMap<Revision, Vec<(RequestNo, Reply)>>,
     publications: Publications,
@@ -180,6 +183,8 @@ enum Timer {
     Request(RequestNo),
     /// To propose again what failed.
     Retry,
+    /// To propose what waits, although more was expected.
+    Gather,
     /// Nobody has led the log for too long.
     Leader,
     /// To look for partitions that another replica should lead.
@@ -218,6 +223,7 @@ impl Control {
             proposal: None,
             proposal_next: ProposalId(0),
             retry: Retry::default(),
+            gather: Gather::default(),
             replies: BTreeMap::new(),
             publications: Publications::default(),
             timers: TimerTable::default(),
@@ -647,6 +653,7 @@ impl Control {
                     self.give_up(no, &Refusal::new(Why::TimedOut, words));
                 }
                 Timer::Retry => self.retry.is_due(),
+                Timer::Gather => self.gather.on_timeout(),
                 Timer::Leader => self.on_leaderless(),
                 Timer::Balance => self.on_balance(),
                 Timer::Keep => self.keep_again(),

@@ -30,6 +30,12 @@ pub const LEADER_WAIT: Duration = Duration::from_secs(4);
 /// Between attempts of what the node proposes by itself: grows with each failure from the first to the last.
 pub const RETRY_MIN: Duration = Duration::from_millis(100);
 pub const RETRY_MAX: Duration = Duration::from_secs(5);
+/// With so many requests answered by an entry, the next one waits for more, see `core/gather.rs`: for at most so many and
+/// so long, and after that was in vain at most so many entries do not wait.
+pub const GATHER_MIN: usize = 8;
+pub const GATHER_ENOUGH: usize = 256;
+pub const GATHER_MAX: Duration = Duration::from_millis(1);
+pub const GATHER_SKIPS_MAX: u32 = 1024;
 /// Changes that a shard was told and has not applied yet; further ones are gathered into one.
 pub const DELTAS_MAX: usize = 16;
 /// Partitions of this node whose changes wait to be told; with so many, no further request is proposed.

@@ -12,7 +12,7 @@ use rand_xoshiro::rand_core::RngCore;
 use super::{Control, Phase, RequestNo, Timer, no_leader};
 use crate::control::io::{ControlFatal, Output, ProposalId};
 use crate::control::limits::{
-    CHANGES_WAITING_MAX, ENTRY_BYTES_MAX, ENTRY_PARTITIONS_MAX, RETRY_MAX, RETRY_MIN,
+    CHANGES_WAITING_MAX, ENTRY_BYTES_MAX, ENTRY_PARTITIONS_MAX, GATHER_MAX, RETRY_MAX, RETRY_MIN,
 };
 use crate::control::metadata::apply::Outcome;
 use crate::control::metadata::command::{Command, Entry, PRODUCER_ID_BLOCK, SettingChange, SettingOp};
@@ -116,9 +116,16 @@ impl Control {
         let reviews = stays && self.leads() && self.review.is_due() && !self.retry.waits;
         let takes_requests = stays && !self.queue.is_empty() && !self.is_congested();
         let wishes = self.phase != Phase::Departing && !self.isr_wishes.is_empty() && !self.retry.waits;
-        if own.is_empty() && !reviews && !takes_requests && !wishes {
-            return;
+        if own.is_empty() && !reviews && !wishes {
+            if !takes_requests {
+                return;
+            }
+            if self.gather.waits(self.queue.len()) {
+                self.timers.set_at_latest(Timer::Gather, self.now + GATHER_MAX);
+                return;
+            }
         }
+        self.timers.cancel(Timer::Gather);
         let id = self.proposal_next;
         let mut draft = Draft {
             image: self.image.clone(),
@@ -320,6 +327,7 @@ impl Control {
         let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
         let mut take = |at: usize| outcomes[at].take().expect("each command has one outcome");
         let mut again = Vec::new();
+        self.gather.on_answered(proposed.requests.len(), self.queue.len());
         for InEntry { no, goes_on, steps, held } in proposed.requests {
             let Some(asked) = self.requests.get_mut(&no) else { continue };
             let Some(plan) = &mut asked.plan else { continue };

@@ -15,7 +15,7 @@ use rand_xoshiro::rand_core::RngCore;
 
 use super::*;
 use crate::control::io::{KeepId, Placements};
-use crate::control::limits::{DELTAS_MAX, ENTRY_BYTES_MAX, RETRY_MAX};
+use crate::control::limits::{DELTAS_MAX, ENTRY_BYTES_MAX, GATHER_MAX, RETRY_MAX};
 use crate::control::metadata::command::{Command, CreateTopic, Stage};
 use crate::control::metadata::image::Incarnation;
 use crate::control::request::{

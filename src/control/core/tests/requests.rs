@@ -38,6 +38,50 @@ fn what_is_asked_during_a_proposal_shares_the_next_one() {
 }
 
 #[test]
+fn an_entry_waits_for_those_who_were_just_answered_as_long_as_they_come_back() {
+    let mut world = World::serving(1);
+    let mut next = 0;
+    let mut ask = |world: &mut World, count: usize| {
+        for _ in 0..count {
+            world.ask(next, create(&[&format!("t{next}")], 1));
+            next += 1;
+        }
+    };
+    let entry = |world: &World| world.proposals.front().map(|(_, entry)| entry.commands.len());
+    ask(&mut world, 1);
+    ask(&mut world, 16);
+    world.commit();
+    assert_eq!(entry(&world), Some(16), "one client alone is not waited for");
+    ask(&mut world, 16);
+    world.commit();
+    assert_eq!(entry(&world), None, "16 may come back to the 16 that wait");
+    ask(&mut world, 7);
+    assert_eq!(entry(&world), None);
+    ask(&mut world, 1);
+    assert_eq!(entry(&world), Some(24));
+    ask(&mut world, 8);
+    world.commit();
+    // Nobody comes back: after a moment what waits is proposed, and the next entry does not wait.
+    assert_eq!(entry(&world), None);
+    world.pass(GATHER_MAX);
+    assert_eq!(entry(&world), Some(8));
+    ask(&mut world, 8);
+    world.commit();
+    assert_eq!(entry(&world), Some(8));
+    ask(&mut world, 8);
+    world.commit();
+    assert_eq!(entry(&world), None, "one is tried again");
+    // What the node wants by itself does not wait, and takes along what does.
+    world.ask(100, Request::NewProducerId);
+    while world.reply(100).is_some() {
+        world.ask(100, Request::NewProducerId);
+    }
+    assert_eq!(entry(&world), Some(9));
+    world.run();
+    world.check_shards();
+}
+
+#[test]
 fn requests_in_one_entry_see_each_other() {
     let mut world = World::serving(1);
     world.ask(0, create(&["first"], 1));
@@ -237,6 +281,9 @@ fn requests_beyond_the_bound_are_refused_at_once() {
     }
     assert_eq!(world.control.stats().requests_waiting, REQUESTS_MAX as u64);
     assert_eq!(refusals(&world.reply(REQUESTS_MAX as u64).unwrap()), [Some(Why::TimedOut)]);
+    world.run();
+    // The last of them are waited for in vain.
+    world.pass(GATHER_MAX);
     world.run();
     assert_eq!(world.local.len(), REQUESTS_MAX);
     world.check_shards();
