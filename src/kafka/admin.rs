@@ -10,6 +10,7 @@ use highwater_shards::front::Cx;
 use highwater_shards::ids::{NodeId, PartitionIndex, TopicId};
 
 use super::asking::Asking;
+use super::changes::Asked;
 use super::configs::{self, SOURCE_TOPIC};
 use super::messages::admin::{
     CreatableTopic, CreatableTopicConfigs, CreatableTopicResult, CreatePartitionsRequest,
@@ -17,7 +18,7 @@ use super::messages::admin::{
     CreateTopicsResponse, DeletableTopicResult, DeleteTopicState, DeleteTopicsRequest, DeleteTopicsResponse,
 };
 use super::route::Brokers;
-use super::session::{Header, Kafka, Other, Step};
+use super::session::{Header, Kafka, Step};
 use super::wire::{DecodeError, Reader};
 use crate::control::metadata::image::Image;
 use crate::control::metadata::topic_config;
@@ -82,7 +83,7 @@ pub(super) fn create_topics(
         timeout: timeout(request.timeout_ms),
     };
     cx.ask(header.whole(), ask);
-    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Create(asking)))))
+    Ok(Step::Ask(Asked::Topics(Box::new(Waiting::Create(asking)))))
 }
 
 fn topics_created(topics: Vec<CreatableTopicResult>) -> CreateTopicsResponse {
@@ -190,7 +191,7 @@ pub(super) fn delete_topics(
         return Ok(header.answer(&topics_deleted(asking.known())));
     }
     cx.ask(header.whole(), Request::DeleteTopics { topics, timeout: timeout(request.timeout_ms) });
-    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Delete(asking)))))
+    Ok(Step::Ask(Asked::Topics(Box::new(Waiting::Delete(asking)))))
 }
 
 fn topics_deleted(responses: Vec<DeletableTopicResult>) -> DeleteTopicsResponse {
@@ -228,7 +229,7 @@ pub(super) fn create_partitions(
         timeout: timeout(request.timeout_ms),
     };
     cx.ask(header.whole(), ask);
-    Ok(Step::Wait(Other::Topics(Box::new(Waiting::Partitions(asking)))))
+    Ok(Step::Ask(Asked::Topics(Box::new(Waiting::Partitions(asking)))))
 }
 
 fn partitions_created(results: Vec<CreatePartitionsTopicResult>) -> CreatePartitionsResponse {

@@ -8,6 +8,7 @@ use highwater_shards::front::Cx;
 use highwater_shards::ids::NodeId;
 
 use super::asking::Asking;
+use super::changes::Asked;
 use super::errors::{ErrorCode, refused};
 use super::messages::cluster::{
     AlterConfigsResource, AlterConfigsResourceResponse, DescribeConfigsRequest, DescribeConfigsResource,
@@ -15,7 +16,7 @@ use super::messages::cluster::{
     IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
 };
 use super::route::Brokers;
-use super::session::{Header, Kafka, Other, Step};
+use super::session::{Header, Kafka, Step};
 use super::wire::{DecodeError, Reader};
 use crate::control::metadata::image::Image;
 use crate::control::metadata::node_config;
@@ -237,7 +238,7 @@ pub(super) fn alter(
         return Ok(header.answer(&altered(asking.known())));
     }
     cx.ask(header.whole(), Request::AlterConfigs { resources, validate_only: request.validate_only });
-    Ok(Step::Wait(Other::Configs(Box::new(asking))))
+    Ok(Step::Ask(Asked::Configs(Box::new(asking))))
 }
 
 fn altered(responses: Vec<AlterConfigsResourceResponse>) -> IncrementalAlterConfigsResponse {

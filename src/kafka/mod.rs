@@ -8,6 +8,7 @@
 mod admin;
 pub mod api;
 mod asking;
+mod changes;
 mod configs;
 mod coordinator;
 pub mod errors;

@@ -19,8 +19,7 @@ use super::wire::{DecodeError, Reader};
 /// One Produce request from its arrival to its answer.
 #[derive(Debug)]
 pub(super) struct Produce {
-    /// `None` when the request could not be read: its turn closes the connection.
-    header: Option<Header>,
+    header: Header,
     /// The client asked for no answer; an error closes the connection instead (R14).
     silent: bool,
     /// Each with the number of its partitions, which stand one after the other in `partitions`.
@@ -79,7 +78,7 @@ impl Produce {
 
         let topic_count = r.array_len(v, topic_size_min(v, by_id))?;
         let mut request = Self {
-            header: Some(header),
+            header,
             silent: terms.acks == Acks::None && terms.refusal.is_none(),
             topics: Vec::with_capacity(topic_count),
             partitions: Vec::new(),
@@ -119,18 +118,6 @@ impl Produce {
         Ok(request)
     }
 
-    /// Stands in the queue for a request that could not be read.
-    pub fn unreadable() -> Self {
-        Self {
-            header: None,
-            silent: true,
-            topics: Vec::new(),
-            partitions: Vec::new(),
-            waiting: 0,
-            throttle: Duration::ZERO,
-        }
-    }
-
     pub fn on_answer(&mut self, part: usize, answer: Answer) {
         let Answer::Appended(result) = answer else { unreachable!("an append is answered with its outcome") };
         let partition = &mut self.partitions[part];
@@ -159,8 +146,7 @@ impl Produce {
     /// # Errors
     /// When the connection is to be closed instead.
     pub fn finish(self, kafka: &mut Kafka, now: Instant) -> Result<Option<Bytes>, CloseReason> {
-        let Some(header) = self.header else { return Err(CloseReason::Malformed) };
-        kafka.stats.answered(ApiKey::Produce, now - header.arrived);
+        kafka.stats.answered(ApiKey::Produce, now - self.header.arrived);
         let mut failed = false;
         for partition in &self.partitions {
             if let Outcome::Refused { code, .. } = partition.outcome {
@@ -171,16 +157,15 @@ impl Produce {
         match (self.silent, failed) {
             (true, true) => Err(CloseReason::UnansweredError),
             (true, false) => Ok(None),
-            (false, _) => Ok(Some(self.encode(&header))),
+            (false, _) => Ok(Some(self.encode())),
         }
     }
 
-    fn encode(&self, header: &Header) -> Bytes {
-        let v = header.v;
+    fn encode(&self) -> Bytes {
+        let Header { v, correlation, .. } = self.header;
         // A partition takes 41 bytes at most without its words.
         let names: usize = self.topics.iter().map(|(key, _)| key.len_max() + 6).sum();
-        let mut w =
-            begin_response(ApiKey::Produce, v, header.correlation, 16 + names + 48 * self.partitions.len());
+        let mut w = begin_response(ApiKey::Produce, v, correlation, 16 + names + 48 * self.partitions.len());
         let mut partitions = self.partitions.iter();
         w.long_len(Some(self.topics.len()), v);
         for (key, count) in &self.topics {

@@ -3,8 +3,8 @@
 //! Pure; lives on the shard core that the connection came to. It never touches a partition: operations go to the
 //! owning shard by [`Cx::submit`], and what changes metadata goes to the control core by [`Cx::ask`].
 //!
-//! Produce requests are worked on as they arrive, however many were not answered yet, and are answered in order.
-//! Any other request is taken up when everything before it is answered, as Kafka does it: a client that pipelines
+//! Produce requests are worked on as they arrive, however many were not answered yet, and are answered in order. So are
+//! changes of metadata, whose order the control core keeps, up to [a bound](super::changes::CHANGES_MAX). Any other request is taken up when everything before it is answered, as Kafka does it: a client that pipelines
 //! sees the effects of its own requests, and a connection holds at most one long answer at a time.
 
 use std::collections::VecDeque;
@@ -19,10 +19,9 @@ use highwater_shards::stats::FrontStats;
 use highwater_shards::time::Instant;
 
 use super::api::{self, ApiKey, Call, Head};
-use super::asking::Asking;
+use super::changes::{Asked, Changes, is_change};
 use super::fetch::Fetch;
 use super::gather::Gathering;
-use super::messages::cluster::AlterConfigsResourceResponse;
 use super::messages::offsets::{DeleteRecordsRequest, ListOffsetsRequest, OffsetForLeaderEpochRequest};
 use super::produce::Produce;
 use super::stats::Stats;
@@ -80,21 +79,25 @@ impl Kafka {
 #[derive(Debug)]
 pub struct Session {
     peer: SocketAddr,
-    /// Of the next request that is taken up; the one before it is `other` or the newest of `produces`.
+    /// Of the next request that is taken up; the one before it is `other`, or the newest of `produces` or `changes`.
     next: u64,
-    /// Taken up and not answered, oldest first. Empty while there is an `other`.
+    /// Taken up and not answered, oldest first. Only one of `produces`, `changes` and `other` is not empty.
     produces: VecDeque<Produce>,
+    changes: Changes,
     other: Option<(Header, Other)>,
     /// Not taken up yet.
     waiting: VecDeque<Bytes>,
     waiting_bytes: usize,
     /// Until then nothing more of this client is taken up: its producer was asked to pause (KIP-219).
     paused_until: Option<Instant>,
+    /// A request could not be read: nothing after it is taken up, and the connection is closed once those before it
+    /// are answered.
+    ends: bool,
     /// The close was asked for: nothing more is done for this client.
     closed: bool,
 }
 
-/// A request that waits for something and is not a Produce.
+/// A request that waits for something and that no other one is taken up beside.
 #[derive(Debug)]
 pub(super) enum Other {
     Fetch(Box<Fetch>),
@@ -102,9 +105,7 @@ pub(super) enum Other {
     EpochEnds(Box<Gathering<OffsetForLeaderEpochRequest>>),
     Deletions(Box<Gathering<DeleteRecordsRequest>>),
     Metadata(Box<metadata::Waiting>),
-    Topics(Box<admin::Waiting>),
     Replicas(Box<replicas::Waiting>),
-    Configs(Box<Asking<AlterConfigsResourceResponse>>),
     ProducerId,
 }
 
@@ -112,6 +113,7 @@ pub(super) enum Other {
 #[derive(Debug)]
 pub(super) enum Step {
     Answer(Vec<Bytes>),
+    Ask(Asked),
     Wait(Other),
 }
 
@@ -122,6 +124,8 @@ pub(super) struct Header {
     pub v: Version,
     pub correlation: i32,
     pub number: u64,
+    /// Of the frame.
+    pub bytes: usize,
     pub arrived: Instant,
 }
 
@@ -190,16 +194,18 @@ impl Front for Kafka {
             peer,
             next: 0,
             produces: VecDeque::new(),
+            changes: Changes::default(),
             other: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             paused_until: None,
+            ends: false,
             closed: false,
         }
     }
 
     fn on_frame(&mut self, cx: &mut Cx<'_, Self>, session: &mut Session, frame: Bytes) {
-        if session.closed {
+        if session.closed || session.ends {
             return;
         }
         if session.waiting.is_empty() && session.can_take_up(&frame) {
@@ -227,11 +233,7 @@ impl Front for Kafka {
                 Other::Offsets(offsets) => offsets.on_answer(self, &header, part, answer),
                 Other::EpochEnds(ends) => ends.on_answer(self, &header, part, answer),
                 Other::Deletions(deletions) => deletions.on_answer(self, &header, part, answer),
-                Other::Metadata(_)
-                | Other::Topics(_)
-                | Other::Configs(_)
-                | Other::Replicas(_)
-                | Other::ProducerId => None,
+                Other::Metadata(_) | Other::Replicas(_) | Other::ProducerId => None,
             };
             self.answer_other(cx, session, answer);
         }
@@ -240,14 +242,18 @@ impl Front for Kafka {
 
     fn on_reply(&mut self, cx: &mut Cx<'_, Self>, session: &mut Session, token: Token, reply: Reply) {
         let (number, _) = parts_of(token);
-        if session.closed || session.other_numbered(number).is_none() {
+        if session.closed {
+            return;
+        }
+        if session.other_numbered(number).is_none() {
+            if session.changes.on_reply(self, cx.view, number, reply) {
+                self.advance(cx, session);
+            }
             return;
         }
         let Some((header, other)) = session.other.take() else { return };
         let step = match other {
             Other::Metadata(waiting) => metadata::on_reply(self, cx.view, &header, *waiting, reply),
-            Other::Topics(waiting) => admin::on_reply(self, cx.view, &header, *waiting, reply),
-            Other::Configs(waiting) => configs::on_reply(self, &header, *waiting, reply),
             Other::Replicas(waiting) => replicas::on_reply(self, &header, *waiting, reply),
             Other::ProducerId => producer_ids::on_reply(self, &header, reply),
             waits_for_shards @ (Other::Fetch(_)
@@ -288,15 +294,20 @@ impl Front for Kafka {
             fetch.end(cx, &header);
         }
         session.produces.clear();
+        session.changes = Changes::default();
         session.waiting.clear();
         session.waiting_bytes = 0;
     }
 
     fn in_flight(&self, session: &Session) -> usize {
-        if session.paused_until.is_some() || session.waiting_bytes > self.config.waiting_bytes_max {
+        if session.ends
+            || session.paused_until.is_some()
+            || session.waiting_bytes > self.config.waiting_bytes_max
+        {
             return usize::MAX;
         }
-        session.produces.len() + usize::from(session.other.is_some()) + session.waiting.len()
+        let taken_up = session.produces.len() + session.changes.len() + usize::from(session.other.is_some());
+        taken_up + session.waiting.len()
     }
 
     fn stats(&self) -> FrontStats {
@@ -319,6 +330,12 @@ impl Kafka {
                     Ok(None) => {}
                     Err(reason) => return session.close(cx, reason),
                 }
+            }
+            while let Some(answer) = session.changes.pop_answered(self, cx.now) {
+                cx.send(answer);
+            }
+            if session.ends && session.produces.is_empty() && session.changes.is_empty() && !session.closed {
+                return session.close(cx, CloseReason::Malformed);
             }
             if session.closed || !session.waiting.front().is_some_and(|frame| session.can_take_up(frame)) {
                 return;
@@ -343,13 +360,10 @@ impl Kafka {
                 tracing::debug!(peer = %session.peer, api_key, version, "closing: API or version not supported");
             }
         }
-        if session.produces.is_empty() {
-            session.close(cx, CloseReason::Malformed);
-        } else {
-            // The answers before it leave first.
-            session.produces.push_back(Produce::unreadable());
-            session.count();
-        }
+        session.ends = true;
+        session.waiting.clear();
+        session.waiting_bytes = 0;
+        self.advance(cx, session);
     }
 
     fn try_take_up(
@@ -361,8 +375,14 @@ impl Kafka {
         let r = &mut Reader::new(frame);
         let Head { api_key, version, correlation } = Head::decode(r)?;
         let api = ApiKey::from_wire(api_key).ok_or(Unreadable::Unsupported { api_key, version })?;
-        let header =
-            Header { api, v: api.version(version), correlation, number: session.next, arrived: cx.now };
+        let header = Header {
+            api,
+            v: api.version(version),
+            correlation,
+            number: session.next,
+            bytes: frame.len(),
+            arrived: cx.now,
+        };
         if !api.supports(version) {
             if api != ApiKey::ApiVersions {
                 return Err(Unreadable::Unsupported { api_key, version });
@@ -407,10 +427,12 @@ impl Kafka {
 
     fn settle(&mut self, cx: &mut Cx<'_, Self>, session: &mut Session, header: &Header, step: Step) {
         match step {
-            Step::Answer(parts) => {
+            Step::Answer(parts) if session.changes.is_empty() => {
                 self.stats.answered(header.api, cx.now - header.arrived);
                 cx.send(parts);
             }
+            Step::Answer(parts) => session.changes.push_answered(*header, parts),
+            Step::Ask(asked) => session.changes.push_asked(*header, asked),
             Step::Wait(other) => session.other = Some((*header, other)),
         }
     }
@@ -426,8 +448,20 @@ impl Kafka {
 impl Session {
     /// Whether nothing before this request keeps it from being worked on.
     fn can_take_up(&self, frame: &Bytes) -> bool {
-        let produce = frame.starts_with(&ApiKey::Produce.wire().to_be_bytes());
-        self.paused_until.is_none() && self.other.is_none() && (self.produces.is_empty() || produce)
+        if self.ends || self.paused_until.is_some() || self.other.is_some() {
+            return false;
+        }
+        if self.produces.is_empty() && self.changes.is_empty() {
+            return true;
+        }
+        let Some(api) = frame.first_chunk().and_then(|key| ApiKey::from_wire(i16::from_be_bytes(*key)))
+        else {
+            return false;
+        };
+        match api {
+            ApiKey::Produce => self.changes.is_empty(),
+            api => is_change(api) && self.produces.is_empty() && !self.changes.is_full(),
+        }
     }
 
     /// Stops taking requests up, the one way to slow down a client that does not pause by itself.

@@ -166,10 +166,7 @@ impl<W: Wire> Lane<W> {
             self.inbox.clear();
         }
         let mut moved = false;
-        while !self.inbox.unread().is_empty() {
-            let Some(ticket) = self.pending.front() else {
-                return Err(WireError::Malformed("bytes came that no request asked for"));
-            };
+        while let Some(ticket) = self.pending.front() {
             let Some(reply) = self.wire.decode(ticket, self.inbox.unread(), &mut self.arrivals)? else {
                 break;
             };
@@ -197,6 +194,9 @@ impl<W: Wire> Lane<W> {
                     }
                 }
             }
+        }
+        if self.pending.is_empty() && !self.inbox.unread().is_empty() {
+            return Err(WireError::Malformed("bytes came that no request asked for"));
         }
         for arrival in self.arrivals.drain(..) {
             if arrival.is_foreign {

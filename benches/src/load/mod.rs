@@ -106,7 +106,7 @@ pub trait Wire {
     /// Appends the ticket's request to `out`, which has said that it accepts one.
     fn encode(&mut self, ticket: &mut Ticket, out: &mut Outbox);
 
-    /// Looks for one whole answer at the start of `bytes`; `None` asks for more bytes.
+    /// Looks for the ticket's whole answer at the start of `bytes`; `None` asks for more bytes.
     fn decode(
         &mut self,
         ticket: &Ticket,

@@ -1,8 +1,10 @@
-//! etcd's Put over gRPC, as little of it as one request at a time on a connection needs: HTTP/2 (RFC 9113) with
-//! headers of the static table only (RFC 7541), and a message of two fields.
+//! etcd's Put over gRPC, as little of it as that needs: HTTP/2 (RFC 9113) with headers of the static table only
+//! (RFC 7541), and a message of two fields.
 //!
-//! An answer is good when it has a message and its stream ends; a call that failed has only headers.
+//! Each request is a stream, and streams end in any order: an answer counts when those before it have come too. It is
+//! good when it has a message; a call that failed has only headers.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,12 +28,22 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+/// What came of an answer.
+#[derive(Clone, Copy, Default)]
+struct Stream {
+    has_message: bool,
+    has_ended: bool,
+}
+
 /// One connection that writes one key.
 pub struct EtcdWire {
     address: SocketAddr,
     headers: Vec<u8>,
     message: Vec<u8>,
     next_stream: u32,
+    streams: BTreeMap<i32, Stream>,
+    /// Bytes at the start of what is unread that were looked at before.
+    looked_at: usize,
     /// What goes out before the next request: the preface, and what the server wants acknowledged.
     due: Vec<u8>,
     nothing: Arc<[u8]>,
@@ -52,8 +64,32 @@ impl EtcdWire {
         let mut message = vec![0];
         message.extend_from_slice(&(put.len() as u32).to_be_bytes());
         message.extend_from_slice(&put);
-        let (next_stream, due) = (1, Vec::new());
-        EtcdWire { address, headers, message, next_stream, due, nothing: Arc::from([]) }
+        EtcdWire {
+            address,
+            headers,
+            message,
+            next_stream: 1,
+            streams: BTreeMap::new(),
+            looked_at: 0,
+            due: Vec::new(),
+            nothing: Arc::from([]),
+        }
+    }
+
+    fn on_frame(&mut self, kind: u8, flags: u8, stream: i32, payload: &[u8]) -> Result<(), WireError> {
+        match kind {
+            SETTINGS if flags & ACK == 0 => put_frame(&mut self.due, SETTINGS, ACK, 0, &[]),
+            PING if flags & ACK == 0 => put_frame(&mut self.due, PING, ACK, 0, payload),
+            GOAWAY => return Err(WireError::Stopped("etcd closes the connection".into())),
+            RST_STREAM => return Err(WireError::Stopped("etcd gave up a request".into())),
+            DATA | HEADERS => {
+                let seen = self.streams.entry(stream).or_default();
+                seen.has_message |= kind == DATA && !payload.is_empty();
+                seen.has_ended |= flags & END_STREAM != 0;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -99,35 +135,28 @@ impl Wire for EtcdWire {
         bytes: &[u8],
         _: &mut Vec<Arrival>,
     ) -> Result<Option<Reply>, WireError> {
-        let mut at = 0;
-        // Frames are looked at again while the answer is not whole: acknowledgements are not to double.
-        let (mut due, mut has_message) = (Vec::new(), false);
-        while let Some(head) = bytes[at..].first_chunk::<HEAD_BYTES>() {
+        while let Some(head) = bytes[self.looked_at..].first_chunk::<HEAD_BYTES>() {
             let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-            let (kind, flags) = (head[3], head[4]);
             let stream = i32::from_be_bytes([head[5] & 127, head[6], head[7], head[8]]);
-            let Some(payload) = bytes.get(at + HEAD_BYTES..at + HEAD_BYTES + length) else { break };
-            at += HEAD_BYTES + length;
-            match kind {
-                SETTINGS if flags & ACK == 0 => put_frame(&mut due, SETTINGS, ACK, 0, &[]),
-                PING if flags & ACK == 0 => put_frame(&mut due, PING, ACK, 0, payload),
-                GOAWAY => return Err(WireError::Stopped("etcd closes the connection".into())),
-                RST_STREAM => return Err(WireError::Stopped("etcd gave up a request".into())),
-                DATA if stream == ticket.correlation => has_message |= !payload.is_empty(),
-                _ => {}
-            }
-            if matches!(kind, DATA | HEADERS) && stream == ticket.correlation && flags & END_STREAM != 0 {
-                self.due = due;
-                let answer = if has_message { Answer::Done } else { Answer::Refused { code: -1 } };
-                let (records, bytes) = (u64::from(has_message), self.message.len() as u64);
-                return Ok(Some(Reply { consumed: at, records, bytes, answer }));
-            }
+            let begin = self.looked_at + HEAD_BYTES;
+            let Some(payload) = bytes.get(begin..begin + length) else { break };
+            self.looked_at = begin + length;
+            self.on_frame(head[3], head[4], stream, payload)?;
         }
-        Ok(None)
+        let Some(Stream { has_message, has_ended: true }) = self.streams.get(&ticket.correlation).copied()
+        else {
+            return Ok(None);
+        };
+        self.streams.remove(&ticket.correlation);
+        let answer = if has_message { Answer::Done } else { Answer::Refused { code: -1 } };
+        let (records, bytes) = (u64::from(has_message), self.message.len() as u64);
+        Ok(Some(Reply { consumed: std::mem::take(&mut self.looked_at), records, bytes, answer }))
     }
 
     fn locate(&mut self) -> io::Result<SocketAddr> {
         self.next_stream = 1;
+        self.streams.clear();
+        self.looked_at = 0;
         self.due = PREFACE.to_vec();
         put_frame(&mut self.due, SETTINGS, 0, 0, &[]);
         put_frame(&mut self.due, WINDOW_UPDATE, 0, 0, &WINDOW_BYTES.to_be_bytes());
@@ -169,6 +198,26 @@ mod tests {
         put_frame(&mut acks, SETTINGS, ACK, 0, &[]);
         put_frame(&mut acks, PING, ACK, 0, &[7; 8]);
         assert!(sent.starts_with(&acks));
+    }
+
+    #[test]
+    fn streams_may_end_in_any_order() {
+        let (mut wire, first) = wire();
+        let mut second = Ticket::new(2, 0, 0);
+        wire.encode(&mut second, &mut Outbox::default());
+        let mut bytes = Vec::new();
+        let mut end = |stream| {
+            put_frame(&mut bytes, DATA, 0, stream, &[0, 0, 0, 0, 2, 10, 0]);
+            put_frame(&mut bytes, HEADERS, END_HEADERS | END_STREAM, stream, &[]);
+            bytes.clone()
+        };
+        let (one, both) = (end(3), end(1));
+        let nothing = &mut Vec::new();
+        assert_eq!(wire.decode(&first, &one, nothing).unwrap(), None);
+        let reply = wire.decode(&first, &both, nothing).unwrap().unwrap();
+        assert_eq!((reply.consumed, reply.answer), (both.len(), Answer::Done));
+        let reply = wire.decode(&second, &[], nothing).unwrap().unwrap();
+        assert_eq!((reply.consumed, reply.answer), (0, Answer::Done));
     }
 
     #[test]

@@ -50,9 +50,6 @@ pub fn measure(args: &MetadataArgs) -> Result<FloorRow> {
         let wires = (0..).zip(&topics).map(|(n, topic)| AlterWire::new(address_of(n), topic, CLIENT_ID));
         run(args, wires.collect(), format!("settings of topics, {shape}"))
     } else {
-        if args.in_flight > 1 {
-            bail!("etcd answers out of order: use --connections instead of --in-flight");
-        }
         let wires = (0..args.connections).map(|n| EtcdWire::new(address_of(n), &format!("bench-{n}")));
         run(args, wires.collect(), format!("etcd puts, {shape}"))
     }

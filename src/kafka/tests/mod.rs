@@ -1,5 +1,6 @@
 //! Sessions driven without sockets: a client that sends frames, and shards and a control core that the test plays.
 
+mod changes;
 mod deletions;
 mod fetch;
 mod frames;

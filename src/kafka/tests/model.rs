@@ -42,15 +42,24 @@ impl Model {
     pub fn settle(&mut self) {
         loop {
             self.run_ops();
-            if let Some((token, request)) = self.client.asks.pop() {
-                let reply = reply(request);
-                self.client.reply(token, reply);
+            if self.reply() {
                 continue;
             }
             if !self.deliver() {
                 return;
             }
         }
+    }
+
+    /// The control core answers some request; false when there is none.
+    pub fn reply(&mut self) -> bool {
+        if self.client.asks.is_empty() {
+            return false;
+        }
+        let at = self.random.below(self.client.asks.len());
+        let (token, request) = self.client.asks.remove(at);
+        self.client.reply(token, reply(request));
+        true
     }
 
     /// Shards take the operations in.
