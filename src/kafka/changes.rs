@@ -18,8 +18,8 @@ use crate::control::request::Reply;
 
 /// Changes of one connection that wait at most; later ones are taken up when these are answered.
 pub(super) const CHANGES_MAX: usize = 64;
-/// Bytes of their frames from which on no more are taken up.
-pub(super) const CHANGES_BYTES_MAX: usize = 1 << 20;
+/// Bytes of their frames from which on no more are taken up: an answer may be a hundred times as large.
+pub(super) const CHANGES_BYTES_MAX: usize = 128 << 10;
 
 /// Whether a request is a change that others of its connection need not be answered before.
 pub(super) fn is_change(api: ApiKey) -> bool {
@@ -91,7 +91,7 @@ impl Changes {
     /// The control core answered the request of this number; `false` when none of them has it.
     pub fn on_reply(&mut self, kafka: &mut Kafka, image: &Image, number: u64, reply: Reply) -> bool {
         let asked_as = |change: &&mut Change| change.header.number == number;
-        let Some(Change { header, stage, .. }) = self.changes.iter_mut().find(asked_as) else { return false };
+        let Some(Change { header, stage }) = self.changes.iter_mut().find(asked_as) else { return false };
         let Stage::Asked(asked) = std::mem::replace(stage, Stage::Answered(Vec::new())) else {
             unreachable!("a request is answered once")
         };

@@ -4,8 +4,9 @@
 //! owning shard by [`Cx::submit`], and what changes metadata goes to the control core by [`Cx::ask`].
 //!
 //! Produce requests are worked on as they arrive, however many were not answered yet, and are answered in order. So are
-//! changes of metadata, whose order the control core keeps, up to [a bound](super::changes::CHANGES_MAX). Any other request is taken up when everything before it is answered, as Kafka does it: a client that pipelines
-//! sees the effects of its own requests, and a connection holds at most one long answer at a time.
+//! changes of metadata, within the bounds of `changes.rs`: the control core keeps their order. Any other request is taken
+//! up when everything before it is answered, as Kafka does it: a client that pipelines sees the effects of its own
+//! requests, and a connection holds at most one long answer at a time.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
