@@ -56,6 +56,8 @@ struct Host {
     stalled_until: Instant,
     told: Lane,
     said: Lane,
+    /// On its way to the control core, in this order also when that is paused meanwhile.
+    saying: VecDeque<Said>,
     mail: Vec<Lane>,
 }
 
@@ -75,7 +77,7 @@ enum Event {
     Disk(usize, ShardId, u32, OpNo),
     Mail(usize, ShardId, u32, ShardMail),
     Told(usize, ShardId, u32, Told),
-    Said(usize, ShardId, u32, Said),
+    Said(usize, ShardId, u32),
     Plane(controls::Event),
     /// A connection comes to the other node, or the news that it does not.
     Dial {
@@ -191,6 +193,7 @@ impl World {
                 stalled_until: Instant::ZERO,
                 told: Lane::default(),
                 said: Lane::default(),
+                saying: VecDeque::new(),
                 mail: vec![Lane::default(); usize::from(config.shards[at])],
             };
             let hosts = (0..config.shards[at]).map(host).collect();
@@ -332,7 +335,7 @@ impl World {
                 self.judge.on_told(n, life, &told)?;
                 self.deliver(n, s, Item::Input(Input::Control(told)));
             }
-            Event::Said(n, s, life, said) if self.net.is_life(n, life) => return self.on_said(n, s, said),
+            Event::Said(n, s, life) if self.net.is_life(n, life) => return self.on_said(n, s),
             Event::Wake(..)
             | Event::Timeout(..)
             | Event::Disk(..)

@@ -14,7 +14,6 @@ use super::{Event, Host, Item, Phase, Place, World};
 use crate::checkers::{Verdict, broken};
 use crate::cluster::config::Config;
 use crate::cluster::node_id;
-use crate::cluster::plane::Said;
 use crate::disk::Crash;
 use crate::front::SimFront;
 use crate::rng::Rng;
@@ -113,8 +112,10 @@ impl World {
         match output {
             Output::Control(message) => {
                 let at = self.now + self.dice.plane.tailed(&self.config.mail);
-                let at = self.host(node, shard).said.arrival(at);
-                self.queue.push(at, Event::Said(node, shard, life, message));
+                let host = self.host(node, shard);
+                host.saying.push_back(message);
+                let at = host.said.arrival(at);
+                self.queue.push(at, Event::Said(node, shard, life));
             }
             Output::Mail { to, mail } => {
                 let at = self.now + self.dice.mail.tailed(&self.config.mail);
@@ -162,13 +163,14 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn on_said(&mut self, node: usize, shard: ShardId, said: Said) -> Verdict {
+    pub(super) fn on_said(&mut self, node: usize, shard: ShardId) -> Verdict {
         let life = self.net.node(node).life;
         let pause = self.net.pause_left(node, self.now);
         if !pause.is_zero() {
-            self.after(pause, Event::Said(node, shard, life, said));
+            self.after(pause, Event::Said(node, shard, life));
             return Ok(());
         }
+        let said = self.host(node, shard).saying.pop_front().expect("each was announced by an event");
         match &said {
             &ToControl::Dial { node: to, shard: to_shard } => {
                 let to = crate::cluster::index_of(to);
@@ -202,6 +204,7 @@ impl World {
         standing.life += 1;
         standing.born = self.now;
         standing.paused_until = self.now;
+        self.nodes[node].hosts.iter_mut().for_each(|host| host.saying.clear());
         let life = standing.life;
         self.counts.lives += 1;
         self.trace.note(self.now, &format!("node {} starts, life {life}", node_id(node)));
@@ -302,6 +305,7 @@ impl Host {
             stalled_until: Instant::ZERO,
             told: crate::queue::Lane::default(),
             said: crate::queue::Lane::default(),
+            saying: std::collections::VecDeque::new(),
             mail: Vec::new(),
         }
     }
