@@ -16,6 +16,10 @@ pub struct ReplicationConfig {
     pub unsent_bytes_max: usize,
     /// Record bytes of one partition that are sent before the next one has its turn.
     pub turn_bytes: usize,
+    /// Record bytes that followers which are not in sync have been sent over one stream and not acknowledged, flushed
+    /// where the partition waits for flushes. So much and no more may lie in a follower's journal before what a
+    /// producer waits for. It goes out in turns of a quarter of it, if that is less than `turn_bytes`.
+    pub catch_up_in_flight_max: usize,
     /// Reads of segments that one stream has under way.
     pub reads_in_flight_max: usize,
     /// Record bytes in a second that followers which are not in sync get from this shard, over all streams. `None`: what
@@ -38,6 +42,7 @@ impl Default for ReplicationConfig {
             stream_credit_bytes: 16 * 1024 * 1024,
             unsent_bytes_max: 4 * 1024 * 1024,
             turn_bytes: 512 * 1024,
+            catch_up_in_flight_max: 512 * 1024,
             reads_in_flight_max: 4,
             catch_up_bytes_per_second: None,
             watermark_delay: Duration::from_millis(5),

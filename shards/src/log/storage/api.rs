@@ -30,6 +30,7 @@ pub struct StorageConfig {
     pub journal_bytes_max: u64,
     /// A log is moved when it has so many flushed bytes, or enough for a segment.
     pub move_bytes: u64,
+    /// While moves are behind; fewer otherwise.
     pub moves_in_flight_max: usize,
     pub syncs_in_flight_max: usize,
     /// The wall clock, in ms since the epoch, at [`crate::time::Instant::ZERO`].

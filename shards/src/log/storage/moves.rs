@@ -17,6 +17,9 @@ use crate::log::{Lsn, Note, Slot};
 
 /// How much of a segment is read at once to find a place in it.
 pub(super) const SEEK_BYTES: usize = 256 * 1024;
+/// Pieces of work in flight while they are not behind: more would only stand before what is waited for, at the disk and
+/// on this core.
+const WORKS_AT_EASE: usize = 4;
 
 impl Storage {
     /// Notes where the log stands in the order of unmoved work.
@@ -54,10 +57,23 @@ impl Storage {
         if self.no_space_until.is_some() || !self.can_move() {
             return;
         }
-        while self.works < self.config.moves_in_flight_max && !matches!(self.phase, Phase::Failed) {
+        while self.works < self.works_max() && !matches!(self.phase, Phase::Failed) {
             let Some(slot) = self.next_to_work_on() else { return };
             self.begin(slot);
         }
+    }
+
+    fn works_max(&self) -> usize {
+        let max = self.config.moves_in_flight_max;
+        if self.is_pressed() || self.is_recovering() { max } else { max.min(WORKS_AT_EASE) }
+    }
+
+    /// Whether more is unmoved than should be.
+    fn is_pressed(&self) -> bool {
+        self.is_pressed
+            || self.unmoved_bytes > self.config.unmoved_bytes_soft
+            || self.memory.bytes() > self.config.tail_bytes_max
+            || self.stop == Stop::Settling
     }
 
     fn next_to_work_on(&mut self) -> Option<Slot> {
@@ -72,10 +88,7 @@ impl Storage {
                 return Some(slot);
             }
         }
-        let is_pressed = self.is_pressed
-            || self.unmoved_bytes > self.config.unmoved_bytes_soft
-            || self.memory.bytes() > self.config.tail_bytes_max
-            || self.stop == Stop::Settling;
+        let is_pressed = self.is_pressed();
         let target = self.checkpoints.target();
         if let Some(&(lsn, slot)) = self.waiting.first()
             && lsn.chunk <= self.flushed

@@ -2,10 +2,10 @@
 //!
 //! A subscription is a place in a log. What is appended is pushed from there: in-sync followers first, each partition a
 //! turn's worth, from memory while the journal is being written; who is behind has what they leave, from segments as the
-//! reader brings them. Little of that is under way at a time, and the follower lets the leader wait with more while its
-//! own log is busy (see [`super::following`]), so that it does not stand in the way of records that are waited for; a
-//! turn now and then is sent all the same, so that nobody is left behind. A stream whose credit or whose unsent bytes
-//! are used up waits; its followers fall behind and lose nothing.
+//! reader brings them. Little of that is under way until it is acknowledged, since all that lies in the follower's journal
+//! before a record that is waited for is written first; and the follower lets the leader wait with more while its own
+//! log is busy (see [`super::following`]). A turn now and then is sent all the same, so that nobody is left behind. A
+//! stream whose credit or whose unsent bytes are used up waits; its followers fall behind and lose nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::front::Front;
 use crate::ids::{ConnId, LeaderEpoch, Map, Offset};
 use crate::log::Slot;
 use crate::log::storage::{Found, ReadFault, Wanted};
+use crate::mail::Durability;
 use crate::partition::isr::Ends;
 use crate::partition::leader::Followed;
 use crate::partition::{Member, Partition};
@@ -44,6 +45,8 @@ pub(super) struct Outflow {
     behind: VecDeque<Handle>,
     /// When one of the others had its turn last.
     caught_up_at: Instant,
+    /// The sum of what `subs` have under way.
+    catching_up: usize,
     /// Reads of segments under way.
     reads: usize,
 }
@@ -57,6 +60,9 @@ struct Sub {
     told: Told,
     /// In a queue, or being read for.
     is_busy: bool,
+    /// Record bytes that it was sent while it was behind, and where the last of them end: under way until all of them
+    /// are acknowledged.
+    under_way: (usize, Offset),
 }
 
 impl Outflow {
@@ -64,13 +70,30 @@ impl Outflow {
     pub fn leave(&mut self) -> Vec<Slot> {
         self.ready.clear();
         self.behind.clear();
+        self.catching_up = 0;
         let mut slots: Vec<Slot> = self.subs.drain().map(|(_, sub)| sub.slot).collect();
         slots.sort_unstable();
         slots
     }
 
+    fn remove(&mut self, handle: Handle) -> Option<Sub> {
+        let sub = self.subs.remove(&handle)?;
+        self.catching_up -= sub.under_way.0;
+        Some(sub)
+    }
+
+    /// What was sent before `safe` is under way no more. Whether that makes room for others.
+    fn arrived(&mut self, handle: Handle, safe: Offset) -> bool {
+        let Some(sub) = self.subs.get_mut(&handle).filter(|sub| sub.under_way.1 <= safe) else {
+            return false;
+        };
+        let bytes = std::mem::take(&mut sub.under_way.0);
+        self.catching_up -= bytes;
+        bytes > 0
+    }
+
     /// The next subscription that may be served, and whether it is one that is behind. In-sync followers come first.
-    fn next(&mut self, now: Instant, may_catch_up: bool) -> Option<(Handle, bool)> {
+    fn next(&mut self, now: Instant, may_catch_up: bool, in_flight_max: usize) -> Option<(Handle, bool)> {
         if self.credit <= 0 {
             return None;
         }
@@ -78,7 +101,7 @@ impl Outflow {
             return Some((handle, false));
         }
         let is_due = now >= self.caught_up_at + CATCH_UP_TURN && self.credit * 2 >= self.window;
-        if !may_catch_up || !(self.has_room_to_catch_up() || is_due) {
+        if !may_catch_up || !(self.has_room_to_catch_up(in_flight_max) || is_due) {
             return None;
         }
         let handle = self.behind.pop_front()?;
@@ -86,8 +109,9 @@ impl Outflow {
         Some((handle, true))
     }
 
-    fn has_room_to_catch_up(&self) -> bool {
-        self.window - self.credit < self.window / i64::from(CATCH_UP_SHARE)
+    fn has_room_to_catch_up(&self, in_flight_max: usize) -> bool {
+        self.catching_up < in_flight_max
+            && self.window - self.credit < self.window / i64::from(CATCH_UP_SHARE)
     }
 }
 
@@ -164,7 +188,8 @@ impl<F: Front> Shard<F> {
                 }
                 let partition = self.partitions.get_mut(slot).expect("its slot was just found");
                 partition.audience.members.push(Member { node, conn, handle });
-                let sub = Sub { slot, epoch, next: asked.offset, told: ends, is_busy: false };
+                let next = asked.offset;
+                let sub = Sub { slot, epoch, next, told: ends, is_busy: false, under_way: (0, next) };
                 if let Some(out) = self.peers.out(conn) {
                     out.subs.insert(handle, sub);
                 }
@@ -193,7 +218,7 @@ impl<F: Front> Shard<F> {
 
     /// Ends a subscription without a word.
     fn end_subscription(&mut self, conn: ConnId, handle: Handle) {
-        let Some(sub) = self.peers.out(conn).and_then(|out| out.subs.remove(&handle)) else { return };
+        let Some(sub) = self.peers.out(conn).and_then(|out| out.remove(handle)) else { return };
         if let Some(partition) = self.partitions.get_mut(sub.slot) {
             partition.audience.members.retain(|m| (m.conn, m.handle) != (conn, handle));
         }
@@ -213,7 +238,7 @@ impl<F: Front> Shard<F> {
         let Some(partition) = self.partitions.get_mut(slot) else { return };
         for member in std::mem::take(&mut partition.audience.members) {
             if let Some(out) = self.peers.out(member.conn) {
-                out.subs.remove(&member.handle);
+                out.remove(member.handle);
             }
             self.refuse(member.conn, member.handle, reason);
         }
@@ -244,6 +269,11 @@ impl<F: Front> Shard<F> {
         let partition = self.partitions.get_mut(sub.slot).expect("a subscription ends with its partition");
         partition.on_follower_progress(self.now, node, registration, ends, ack.log_start);
         let is_in_sync = partition.in_sync().is_some_and(|in_sync| in_sync.counts(node));
+        let waits_for_flushes = partition.durability() == Durability::Fsync;
+        let safe = if waits_for_flushes { ack.flushed_end } else { ack.log_end };
+        if self.peers.out(conn).is_some_and(|out| out.arrived(ack.handle, safe)) {
+            self.peers.active.insert(conn);
+        }
         if !is_in_sync {
             self.reconsider(sub.slot);
         }
@@ -321,7 +351,9 @@ impl<F: Front> Shard<F> {
             }
             let Side::Out(out) = &mut stream.side else { return };
             let has_reads = out.reads < config.reads_in_flight_max;
-            let Some((handle, catches_up)) = out.next(self.now, may_catch_up && has_reads) else {
+            let Some((handle, catches_up)) =
+                out.next(self.now, may_catch_up && has_reads, config.catch_up_in_flight_max)
+            else {
                 if !out.behind.is_empty() && has_reads {
                     let turn = (out.caught_up_at + CATCH_UP_TURN).max(self.peers.catch_up_from);
                     // One timer for all streams: each that still has to wait then sets it anew.
@@ -333,10 +365,11 @@ impl<F: Front> Shard<F> {
             sub.is_busy = false;
             let Some(partition) = self.partitions.get(sub.slot) else { continue };
             let credit = usize::try_from(out.credit).unwrap_or(0);
+            let most = if catches_up { (config.catch_up_in_flight_max / 4).max(1) } else { usize::MAX };
             let wanted = Wanted {
                 from: sub.next,
                 below: partition.log_end(),
-                bytes_max: config.turn_bytes.min(credit),
+                bytes_max: config.turn_bytes.min(most).min(credit),
                 first_whole: true,
             };
             let slot = sub.slot;
@@ -374,6 +407,8 @@ impl<F: Front> Shard<F> {
         out.credit -= bytes as i64;
         stats.bytes_out += bytes as u64;
         if catches_up {
+            sub.under_way = (sub.under_way.0 + bytes, next);
+            out.catching_up += bytes;
             stats.bytes_out_catch_up += bytes as u64;
             if let Some(rate) = self.config.replication.catch_up_bytes_per_second {
                 *catch_up_from = after(self.now.max(*catch_up_from), bytes as u64, rate);

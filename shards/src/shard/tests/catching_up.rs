@@ -105,7 +105,8 @@ fn who_is_behind_gets_little_at_a_time_and_others_do_not_wait_for_it() {
 
 #[test]
 fn a_follower_whose_log_is_busy_lets_the_leader_wait_with_what_nobody_waits_for() {
-    let mut cluster = c_is_in_sync_with_one_of_two(ReplicationConfig::default());
+    let config = ReplicationConfig { catch_up_in_flight_max: usize::MAX, ..Default::default() };
+    let mut cluster = c_is_in_sync_with_one_of_two(config);
     cluster.slow_disks.insert(C);
     append_many(&mut cluster, 0, 150, 400_000);
     let got = cluster.ends(C, 0).2;
@@ -127,6 +128,48 @@ fn a_follower_whose_log_is_busy_lets_the_leader_wait_with_what_nobody_waits_for(
         cluster.at(now);
     }
     assert_eq!(cluster.ends(C, 0).2, 150);
+}
+
+#[test]
+fn little_lies_in_a_journal_of_what_nobody_waits_for() {
+    for (durability, most) in [(Durability::Fsync, 12_000), (Durability::Replicated, u64::MAX)] {
+        let config = ReplicationConfig { catch_up_in_flight_max: 8000, ..Default::default() };
+        let mut cluster = Cluster::with(config, u64::MAX);
+        cluster.fence(C);
+        let config = PartitionConfig { durability, ..quorum(2) };
+        cluster.assign(0, A, 1, &[A, B], config);
+        cluster.settle();
+        cluster.slow_disks.insert(C);
+        append_many(&mut cluster, 0, 100, 1000);
+        let sent = cluster.stats(A).bytes_out_catch_up;
+        assert!((8000..=most).contains(&sent), "{durability:?}: {sent} bytes that C has not flushed");
+        // It acknowledges a new start, and with it where its log ends, flushed or not.
+        delete_before(&mut cluster, A, 1);
+        let (more, turns) = (cluster.stats(A).bytes_out_catch_up - sent, 20);
+        assert!(more <= turns * sent / 8, "{durability:?}: {more} more bytes, after {sent} in eight records");
+        cluster.slow_disks.clear();
+        cluster.run();
+        assert_eq!(cluster.ends(C, 0).2, 100, "{durability:?}: it goes on as C flushes, without a timer");
+    }
+}
+
+#[test]
+fn what_is_under_way_to_a_follower_that_was_lost_leaves_room_for_others() {
+    let config = ReplicationConfig { catch_up_in_flight_max: 8000, ..Default::default() };
+    let mut cluster = Cluster::with(config, u64::MAX);
+    cluster.fence(C);
+    cluster.assign(0, A, 1, &[A, B], quorum(2));
+    cluster.assign(1, A, 1, &[A, B], quorum(2));
+    cluster.settle();
+    cluster.slow_disks.insert(C);
+    append_many(&mut cluster, 0, 20, 1000);
+    let sent = cluster.stats(A).bytes_out_catch_up;
+    append_many(&mut cluster, 1, 20, 1000);
+    assert_eq!(cluster.stats(A).bytes_out_catch_up, sent, "the room is used up");
+    // In a new epoch the subscription is another one.
+    cluster.assign(0, B, 2, &[A, B], quorum(2));
+    append_many(&mut cluster, 1, 20, 1000);
+    assert!(cluster.stats(A).bytes_out_catch_up >= sent + 8000);
 }
 
 #[test]

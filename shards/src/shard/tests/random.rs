@@ -49,6 +49,7 @@ impl Run {
             stream_credit_bytes: [300, 3000, 1 << 20][random.below(3)],
             unsent_bytes_max: [1000, 1 << 20][random.below(2)],
             turn_bytes: [100, 1 << 20][random.below(2)],
+            catch_up_in_flight_max: [1, 3000, 1 << 20][random.below(3)],
             seed,
             ..Default::default()
         };

@@ -340,6 +340,7 @@ fn shard_config(config: &Config, node: usize, shard: ShardId, seed: u64) -> Shar
             stream_credit_bytes: if small { *r.pick(&[1, 1000, 50_000]) } else { 16 << 20 },
             unsent_bytes_max: if small { *r.pick(&[1, 5000]) } else { 4 << 20 },
             turn_bytes: if small { *r.pick(&[1, 2000]) } else { 512 << 10 },
+            catch_up_in_flight_max: if small { *r.pick(&[1, 4000]) } else { 512 << 10 },
             reads_in_flight_max: 1 + r.index(4),
             catch_up_bytes_per_second: r.chance(200).then_some(2_000_000),
             watermark_delay: *r.pick(&[Duration::from_micros(100), ms(5)]),
