@@ -1,6 +1,8 @@
 //! Replicas move to other nodes under load: the moves come to their end, can be called off, and lose nothing.
 //!
-//! `HIGHWATER_PARTITIONS` says how many partitions move (default 20). Times are printed and never fail a test.
+//! `HIGHWATER_PARTITIONS` says how many partitions of each of two topics move (default 20): of one that is written to
+//! meanwhile, and of one with as much in all as `HIGHWATER_MOVED_MIB` says (default 20). Times are printed and never fail
+//! a test.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -18,15 +20,65 @@ use rustix::process::Signal;
 use crate::cluster::{Fleet, wait_for_leader};
 use crate::members::is_fenced;
 use crate::node::{Home, wait_for};
-use crate::replication::{TOPIC, Writer, check, metadata};
+use crate::records::{Producer, batch};
+use crate::replication::{TOPIC, Writer, check, leader_of, metadata};
 use crate::wire::{Conn, NONE, topic_name};
 
 /// Partitions that producers write to all the time; the others hold what was written before.
 const LANES: i32 = 4;
 const NO_REASSIGNMENT_IN_PROGRESS: i16 = 85;
+/// The topic that nobody writes to while it moves, and the size of its records, each in a batch of its own.
+const BULK: &str = "bulk";
+const BULK_RECORD_BYTES: usize = 256 << 10;
 
 fn partitions() -> i32 {
     std::env::var("HIGHWATER_PARTITIONS").map_or(20, |n| n.parse().expect("a number"))
+}
+
+/// Records of each partition of [`BULK`].
+fn bulk_records() -> u8 {
+    let mib = std::env::var("HIGHWATER_MOVED_MIB").map_or(20, |n| n.parse().expect("a number"));
+    let all = (mib << 20) / BULK_RECORD_BYTES;
+    u8::try_from(all.div_ceil(usize::try_from(partitions()).unwrap())).expect("less than 64 MiB a partition")
+}
+
+/// What no other record has at its place, and what nothing packs into less.
+fn bulk_value(partition: i32, number: u8) -> Vec<u8> {
+    let mut state = u64::from(partition.cast_unsigned()) << 8 | u64::from(number) | 1 << 40;
+    let words = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (state >> 16).to_le_bytes()
+    });
+    words.flatten().take(BULK_RECORD_BYTES).collect()
+}
+
+fn fill_bulk(clients: &[SocketAddr]) {
+    for partition in 0..partitions() {
+        let leader = wait_for("a leader", || leader_of(clients, BULK, partition));
+        let mut conn = Conn::open(leader).unwrap();
+        for number in 0..bulk_records() {
+            let value = bulk_value(partition, number);
+            let batch = batch(1_700_000_000_000, Producer::NOBODY, &[(None, Some(&value))]);
+            conn.send_produce(BULK, partition, -1, &batch).unwrap();
+        }
+        for number in 0..bulk_records() {
+            assert_eq!(conn.receive_produce().unwrap(), (NONE, i64::from(number)));
+        }
+    }
+}
+
+fn check_bulk(clients: &[SocketAddr]) {
+    for partition in 0..partitions() {
+        let leader = wait_for("a leader", || leader_of(clients, BULK, partition));
+        let records = Conn::open(leader).unwrap().read_all(BULK, partition, 0);
+        assert_eq!(records.len(), usize::from(bulk_records()), "partition {partition}");
+        for (number, record) in (0..).zip(&records) {
+            assert!(
+                record.value == Some(bulk_value(partition, number)),
+                "record {number} of partition {partition}"
+            );
+        }
+    }
 }
 
 /// The nodes of a partition at first, and the one that has no replica of it.
@@ -39,20 +91,24 @@ fn brokers(nodes: [usize; 2]) -> Vec<BrokerId> {
     nodes.map(|node| BrokerId(i32::try_from(node).unwrap())).into()
 }
 
-/// Asks for these replicas of each partition, or for the moves to be called off; the errors, by partition.
-fn reassign(client: SocketAddr, replicas: impl Fn(i32) -> Option<[usize; 2]>) -> Vec<i16> {
+/// Asks for these replicas of each partition of both topics, or for the moves to be called off; the errors, each with its
+/// partition.
+fn reassign(client: SocketAddr, replicas: impl Fn(i32) -> Option<[usize; 2]>) -> Vec<(i32, i16)> {
     let partitions = (0..partitions()).map(|index| {
         ReassignablePartition::default()
             .with_partition_index(index)
             .with_replicas(replicas(index).map(brokers))
     });
-    let topic =
-        ReassignableTopic::default().with_name(topic_name(TOPIC)).with_partitions(partitions.collect());
+    let partitions: Vec<_> = partitions.collect();
+    let topics = [TOPIC, BULK].map(|name| {
+        ReassignableTopic::default().with_name(topic_name(name)).with_partitions(partitions.clone())
+    });
     let request =
-        AlterPartitionReassignmentsRequest::default().with_timeout_ms(60_000).with_topics(vec![topic]);
+        AlterPartitionReassignmentsRequest::default().with_timeout_ms(60_000).with_topics(topics.into());
     let answer = Conn::open(client).unwrap().call(0, &request).unwrap();
     assert_eq!(answer.error_code, NONE, "{:?}", answer.error_message);
-    answer.responses.iter().flat_map(|topic| &topic.partitions).map(|p| p.error_code).collect()
+    let all = answer.responses.iter().flat_map(|topic| &topic.partitions);
+    all.map(|p| (p.partition_index, p.error_code)).collect()
 }
 
 /// Partitions whose replicas are on the way.
@@ -63,10 +119,14 @@ fn moving(client: SocketAddr) -> usize {
     answer.topics.iter().map(|topic| topic.partitions.len()).sum()
 }
 
-/// The replicas of each partition, once all of them are in sync.
-fn replicas(client: SocketAddr) -> Vec<BTreeSet<usize>> {
+/// The replicas of each partition of both topics, once all of them are in sync.
+fn replicas(client: SocketAddr) -> Vec<(i32, BTreeSet<usize>)> {
+    [TOPIC, BULK].iter().flat_map(|topic| (0..).zip(replicas_of(client, topic))).collect()
+}
+
+fn replicas_of(client: SocketAddr, topic: &str) -> Vec<BTreeSet<usize>> {
     wait_for("replicas that are all in sync", || {
-        let answer = metadata(client, TOPIC).ok()?;
+        let answer = metadata(client, topic).ok()?;
         let mut states: Vec<_> = answer.topics.first()?.partitions.iter().collect();
         states.sort_by_key(|state| state.partition_index);
         let set =
@@ -96,6 +156,8 @@ fn replicas_move_under_load_and_moves_can_be_called_off() {
     let client = clients[leader - 1];
     let replicas_first: Vec<[usize; 2]> = (0..partitions()).map(|index| nodes_of(index).0).collect();
     Conn::open(client).unwrap().create_on(TOPIC, &replicas_first, &[]);
+    Conn::open(client).unwrap().create_on(BULK, &replicas_first, &[]);
+    fill_bulk(&clients);
     let mut writers: Vec<Writer> = (0..partitions()).map(|lane| Writer::new(lane, client)).collect();
     // Something to move.
     for writer in &mut writers {
@@ -134,16 +196,17 @@ fn replicas_move_under_load_and_moves_can_be_called_off() {
             let ([_, stays], comes) = nodes_of(partition);
             Some([comes, stays])
         });
-        assert!(errors.iter().all(|error| *error == NONE), "{errors:?}");
+        assert!(errors.iter().all(|(_, error)| *error == NONE), "{errors:?}");
         wait_for("the moves to end", || (moving(client) == 0).then_some(()));
         took = began.elapsed();
         some_time(acked);
     });
     println!(
-        "{} partitions moved in {took:.2?}; producers' p99 {before:.2?} before, {during:.2?} meanwhile",
-        partitions()
+        "twice {} partitions with {} MiB moved in {took:.2?}; producers' p99 {before:.2?} before, {during:.2?} meanwhile",
+        partitions(),
+        (usize::from(bulk_records()) * usize::try_from(partitions()).unwrap() * BULK_RECORD_BYTES) >> 20,
     );
-    for (partition, replicas) in (0..).zip(replicas(client)) {
+    for (partition, replicas) in replicas(client) {
         let ([_, stays], comes) = nodes_of(partition);
         assert_eq!(replicas, BTreeSet::from([comes, stays]), "partition {partition}");
     }
@@ -156,22 +219,23 @@ fn replicas_move_under_load_and_moves_can_be_called_off() {
     let called_off = write_during(busy, &mut |_| {
         node.signal(Signal::STOP);
         let errors = reassign(client, |partition| Some(nodes_of(partition).0));
-        assert!(errors.iter().all(|error| *error == NONE), "{errors:?}");
+        assert!(errors.iter().all(|(_, error)| *error == NONE), "{errors:?}");
         assert!(moving(client) > 0);
         let errors = reassign(client, |_| None);
         node.signal(Signal::CONT);
-        for (partition, error) in (0..).zip(errors) {
+        for (partition, error) in errors {
             let is_too_late = error == NO_REASSIGNMENT_IN_PROGRESS && !is_to_still(partition);
             assert!(error == NONE || is_too_late, "partition {partition}: error {error}");
         }
         wait_for("nothing to move any more", || (moving(client) == 0).then_some(()));
     });
     println!("producers' p99 while moves to a node that stood still were called off: {called_off:.2?}");
-    for (partition, (before, after)) in (0..).zip(known.iter().zip(replicas(client))) {
-        let there = BTreeSet::from(nodes_of(partition).0);
-        assert!(after == *before || (after == there && !is_to_still(partition)), "partition {partition}");
+    for ((partition, before), (_, after)) in known.iter().zip(replicas(client)) {
+        let there = BTreeSet::from(nodes_of(*partition).0);
+        assert!(after == *before || (after == there && !is_to_still(*partition)), "partition {partition}");
     }
     for writer in &writers {
         check(&clients, writer.lane, writer.next, 0);
     }
+    check_bulk(&clients);
 }
