@@ -42,7 +42,7 @@ fn bulk_records() -> u8 {
     u8::try_from(all.div_ceil(usize::try_from(partitions()).unwrap())).expect("less than 64 MiB a partition")
 }
 
-/// What no other record has at its place, and what nothing packs into less.
+/// What no other record is.
 fn bulk_value(partition: i32, number: u8) -> Vec<u8> {
     let mut state = u64::from(partition.cast_unsigned()) << 8 | u64::from(number) | 1 << 40;
     let words = std::iter::repeat_with(|| {

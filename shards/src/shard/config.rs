@@ -17,8 +17,9 @@ pub struct ReplicationConfig {
     /// Record bytes of one partition that are sent before the next one has its turn.
     pub turn_bytes: usize,
     /// Record bytes that followers which are not in sync have been sent over one stream and not acknowledged, flushed
-    /// where the partition waits for flushes. So much and no more may lie in a follower's journal before what a
-    /// producer waits for. It goes out in turns of a quarter of it, if that is less than `turn_bytes`.
+    /// where the partition waits for flushes: what lies in a follower's journal before a record that a producer waits
+    /// for. At so many no turn of theirs follows, but for the one now and then that nobody is denied. A turn is a quarter
+    /// of it, or `turn_bytes` if that is less.
     pub catch_up_in_flight_max: usize,
     /// Reads of segments that one stream has under way.
     pub reads_in_flight_max: usize,

@@ -65,11 +65,11 @@ impl Storage {
 
     fn works_max(&self) -> usize {
         let max = self.config.moves_in_flight_max;
-        if self.is_pressed() || self.is_recovering() { max } else { max.min(WORKS_AT_EASE) }
+        if self.is_behind() || self.is_recovering() { max } else { max.min(WORKS_AT_EASE) }
     }
 
     /// Whether more is unmoved than should be.
-    fn is_pressed(&self) -> bool {
+    fn is_behind(&self) -> bool {
         self.is_pressed
             || self.unmoved_bytes > self.config.unmoved_bytes_soft
             || self.memory.bytes() > self.config.tail_bytes_max
@@ -88,11 +88,11 @@ impl Storage {
                 return Some(slot);
             }
         }
-        let is_pressed = self.is_pressed();
+        let is_behind = self.is_behind();
         let target = self.checkpoints.target();
         if let Some(&(lsn, slot)) = self.waiting.first()
             && lsn.chunk <= self.flushed
-            && (is_pressed || target.is_some_and(|target| lsn <= target))
+            && (is_behind || target.is_some_and(|target| lsn <= target))
         {
             return Some(slot);
         }

@@ -82,14 +82,11 @@ impl Outflow {
         Some(sub)
     }
 
-    /// What was sent before `safe` is under way no more. Whether that makes room for others.
-    fn arrived(&mut self, handle: Handle, safe: Offset) -> bool {
-        let Some(sub) = self.subs.get_mut(&handle).filter(|sub| sub.under_way.1 <= safe) else {
-            return false;
-        };
-        let bytes = std::mem::take(&mut sub.under_way.0);
-        self.catching_up -= bytes;
-        bytes > 0
+    /// Nothing that the subscription was sent is under way any more.
+    fn arrived(&mut self, handle: Handle) {
+        if let Some(sub) = self.subs.get_mut(&handle) {
+            self.catching_up -= std::mem::take(&mut sub.under_way.0);
+        }
     }
 
     /// The next subscription that may be served, and whether it is one that is behind. In-sync followers come first.
@@ -271,7 +268,12 @@ impl<F: Front> Shard<F> {
         let is_in_sync = partition.in_sync().is_some_and(|in_sync| in_sync.counts(node));
         let waits_for_flushes = partition.durability() == Durability::Fsync;
         let safe = if waits_for_flushes { ack.flushed_end } else { ack.log_end };
-        if self.peers.out(conn).is_some_and(|out| out.arrived(ack.handle, safe)) {
+        let (bytes, end) = sub.under_way;
+        if bytes > 0
+            && end <= safe
+            && let Some(out) = self.peers.out(conn)
+        {
+            out.arrived(ack.handle);
             self.peers.active.insert(conn);
         }
         if !is_in_sync {

@@ -620,3 +620,30 @@ fn checkpoint_leaves_the_disk_to_the_journal_until_that_needs_the_room() {
     assert_eq!(most_syncs(64 * 1024 * 1024), 2);
     assert_eq!(most_syncs(320 * 1024), small_config().syncs_in_flight_max);
 }
+
+#[test]
+fn few_moves_are_in_flight_at_a_time_until_they_are_behind() {
+    let most_in_flight = |unmoved_bytes_soft: u64| {
+        let config = StorageConfig {
+            moves_in_flight_max: 8,
+            unmoved_bytes_soft,
+            unmoved_bytes_max: 1 << 20,
+            tail_bytes_max: 1 << 20,
+            checkpoint_bytes: 1 << 30,
+            ..small_config()
+        };
+        let mut rig = Rig::with(config, 5);
+        rig.recover();
+        for index in 0..12 {
+            rig.append(index, 7000, Urgency::Sync).unwrap();
+        }
+        let mut most = 0;
+        while rig.complete_one() {
+            most = most.max(rig.storage.works);
+        }
+        rig.check_contents();
+        most
+    };
+    assert_eq!(most_in_flight(1 << 20), 4);
+    assert_eq!(most_in_flight(0), 8);
+}
