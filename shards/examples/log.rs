@@ -228,7 +228,7 @@ impl Bench {
             let slot = self.logs[log];
             let from = self.read.get(&log).copied().unwrap_or(Offset::ZERO);
             let below = self.storage.end(slot).expect("the log is open");
-            let wanted = Wanted { from, below, bytes_max: 1 << 20, first_whole: true };
+            let wanted = Wanted { from, below, bytes_max: 1 << 20, first_whole: true, is_urgent: false };
             match self.storage.read(self.now, slot, wanted, 1) {
                 Found::Memory(records) => {
                     let before = self.read_bytes;

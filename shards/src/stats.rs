@@ -69,9 +69,11 @@ pub struct ReplicationStats {
     pub dials_failed: u64,
     /// Streams to leaders that ended without having been asked to.
     pub streams_broken: u64,
-    /// Record bytes sent to followers, and those of them to followers that were not in sync.
+    /// Record bytes sent to followers, those of them to followers that were not in sync, and those of these to followers
+    /// that did not come closer on what is left over.
     pub bytes_out: u64,
     pub bytes_out_catch_up: u64,
+    pub bytes_out_urgent: u64,
     /// Record bytes taken over from leaders.
     pub bytes_in: u64,
     pub subscriptions: u64,
@@ -119,6 +121,8 @@ pub struct StorageStats {
     pub compaction_bytes_out: u64,
     /// Reads of segments whose bytes had been read ahead.
     pub read_ahead_hits: u64,
+    /// Reads of segments that did not give way to writes.
+    pub urgent_reads: u64,
     /// Batches in segments that failed a check when they were read.
     pub damaged_batches: u64,
 }

@@ -224,7 +224,7 @@ const LOOP_LATENCIES: [Latency<LoopStats>; 2] = [
     ),
 ];
 
-const SHARD: [Family<ShardStats>; 35] = [
+const SHARD: [Family<ShardStats>; 36] = [
     gauge("connections", "Open client connections.", |s| s.connections),
     counter("connections_opened_total", "Client connections accepted.", |s| s.connections_opened),
     counter("frames_total", "Requests received from clients.", |s| s.frames),
@@ -274,6 +274,9 @@ const SHARD: [Family<ShardStats>; 35] = [
     }),
     counter("read_ahead_hits_total", "Reads of segments whose bytes had been read ahead.", |s| {
         s.storage.read_ahead_hits
+    }),
+    counter("urgent_reads_total", "Reads of segments that did not give way to writes.", |s| {
+        s.storage.urgent_reads
     }),
     counter("damaged_batches_total", "Batches of segments that failed a check when they were read.", |s| {
         s.storage.damaged_batches

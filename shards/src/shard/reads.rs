@@ -94,7 +94,13 @@ impl<F: Front> Shard<F> {
                 return;
             }
         };
-        let wanted = Wanted { from: op.from, below, bytes_max: op.bytes_max, first_whole: op.first_whole };
+        let wanted = Wanted {
+            from: op.from,
+            below,
+            bytes_max: op.bytes_max,
+            first_whole: op.first_whole,
+            is_urgent: false,
+        };
         match self.storage.read(self.now, slot, wanted, self.reads.next_ticket()) {
             Found::Nothing => self.finish_read(to, slot, op, Vec::new()),
             Found::Memory(parts) => self.finish_read(to, slot, op, parts),

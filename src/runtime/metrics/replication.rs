@@ -8,7 +8,7 @@ use highwater_shards::stats::{ReplicationStats, ShardStats};
 
 use super::{Exposition, Family, Kind, counter, gauge};
 
-const REPLICATION: [Family<ReplicationStats>; 22] = [
+const REPLICATION: [Family<ReplicationStats>; 23] = [
     gauge("partitions_led", "Partitions that the shard leads.", |r| r.leading),
     gauge("partitions_followed", "Partitions that the shard follows.", |r| r.following),
     gauge("partitions_offline", "Partitions with a replica on the shard that nobody leads.", |r| r.offline),
@@ -32,6 +32,11 @@ const REPLICATION: [Family<ReplicationStats>; 22] = [
         "replication_catch_up_bytes_total",
         "Bytes of record batches sent to followers that were not in sync.",
         |r| r.bytes_out_catch_up,
+    ),
+    counter(
+        "replication_urgent_bytes_total",
+        "Bytes of record batches sent, ahead of their turn, to followers that did not come closer to the end.",
+        |r| r.bytes_out_urgent,
     ),
     counter("replication_received_bytes_total", "Bytes of record batches taken over from leaders.", |r| {
         r.bytes_in

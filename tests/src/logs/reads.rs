@@ -59,8 +59,13 @@ impl World {
         };
         let bytes_max = *r.pick(&[1, 400, 4000, 100_000]);
         let asked = Asked { from, below, bytes_max, first_whole: r.chance(700), changes: p.changes };
-        let wanted =
-            Wanted { from: Offset(from), below: Offset(below), bytes_max, first_whole: asked.first_whole };
+        let wanted = Wanted {
+            from: Offset(from),
+            below: Offset(below),
+            bytes_max,
+            first_whole: asked.first_whole,
+            is_urgent: r.chance(200),
+        };
         let ticket = self.ticket();
         self.counts.reads += 1;
         self.tell(|| format!("** read {ticket} of {i}: {asked:?}"));
@@ -181,7 +186,8 @@ impl World {
     /// Reads once and waits for the answer; nothing if the log died meanwhile, or if the read failed where it may.
     pub fn read_once(&mut self, slot: Slot, from: u64, end: u64) -> Result<Option<Vec<Bytes>>, Violation> {
         let bytes_max = *self.dice.read.pick(&[1, 3000, 30_000, 1_000_000]);
-        let wanted = Wanted { from: Offset(from), below: Offset(end), bytes_max, first_whole: true };
+        let wanted =
+            Wanted { from: Offset(from), below: Offset(end), bytes_max, first_whole: true, is_urgent: false };
         let ticket = self.ticket();
         let now = self.now;
         let Some(storage) = &mut self.storage else { return Ok(None) };

@@ -34,7 +34,9 @@ const AHEAD_BYTES_MIN: u64 = INTERVAL_BYTES;
 /// What is known of the files.
 #[derive(Debug)]
 pub(super) struct Known {
+    /// Bytes of one read of a sequential reader now, and of one that is urgent.
     pub read_bytes: u32,
+    pub urgent_read_bytes: u32,
     pub windows: Windows,
     pub indexes: Indexes,
     pub cursors: Cursors,
@@ -43,7 +45,7 @@ pub(super) struct Known {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Goal {
-    Read { bytes_max: usize, first_whole: bool },
+    Read { bytes_max: usize, first_whole: bool, is_urgent: bool },
     Timestamp(i64),
 }
 
@@ -166,6 +168,11 @@ impl Job {
         self.segments.iter().find(|s| self.name(s) == name).map_or(0, |s| s.bytes)
     }
 
+    /// Whether what it needs does not give way to writes.
+    pub fn is_urgent(&self) -> bool {
+        matches!(self.goal, Goal::Read { is_urgent: true, .. })
+    }
+
     /// Takes a window that it waited for.
     pub fn take(&mut self, place: Place, bytes: Bytes, is_short: bool) {
         self.held = Some(Held { place, bytes, is_short });
@@ -265,10 +272,11 @@ impl Job {
             end = segment.bytes;
         }
         let left = end.saturating_sub(place.1);
-        if left < AHEAD_BYTES_MIN.min(u64::from(known.read_bytes)) || known.windows.has(place, through) {
+        let read_bytes = u64::from(self.read_bytes(known));
+        if left < AHEAD_BYTES_MIN.min(read_bytes) || known.windows.has(place, through) {
             return None;
         }
-        let len = u64::from(known.read_bytes).min(left);
+        let len = read_bytes.min(left);
         Some((place, u32::try_from(len).expect("no more than a window")))
     }
 
@@ -360,16 +368,20 @@ impl Job {
     }
 
     /// How much to read at once.
+    fn read_bytes(&self, known: &Known) -> u32 {
+        if self.is_urgent() { known.urgent_read_bytes } else { known.read_bytes }
+    }
+
     fn window_len(&self, known: &Known) -> u32 {
         if self.is_sequential || self.is_long {
-            return known.read_bytes;
+            return self.read_bytes(known);
         }
         // The index leads to a place so far in front.
         let wanted = match self.goal {
             Goal::Read { bytes_max, .. } => (bytes_max as u64).saturating_add(INTERVAL_BYTES),
             Goal::Timestamp(_) => 2 * INTERVAL_BYTES,
         };
-        u32::try_from(wanted).unwrap_or(u32::MAX).min(known.read_bytes)
+        u32::try_from(wanted).unwrap_or(u32::MAX).min(self.read_bytes(known))
     }
 
     /// Goes over the frames of a window.
@@ -442,7 +454,7 @@ impl Job {
 
     fn fits(&self, frame: &Frame) -> bool {
         match self.goal {
-            Goal::Read { bytes_max, first_whole } => {
+            Goal::Read { bytes_max, first_whole, .. } => {
                 self.bytes.saturating_add(frame.header.len as usize) <= bytes_max
                     || (first_whole && self.batches.is_empty())
             }

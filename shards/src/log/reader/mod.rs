@@ -4,7 +4,7 @@
 //! index says where to begin, or a *cursor* does, which remembers where an earlier answer ended; then the file is read
 //! in *windows* of up to a MiB, whose frames are checked one by one. Answers share the memory of their windows.
 //! A reader that goes on where it ended gets the next window fetched before it asks. Windows keep a pace beside writes
-//! (`pace.rs`); what is small passes them, and those who wait for one get it in the order in which they came to wait.
+//! (`pace.rs`) unless they are urgent; what is small passes them, and those who wait for one get it in the order in which they came to wait.
 //!
 //! It never writes, never serves a byte that its checksums do not vouch for, never answers from a file that was
 //! forgotten or from behind the end that it was told, and never holds more windows and indexes than its budgets.
@@ -41,7 +41,7 @@ use crate::time::Instant;
 pub struct ReaderConfig {
     /// Bytes of one read of a sequential reader. A batch that is larger is read as a whole.
     pub read_bytes: u32,
-    /// The same while the shard writes: a write waits behind as much at the disk.
+    /// The same while the shard writes, but for urgent reads: a write waits behind as much at the disk.
     pub read_bytes_beside_writes: u32,
     /// From so many bytes on a read gives way to writes.
     pub bulk_bytes_min: u32,
@@ -83,6 +83,8 @@ pub struct SegmentRead<'a> {
     pub bytes_max: usize,
     /// Take the first batch even if it alone is larger than `bytes_max`.
     pub first_whole: bool,
+    /// It does not give way to writes.
+    pub is_urgent: bool,
     /// The log's segments, by base.
     pub segments: &'a [SegmentMeta],
 }
@@ -144,6 +146,8 @@ pub struct Done {
 pub struct ReaderStats {
     /// Reads and searches that were asked for.
     pub reads: u64,
+    /// Those of them that did not give way to writes.
+    pub urgent_reads: u64,
     /// Bytes of batches that were answered.
     pub bytes: u64,
     /// Reads of segments that the disk was asked for, and the bytes that came.
@@ -173,7 +177,8 @@ pub struct Reader {
     turns: Turns,
     /// Jobs that have their turn; at most `reads_in_flight_max`.
     active: usize,
-    /// To be asked of the disk, for jobs with a turn. What nobody waits for any more is passed over.
+    /// To be asked of the disk, for jobs with a turn, and ahead of urgent ones. What nobody waits for any more is passed
+    /// over.
     asked: VecDeque<Fetch>,
     /// Likewise, what gives way to writes.
     asked_bulk: VecDeque<Fetch>,
@@ -222,6 +227,7 @@ impl Reader {
             config,
             known: Known {
                 read_bytes: config.read_bytes,
+                urgent_read_bytes: config.read_bytes,
                 windows: Windows::new(config.ahead_bytes_max, config.read_bytes as usize),
                 indexes: Indexes::new(config.index_bytes_max),
                 cursors: Cursors::default(),
@@ -244,7 +250,11 @@ impl Reader {
 
     /// Begins a read; its end comes with [`Self::poll_done`], perhaps at once.
     pub fn read(&mut self, read: SegmentRead<'_>) {
-        let goal = Goal::Read { bytes_max: read.bytes_max, first_whole: read.first_whole };
+        let goal = Goal::Read {
+            bytes_max: read.bytes_max,
+            first_whole: read.first_whole,
+            is_urgent: read.is_urgent,
+        };
         let who = (read.ticket, read.slot, read.partition);
         self.begin(Job::new(who, goal, read.from, read.below, read.segments));
     }
@@ -366,6 +376,7 @@ impl Reader {
 
     fn begin(&mut self, mut job: Job) {
         self.known.stats.reads += 1;
+        self.known.stats.urgent_reads += u64::from(job.is_urgent());
         let walk = job.walk(&mut self.known);
         if let Walk::Done(result) = walk {
             self.finish(&job, result);
@@ -396,6 +407,7 @@ impl Reader {
     /// Lets a job with its turn go on.
     fn advance(&mut self, id: JobId) {
         let job = self.jobs.get_mut(&id).expect("the caller looked it up");
+        let is_urgent = job.is_urgent();
         match job.walk(&mut self.known) {
             Walk::Done(result) => {
                 let job = self.jobs.remove(&id).expect("it was there just now");
@@ -405,21 +417,26 @@ impl Reader {
             Walk::Coming(place) => {
                 // It may have been asked for ahead, and wait behind others for that.
                 if let Some((serial, len)) = self.known.windows.wait(place, id) {
-                    self.ask(What::Window(place), serial, u64::from(len));
+                    self.ask(What::Window(place), serial, u64::from(len), is_urgent);
                 }
             }
             Walk::Window(place, len) => {
                 self.last_serial += 1;
                 let serial = self.last_serial;
                 self.known.windows.expect(place, serial, len, id);
-                self.ask(What::Window(place), serial, u64::from(len));
+                self.ask(What::Window(place), serial, u64::from(len), is_urgent);
             }
             Walk::Index(name) => {
                 let segment_bytes = job.segment_bytes(name);
                 self.last_serial += 1;
                 let serial = self.last_serial;
                 if self.known.indexes.wait(name, serial, id) {
-                    self.ask(What::Index(name, segment_bytes), serial, index_bytes_max(segment_bytes));
+                    self.ask(
+                        What::Index(name, segment_bytes),
+                        serial,
+                        index_bytes_max(segment_bytes),
+                        is_urgent,
+                    );
                 }
             }
         }
@@ -433,9 +450,10 @@ impl Reader {
             let serial = self.last_serial;
             if self.known.windows.expect_ahead(place, serial, len) {
                 self.known.stats.ahead_reads += 1;
-                let is_bulk = len >= self.config.bulk_bytes_min;
+                let is_bulk = len >= self.config.bulk_bytes_min && !job.is_urgent();
                 let fetch = Fetch { what: What::Window(place), serial, is_ahead: true, is_bulk };
-                self.asked_ahead.push_back(fetch);
+                let queue = if job.is_urgent() { &mut self.asked } else { &mut self.asked_ahead };
+                queue.push_back(fetch);
             }
         }
         self.done.push_back(Done { ticket: job.ticket, result });
@@ -523,8 +541,8 @@ impl Reader {
     }
 
     /// Queues what a job with its turn waits for.
-    fn ask(&mut self, what: What, serial: u64, len: u64) {
-        let is_bulk = len >= u64::from(self.config.bulk_bytes_min);
+    fn ask(&mut self, what: What, serial: u64, len: u64, is_urgent: bool) {
+        let is_bulk = len >= u64::from(self.config.bulk_bytes_min) && !is_urgent;
         let queue = if is_bulk { &mut self.asked_bulk } else { &mut self.asked };
         queue.push_back(Fetch { what, serial, is_ahead: false, is_bulk });
     }

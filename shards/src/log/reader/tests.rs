@@ -8,7 +8,7 @@ use rig::*;
 const ALL: u64 = u64::MAX;
 
 fn ask(from: u64, bytes_max: usize) -> Ask {
-    Ask { from, below: ALL, bytes_max, first_whole: true }
+    Ask { from, below: ALL, bytes_max, first_whole: true, is_urgent: false }
 }
 
 /// A log of 1000 batches of about 600 bytes: more than an index entry spans.
@@ -218,6 +218,36 @@ fn what_is_small_does_not_wait_for_windows() {
     rig.begin(&logs[2], ask(900, 600));
     let DiskOp::Read { file, .. } = rig.in_flight[1] else { panic!("it reads only") };
     assert!(matches!(file, FileName::Index(_)), "{file}");
+}
+
+#[test]
+fn what_is_urgent_does_not_give_way_to_writes() {
+    let (mut rig, logs) = rig_beside_writes(3);
+    let urgent = |from| Ask { is_urgent: true, ..ask(from, 8192) };
+    rig.begin(&logs[0], ask(0, 8192));
+    let waits = rig.begin(&logs[1], ask(0, 8192));
+    assert_eq!(rig.in_flight.len(), 1);
+    let hurries = rig.begin(&logs[1], urgent(0));
+    assert_eq!(rig.in_flight.len(), 2, "the window that another waits for");
+    rig.complete(1);
+    let next = rig.done.remove(&hurries).expect("it is here").unwrap().next.0;
+    assert!(rig.done.contains_key(&waits), "one read for both");
+    let mut from = next;
+    for _ in 0..5 {
+        let ticket = rig.begin(&logs[1], urgent(from));
+        while !rig.done.contains_key(&ticket) {
+            assert_eq!(rig.in_flight.len(), 2, "at once");
+            rig.complete(1);
+        }
+        from = rig.done.remove(&ticket).unwrap().unwrap().next.0;
+    }
+    assert_eq!(rig.in_flight.len(), 2, "also what is fetched ahead");
+    assert_eq!(longest(&rig), small().read_bytes, "in whole windows");
+    rig.begin(&logs[2], ask(0, 8192));
+    assert_eq!(rig.in_flight.len(), 2, "others give way as ever");
+    rig.complete(0);
+    assert_eq!(rig.in_flight.len(), 2, "to each other, and not to what is urgent");
+    assert_eq!(rig.reader.stats().urgent_reads, 6);
 }
 
 #[test]

@@ -102,6 +102,8 @@ pub struct Wanted {
     pub bytes_max: usize,
     /// Take the first batch even if it alone is larger than `bytes_max`.
     pub first_whole: bool,
+    /// The disk is read without giving way to what is written.
+    pub is_urgent: bool,
 }
 
 /// What a read found.

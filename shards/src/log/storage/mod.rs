@@ -490,6 +490,7 @@ impl Storage {
         StorageStats {
             unmoved_bytes: self.unmoved_bytes,
             read_ahead_hits: reader.ahead_hits,
+            urgent_reads: reader.urgent_reads,
             damaged_batches: reader.damaged_batches,
             ..self.counts
         }

@@ -82,6 +82,7 @@ impl Storage {
             below: below.min(tail_base),
             bytes_max: wanted.bytes_max,
             first_whole: wanted.first_whole,
+            is_urgent: wanted.is_urgent,
             segments: readable(log),
         });
         self.reads

@@ -4,8 +4,8 @@
 //! turn's worth, from memory while the journal is being written; who is behind has what they leave, from segments as the
 //! reader brings them. Little of that is under way until it is acknowledged, since all that lies in the follower's journal
 //! before a record that is waited for is written first; and the follower lets the leader wait with more while its own
-//! log is busy (see [`super::following`]). A turn now and then is sent all the same, so that nobody is left behind. A
-//! stream whose credit or whose unsent bytes are used up waits; its followers fall behind and lose nothing.
+//! log is busy (see [`super::following`]). A turn now and then is sent all the same, and who does not come closer to the
+//! end is served with more urgency, whoever has to wait for it (see [`super::chase`]): nobody is left behind. A stream whose credit or whose unsent bytes are used up waits; its followers fall behind and lose nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::super::{Shard, Stop, Timer};
+use super::chase::Chase;
 use super::fill::without_gaps;
 use super::{CATCH_UP_SHARE, Peers, Side};
 use crate::front::Front;
@@ -63,6 +64,7 @@ struct Sub {
     /// Record bytes that it was sent while it was behind, and where the last of them end: under way until all of them
     /// are acknowledged.
     under_way: (usize, Offset),
+    chase: Chase,
 }
 
 impl Outflow {
@@ -97,8 +99,7 @@ impl Outflow {
         if let Some(handle) = self.ready.pop_front() {
             return Some((handle, false));
         }
-        let is_due = now >= self.caught_up_at + CATCH_UP_TURN && self.credit * 2 >= self.window;
-        if !may_catch_up || !(self.has_room_to_catch_up(in_flight_max) || is_due) {
+        if !may_catch_up || self.catch_up_turn(in_flight_max)? > now {
             return None;
         }
         let handle = self.behind.pop_front()?;
@@ -106,9 +107,20 @@ impl Outflow {
         Some((handle, true))
     }
 
-    fn has_room_to_catch_up(&self, in_flight_max: usize) -> bool {
-        self.catching_up < in_flight_max
-            && self.window - self.credit < self.window / i64::from(CATCH_UP_SHARE)
+    /// From when on the first of those who are behind may be served; `None`: credit or an acknowledgement comes first.
+    fn catch_up_turn(&self, in_flight_max: usize) -> Option<Instant> {
+        let front = self.behind.front()?;
+        let chase = self.subs.get(front).map_or_else(Chase::default, |sub| sub.chase);
+        if self.credit > 0 && self.has_room_to_catch_up(chase, in_flight_max) {
+            return Some(self.caught_up_at);
+        }
+        (self.credit > 0 && self.credit * 2 >= self.window).then(|| self.caught_up_at + CATCH_UP_TURN)
+    }
+
+    fn has_room_to_catch_up(&self, chase: Chase, in_flight_max: usize) -> bool {
+        let share = if chase.is_urgent() { 2 } else { CATCH_UP_SHARE };
+        self.catching_up < chase.scale(in_flight_max)
+            && self.window - self.credit < self.window / i64::from(share)
     }
 }
 
@@ -186,7 +198,15 @@ impl<F: Front> Shard<F> {
                 let partition = self.partitions.get_mut(slot).expect("its slot was just found");
                 partition.audience.members.push(Member { node, conn, handle });
                 let next = asked.offset;
-                let sub = Sub { slot, epoch, next, told: ends, is_busy: false, under_way: (0, next) };
+                let sub = Sub {
+                    slot,
+                    epoch,
+                    next,
+                    told: ends,
+                    is_busy: false,
+                    under_way: (0, next),
+                    chase: Chase::default(),
+                };
                 if let Some(out) = self.peers.out(conn) {
                     out.subs.insert(handle, sub);
                 }
@@ -356,10 +376,9 @@ impl<F: Front> Shard<F> {
             let Some((handle, catches_up)) =
                 out.next(self.now, may_catch_up && has_reads, config.catch_up_in_flight_max)
             else {
-                if !out.behind.is_empty() && has_reads {
-                    let turn = (out.caught_up_at + CATCH_UP_TURN).max(self.peers.catch_up_from);
+                if has_reads && let Some(turn) = out.catch_up_turn(config.catch_up_in_flight_max) {
                     // One timer for all streams: each that still has to wait then sets it anew.
-                    self.timers.set_at_latest(Timer::CatchUp, turn);
+                    self.timers.set_at_latest(Timer::CatchUp, turn.max(self.peers.catch_up_from));
                 }
                 return;
             };
@@ -367,12 +386,23 @@ impl<F: Front> Shard<F> {
             sub.is_busy = false;
             let Some(partition) = self.partitions.get(sub.slot) else { continue };
             let credit = usize::try_from(out.credit).unwrap_or(0);
-            let most = if catches_up { (config.catch_up_in_flight_max / 4).max(1) } else { usize::MAX };
+            let end = partition.log_end();
+            let most = if catches_up {
+                // A limit that somebody has set says what catching up may cost.
+                if config.catch_up_bytes_per_second.is_none() {
+                    sub.chase.look(self.now, sub.next, end);
+                }
+                (sub.chase.scale(config.catch_up_in_flight_max) / 4).max(1)
+            } else {
+                sub.chase = Chase::default();
+                usize::MAX
+            };
             let wanted = Wanted {
                 from: sub.next,
-                below: partition.log_end(),
+                below: end,
                 bytes_max: config.turn_bytes.min(most).min(credit),
                 first_whole: true,
+                is_urgent: sub.chase.is_urgent(),
             };
             let slot = sub.slot;
             match self.storage.read(self.now, slot, wanted, self.reads.next_ticket()) {
@@ -410,8 +440,12 @@ impl<F: Front> Shard<F> {
         stats.bytes_out += bytes as u64;
         if catches_up {
             sub.under_way = (sub.under_way.0 + bytes, next);
+            if next >= partition.log_end() {
+                sub.chase.reached_end();
+            }
             out.catching_up += bytes;
             stats.bytes_out_catch_up += bytes as u64;
+            stats.bytes_out_urgent += if sub.chase.is_urgent() { bytes as u64 } else { 0 };
             if let Some(rate) = self.config.replication.catch_up_bytes_per_second {
                 *catch_up_from = after(self.now.max(*catch_up_from), bytes as u64, rate);
             }

@@ -10,6 +10,7 @@
 //!
 //! [`ReplicationConfig`]: super::ReplicationConfig
 
+mod chase;
 mod fill;
 mod following;
 mod in_sync;

@@ -173,6 +173,52 @@ fn what_is_under_way_to_a_follower_that_was_lost_leaves_room_for_others() {
 }
 
 #[test]
+fn who_does_not_come_closer_gets_more_until_it_does() {
+    for (limit, is_hurried) in [(None, true), (Some(60_000), false)] {
+        let config = ReplicationConfig {
+            catch_up_in_flight_max: 8000,
+            catch_up_bytes_per_second: limit,
+            ..Default::default()
+        };
+        let mut cluster = Cluster::with(config, 0);
+        cluster.fence(C);
+        cluster.assign(0, A, 1, &[A, B], quorum(2));
+        cluster.settle();
+        let second = |cluster: &mut Cluster, records| {
+            let before = cluster.stats(A).bytes_out_catch_up;
+            append_many(cluster, 0, records, 1000);
+            for _ in 0..50 {
+                let now = cluster.now() + Duration::from_millis(20);
+                cluster.at(now);
+            }
+            cluster.stats(A).bytes_out_catch_up - before
+        };
+        // Nothing that C gets is flushed: it has a turn now and then, and 200 records are more than those bring.
+        cluster.slow_disks.insert(C);
+        second(&mut cluster, 200);
+        let first = second(&mut cluster, 200);
+        for _ in 0..5 {
+            second(&mut cluster, 200);
+        }
+        let last = second(&mut cluster, 200);
+        assert_eq!(last > first * 3, is_hurried, "{first}, then {last} bytes in a second");
+        assert_eq!(cluster.stats(A).bytes_out_urgent > 0, is_hurried);
+        let urgent_reads = cluster.rig(A).shard.storage.stats().urgent_reads;
+        assert_eq!(urgent_reads > 0, is_hurried, "the disk hurries too");
+        // Hardly anything is appended any more: there is no hurry.
+        cluster.slow_disks.clear();
+        for _ in 0..60 {
+            second(&mut cluster, 1);
+        }
+        assert_eq!(cluster.ends(C, 0).2, 8 * 200 + 60);
+        let before = cluster.stats(A).bytes_out_urgent;
+        cluster.slow_disks.insert(C);
+        second(&mut cluster, 200);
+        assert_eq!(cluster.stats(A).bytes_out_urgent, before);
+    }
+}
+
+#[test]
 fn r24_followers_begin_their_logs_where_the_leader_does() {
     let mut cluster = Cluster::new();
     cluster.assign(0, A, 1, &[A, B, C], quorum(2));

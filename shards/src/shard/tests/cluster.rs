@@ -417,7 +417,13 @@ impl Cluster {
         let storage = &mut rig.shard.storage;
         let slot = storage.slot(partition(index)).unwrap();
         let (from, below) = (storage.start(slot).unwrap(), storage.end(slot).unwrap());
-        let wanted = crate::log::storage::Wanted { from, below, bytes_max: usize::MAX, first_whole: true };
+        let wanted = crate::log::storage::Wanted {
+            from,
+            below,
+            bytes_max: usize::MAX,
+            first_whole: true,
+            is_urgent: false,
+        };
         match storage.read(rig.now, slot, wanted, u64::MAX) {
             crate::log::storage::Found::Memory(parts) => parts.concat(),
             crate::log::storage::Found::Nothing => vec![],
@@ -439,6 +445,7 @@ impl Cluster {
                 below: Offset(end),
                 bytes_max: 1 << 20,
                 first_whole: true,
+                is_urgent: false,
             };
             let parts = match storage.read(rig.now, slot, wanted, u64::MAX) {
                 crate::log::storage::Found::Memory(parts) => parts,

@@ -241,7 +241,13 @@ fn nothing_is_missed_behind_what_a_search_may_look_at() {
                     assert!(found.as_ref().is_ok_and(|s| s.batches.is_empty()), "cut at {cut}: {found:?}");
                     let mut at = 0;
                     while at < base.0 {
-                        let asked = Ask { from: at, below: base.0, bytes_max: 3000, first_whole: true };
+                        let asked = Ask {
+                            from: at,
+                            below: base.0,
+                            bytes_max: 3000,
+                            first_whole: true,
+                            is_urgent: false,
+                        };
                         at = cut_short.read(&log, asked).unwrap().next.0;
                     }
                     assert_eq!(at, base.0);

@@ -95,7 +95,8 @@ fn random_life(seed: u64) -> ReaderStats {
                 let from = if reader < 2 { sequential[reader] } else { random.below(span) as u64 };
                 let below = if random.one_in(3) { random.below(span + 3) as u64 } else { ALL };
                 let bytes_max = [0, 100, 3000, 50_000, usize::MAX][random.below(5)];
-                let asked = Ask { from, below, bytes_max, first_whole: !random.one_in(4) };
+                let (first_whole, is_urgent) = (!random.one_in(4), random.one_in(4));
+                let asked = Ask { from, below, bytes_max, first_whole, is_urgent };
                 open.insert(rig.begin(log, asked), (Asked::Read(asked), which));
             }
             4 => {

@@ -169,6 +169,7 @@ pub struct Ask {
     pub below: u64,
     pub bytes_max: usize,
     pub first_whole: bool,
+    pub is_urgent: bool,
 }
 
 impl Rig {
@@ -198,6 +199,7 @@ impl Rig {
             below: Offset(ask.below),
             bytes_max: ask.bytes_max,
             first_whole: ask.first_whole,
+            is_urgent: ask.is_urgent,
             segments: &log.segments,
         });
         self.poll();

@@ -276,7 +276,8 @@ fn reads_before_during_and_after_a_job_find_the_newest_of_each_key() {
     let (mut rig, slot) = with_running_job(3);
     let before = rig.storage.stats();
     // Begun in the old segments, ended in the new ones.
-    let wanted = Wanted { from: Offset(0), below: Offset(20), bytes_max: 1, first_whole: true };
+    let wanted =
+        Wanted { from: Offset(0), below: Offset(20), bytes_max: 1, first_whole: true, is_urgent: false };
     let mut tickets = Vec::new();
     for ticket in 1000..1010 {
         assert!(matches!(rig.storage.read(rig.now, slot, wanted, ticket), Found::Later));

@@ -365,7 +365,8 @@ impl Rig {
         while at < end {
             self.ticket += 1;
             let ticket = self.ticket;
-            let wanted = Wanted { from: at, below: end, bytes_max: 10_000, first_whole: true };
+            let wanted =
+                Wanted { from: at, below: end, bytes_max: 10_000, first_whole: true, is_urgent: false };
             let parts = match self.storage.read(self.now, slot, wanted, ticket) {
                 Found::Memory(parts) => parts,
                 Found::Nothing => panic!("nothing at {at} of {slot:?}, which ends at {end}"),
