@@ -127,7 +127,7 @@ pub struct Replication {
     pub lag_max: Duration,
     /// Record bytes on their way on one stream between shards.
     pub stream_credit_bytes: u64,
-    /// Of the node, to replicas that are not in sync; `None`: what the others leave over.
+    /// Of the node, to replicas that are not in sync; `None`: what the others leave over, or more if that is too little.
     pub catch_up_bytes_per_second: Option<u64>,
 }
 

@@ -225,7 +225,7 @@ pub static KEYS: &[Key] = &[
         |c| c.cluster.replication.catch_up_bytes_per_second,
         [
             "How fast replicas that are not in sync may read from this node, shared by the shards.",
-            "`none`: as fast as those in sync leave room for.",
+            "`none`: as fast as those in sync leave room for, and faster while they do not come closer to the end.",
         ]
     ),
     key!(

@@ -23,6 +23,7 @@ mod partitions;
 mod rack;
 mod reassign;
 mod records;
+mod rejoin;
 mod replication;
 mod restart;
 mod rust_client;

@@ -19,12 +19,13 @@ pub struct ReplicationConfig {
     /// Record bytes that followers which are not in sync have been sent over one stream and not acknowledged, flushed
     /// where the partition waits for flushes: what lies in a follower's journal before a record that a producer waits
     /// for. At so many no turn of theirs follows, but for the one now and then that nobody is denied. A turn is a quarter
-    /// of it, or `turn_bytes` if that is less.
+    /// of it, or `turn_bytes` if that is less. For a follower that does not come closer to the end, it becomes up to
+    /// sixteen times as much.
     pub catch_up_in_flight_max: usize,
     /// Reads of segments that one stream has under way.
     pub reads_in_flight_max: usize,
     /// Record bytes in a second that followers which are not in sync get from this shard, over all streams. `None`: what
-    /// the in-sync ones leave over.
+    /// the in-sync ones leave over, and more while they do not come closer to the end.
     pub catch_up_bytes_per_second: Option<u64>,
     /// How long the news of a high watermark waits for records to go with.
     pub watermark_delay: Duration,

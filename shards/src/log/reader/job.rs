@@ -367,11 +367,12 @@ impl Job {
         }
     }
 
-    /// How much to read at once.
+    /// Bytes of one read of a sequential reader.
     fn read_bytes(&self, known: &Known) -> u32 {
         if self.is_urgent() { known.urgent_read_bytes } else { known.read_bytes }
     }
 
+    /// How much to read at once.
     fn window_len(&self, known: &Known) -> u32 {
         if self.is_sequential || self.is_long {
             return self.read_bytes(known);

@@ -4,7 +4,8 @@
 //! index says where to begin, or a *cursor* does, which remembers where an earlier answer ended; then the file is read
 //! in *windows* of up to a MiB, whose frames are checked one by one. Answers share the memory of their windows.
 //! A reader that goes on where it ended gets the next window fetched before it asks. Windows keep a pace beside writes
-//! (`pace.rs`) unless they are urgent; what is small passes them, and those who wait for one get it in the order in which they came to wait.
+//! (`pace.rs`) unless they are urgent; what is small passes them, and those who wait for one get it in the order in
+//! which they came to wait.
 //!
 //! It never writes, never serves a byte that its checksums do not vouch for, never answers from a file that was
 //! forgotten or from behind the end that it was told, and never holds more windows and indexes than its budgets.

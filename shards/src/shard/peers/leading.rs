@@ -5,7 +5,8 @@
 //! reader brings them. Little of that is under way until it is acknowledged, since all that lies in the follower's journal
 //! before a record that is waited for is written first; and the follower lets the leader wait with more while its own
 //! log is busy (see [`super::following`]). A turn now and then is sent all the same, and who does not come closer to the
-//! end is served with more urgency, whoever has to wait for it (see [`super::chase`]): nobody is left behind. A stream whose credit or whose unsent bytes are used up waits; its followers fall behind and lose nothing.
+//! end is served with more urgency, whoever has to wait for it (see [`super::chase`]): nobody is left behind. A stream
+//! whose credit or whose unsent bytes are used up waits; its followers fall behind and lose nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
