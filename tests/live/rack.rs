@@ -10,7 +10,7 @@ use kafka_protocol::protocol::StrBytes;
 use crate::cluster::{Fleet, wait_for_leader};
 use crate::node::{Home, wait_for};
 use crate::records::read_batches;
-use crate::replication::{TOPIC, Writer, create, isr_sizes, leader_of, metadata, number};
+use crate::replication::{Stop, TOPIC, Writer, create, isr_sizes, leader_of, metadata, number};
 use crate::wire::{Conn, FETCH_VERSION, NONE, fetch_request};
 
 const LANE: i32 = 0;
@@ -100,6 +100,7 @@ fn a_consumer_reads_from_the_follower_in_its_rack_and_goes_on_when_that_dies() {
     let near = clients.iter().position(|client| *client != leader).unwrap();
     let (stop, acked) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let stop_writer = Stop(&stop);
         let writer = scope.spawn(|| Writer::new(LANE, leader).write(&clients, &stop, &acked));
         let from = BTreeMap::new();
         let mut reader = Reader { rack: RACKS[near], clients: &clients, at: None, offset: 0, from };
@@ -115,7 +116,7 @@ fn a_consumer_reads_from_the_follower_in_its_rack_and_goes_on_when_that_dies() {
         });
         reader.read_from(clients[near], 500);
 
-        stop.store(true, Ordering::Relaxed);
+        drop(stop_writer);
         writer.join().unwrap();
         let end = i64::try_from(acked.load(Ordering::Relaxed)).unwrap();
         wait_for("everything that was acked", || {

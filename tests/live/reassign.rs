@@ -21,7 +21,7 @@ use crate::cluster::{Fleet, wait_for_leader};
 use crate::members::is_fenced;
 use crate::node::{Home, wait_for};
 use crate::records::{Producer, batch};
-use crate::replication::{TOPIC, Writer, check, leader_of, metadata};
+use crate::replication::{Stop, TOPIC, Writer, check, leader_of, metadata};
 use crate::wire::{Conn, NONE, topic_name};
 
 /// Partitions that producers write to all the time; the others hold what was written before.
@@ -163,9 +163,9 @@ fn replicas_move_under_load_and_moves_can_be_called_off() {
     for writer in &mut writers {
         let (stop, acked) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
+            let _stop = Stop(&stop);
             scope.spawn(|| writer.write(&clients, &stop, &acked));
             wait_for("records to move", || (acked.load(Ordering::Relaxed) > 300).then_some(()));
-            stop.store(true, Ordering::Relaxed);
         });
         writer.times.clear();
     }
@@ -173,12 +173,12 @@ fn replicas_move_under_load_and_moves_can_be_called_off() {
     let write_during = |busy: &mut [Writer], what: &mut dyn FnMut(&AtomicU64)| {
         let (stop, acked) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
+            let _stop = Stop(&stop);
             for writer in busy.iter_mut() {
                 let (clients, stop, acked) = (&clients, &stop, &acked);
                 scope.spawn(move || writer.write(clients, stop, acked));
             }
             what(&acked);
-            stop.store(true, Ordering::Relaxed);
         });
         let times: Vec<Duration> = busy.iter_mut().flat_map(|w| std::mem::take(&mut w.times)).collect();
         p99(&times)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::{Fleet, wait_for_leader};
 use crate::node::{Home, wait_for};
 use crate::records::{Producer, batch};
-use crate::replication::{create, leader_of, wait_in_sync};
+use crate::replication::{Stop, create, leader_of, wait_in_sync};
 use crate::wire::{Conn, NONE};
 
 const TOPIC: &str = "busy";
@@ -56,9 +56,10 @@ fn a_killed_node_is_in_sync_again_while_producers_go_on() {
         let enough = all() + (mib << 20).div_ceil(RECORD_BYTES) as u64;
         wait_for("records to be taken", || (all() >= enough).then_some(()));
     };
-    let mib_per_s =
-        |records: u64, took: Duration| (records * RECORD_BYTES as u64 >> 20) as f64 / took.as_secs_f64();
+    let mb_per_s =
+        |records: u64, took: Duration| (records as f64 * RECORD_BYTES as f64) / 1e6 / took.as_secs_f64();
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         for connection in 0..number("HIGHWATER_CONNECTIONS", 3) {
             let partition = connection % PARTITIONS;
             let (clients, bytes, stop, acked) = (&clients, &bytes, &stop, &acked[partition]);
@@ -71,11 +72,10 @@ fn a_killed_node_is_in_sync_again_while_producers_go_on() {
         let (began, before) = (Instant::now(), all());
         wait_in_sync(client, TOPIC, PARTITIONS.try_into().unwrap());
         let (took, during) = (began.elapsed(), all() - before);
-        println!("in sync again {took:.2?} after its start, beside {:.0} MiB/s", mib_per_s(during, took));
+        println!("in sync again {took:.2?} after its start, beside {:.0} MB/s", mb_per_s(during, took));
         let (began, before) = (Instant::now(), all());
         wait_for_more(number("HIGHWATER_MISSED_MIB", 16));
-        println!("then {:.0} MiB/s", mib_per_s(all() - before, began.elapsed()));
-        stop.store(true, Ordering::Relaxed);
+        println!("then {:.0} MB/s", mb_per_s(all() - before, began.elapsed()));
     });
     for (partition, acked) in (0..).zip(&acked) {
         let leader = wait_for("a leader", || leader_of(&clients, TOPIC, partition));

@@ -105,6 +105,15 @@ pub fn create(client: SocketAddr, name: &str, partitions: i32) {
     wait_in_sync(client, name, partitions);
 }
 
+/// Ends the threads of a test when it is dropped: also when the test fails, which would else wait for them.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// One partition's writer: an idempotent producer with one batch in flight, which it sends until it is acked.
 pub struct Writer {
     pub lane: i32,
@@ -291,13 +300,6 @@ fn under_load(cluster: &mut Cluster, faults: impl FnOnce(&mut Cluster)) {
         let readers: Vec<_> = (0..LANES).map(|lane| scope.spawn(move || read(lane, clients, stop))).collect();
         let threads: Vec<_> =
             writers.iter_mut().map(|w| scope.spawn(move || w.write(clients, stop, acked))).collect();
-        // Whatever fails, the threads end.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
         let guard = Stop(stop);
         faults(cluster);
         let before = acked.load(Ordering::Relaxed);
