@@ -189,9 +189,15 @@ impl Conn {
         unsafe { ring.push(entry, self.tag(Kind::Recv)) };
     }
 
-    /// Starts the next send unless one is in flight or there is nothing to send. Returns whether it did.
-    pub fn start_send(&mut self, ring: &mut Ring) -> bool {
+    /// Sends what there is, unless a send is in flight. Returns the bytes that the kernel took at once.
+    pub fn start_send(&mut self, ring: &mut Ring, may_at_once: bool) -> usize {
         let tag = self.tag(Kind::Send);
-        self.send.start(ring, std::os::fd::AsFd::as_fd(&self.socket), tag)
+        self.send.start(ring, std::os::fd::AsFd::as_fd(&self.socket), tag, may_at_once)
+    }
+
+    /// The kernel took bytes of what there was to send.
+    pub fn sent(&mut self, now: Instant, bytes: usize, events: &mut Vec<Event>) {
+        self.moved_at = now;
+        events.push(self.whose.sent(self.id, bytes));
     }
 }

@@ -60,6 +60,10 @@ impl Default for LinkConfig {
 /// Plain receive buffers that are kept for the next use.
 const SPARE_MAX: usize = 64;
 
+/// With so many connections to look at, each sends by a system call of its own. With more, the ring takes the sends of
+/// all in one: 64 clients that each wait for an answer cost 5 to 10 % less so.
+const AT_ONCE_CONNECTIONS: usize = 4;
+
 struct Slot {
     generation: u64,
     conn: Option<Box<Conn>>,
@@ -79,9 +83,19 @@ pub(super) struct LinkCounters {
     pub no_buffers: u64,
     /// Receives straight into a frame's body.
     pub bulk: u64,
+    /// Sends of which the kernel took something.
     pub sends: u64,
-    /// Sends that the kernel took only a part of.
-    pub short_sends: u64,
+    /// Sends that became operations of the ring.
+    pub ring_sends: u64,
+}
+
+impl LinkCounters {
+    fn sent(&mut self, conn: &Conn, bytes: usize) {
+        self.sends += 1;
+        if conn.whose == Whose::Peer {
+            self.peer_bytes_sent += bytes as u64;
+        }
+    }
 }
 
 pub(super) struct Links {
@@ -307,14 +321,8 @@ impl Links {
         let taken = usize::try_from(c.result).unwrap_or(0);
         conn.send.on_completion(taken);
         if taken > 0 {
-            conn.moved_at = now;
-            self.events.push(conn.whose.sent(conn.id, taken));
-            if conn.whose == Whose::Peer {
-                self.counters.peer_bytes_sent += taken as u64;
-            }
-            if conn.send.has_rest() {
-                self.counters.short_sends += 1;
-            }
+            conn.sent(now, taken, &mut self.events);
+            self.counters.sent(conn, taken);
         } else if !is_transient(-c.result) {
             self.begin_close(ring, slot, Closing { reason: CloseReason::Peer, flush: false });
         }
@@ -322,8 +330,9 @@ impl Links {
     }
 
     /// Starts what can be started on every connection that something happened to, and ends those that are done.
-    pub fn flush(&mut self, ring: &mut Ring) {
+    pub fn flush(&mut self, ring: &mut Ring, now: Instant) {
         let mut dirty = std::mem::take(&mut self.dirty);
+        let are_few = dirty.len() <= AT_ONCE_CONNECTIONS;
         for slot in dirty.drain(..) {
             let place = &mut self.slots[slot as usize];
             let Some(conn) = &mut place.conn else { continue };
@@ -331,7 +340,13 @@ impl Links {
             if conn.closing.is_some_and(|c| !c.flush) {
                 conn.send.clear();
             }
-            self.counters.sends += u64::from(conn.start_send(ring));
+            let was_in_flight = conn.send.is_in_flight();
+            let taken = conn.start_send(ring, are_few);
+            if taken > 0 {
+                conn.sent(now, taken, &mut self.events);
+                self.counters.sent(conn, taken);
+            }
+            self.counters.ring_sends += u64::from(!was_in_flight && conn.send.is_in_flight());
             if let Some(Closing { reason, .. }) = conn.closing {
                 if conn.send.is_done() && matches!(conn.recv, Recv::None) {
                     self.events.push(conn.whose.closed(conn.id, reason));

@@ -1,5 +1,10 @@
 //! What one connection has to send: parts in order, one operation in flight, its memory kept until it completed.
 //!
+//! Little, where few connections have something to send, goes out at once, by a system call that does not wait: whoever
+//! it is for wakes before this turn goes on, and no completion costs this core a turn, of which a record that two
+//! followers have to acknowledge took five and takes three (4 % of the leader's CPU, about 3 % of the p50). Much, what
+//! comes with many others, which share such a turn, and what finds no room becomes an operation of the ring.
+//!
 //! Owned by one shard core. Parts go out as they are, scatter and gather, without a copy; only runs of small ones are
 //! copied together: the kernel copies them anyway, and 512 parts of it cost more than one (0.49 against 0.32 us a message
 //! for pipelined answers of 1 KiB, measured with `examples/echo.rs`).
@@ -25,6 +30,9 @@ const SMALL: usize = 4096;
 /// Bytes of small parts copied into one.
 const RUN: usize = 64 * 1024;
 
+/// So many bytes are sent at once. With more, what a turn costs is little beside the copy, and sockets are full.
+const AT_ONCE_MAX: usize = 16 * 1024;
+
 #[derive(Default)]
 pub(super) struct SendQueue {
     waiting: VecDeque<Bytes>,
@@ -41,6 +49,11 @@ struct Header {
 }
 
 impl SendQueue {
+    /// Whether the kernel has an operation of it.
+    pub fn is_in_flight(&self) -> bool {
+        self.in_flight
+    }
+
     pub fn push(&mut self, parts: Vec<Bytes>) {
         self.waiting.extend(parts.into_iter().filter(|p| !p.is_empty()));
     }
@@ -48,11 +61,6 @@ impl SendQueue {
     /// Nothing is left to send, nor in flight.
     pub fn is_done(&self) -> bool {
         self.waiting.is_empty() && self.flying.is_empty() && !self.in_flight
-    }
-
-    /// The last operation was a short one.
-    pub fn has_rest(&self) -> bool {
-        !self.flying.is_empty()
     }
 
     /// Forgets what has not been handed to the kernel.
@@ -63,20 +71,49 @@ impl SendQueue {
         }
     }
 
-    /// Starts the next operation unless one is in flight or there is nothing to send.
-    /// Returns whether it did.
-    pub fn start(&mut self, ring: &mut Ring, socket: BorrowedFd<'_>, tag: Tag) -> bool {
-        if self.in_flight {
-            return false;
+    /// Sends what there is, unless an operation is in flight: by the ring, but for what the kernel takes of little at once
+    /// if it may. Returns the bytes that were taken at once.
+    pub fn start(&mut self, ring: &mut Ring, socket: BorrowedFd<'_>, tag: Tag, may_at_once: bool) -> usize {
+        let mut taken = 0;
+        while !self.in_flight {
+            if self.flying.is_empty() {
+                self.load();
+            }
+            if self.flying.is_empty() {
+                break;
+            }
+            if may_at_once && self.flying.iter().map(Bytes::len).sum::<usize>() <= AT_ONCE_MAX {
+                let bytes = self.send_now(socket);
+                self.took(bytes);
+                taken += bytes;
+            }
+            if !self.flying.is_empty() {
+                self.submit(ring, socket, tag);
+            }
         }
-        if self.flying.is_empty() {
-            self.load();
-        }
-        let Some(first) = self.flying.front() else { return false };
+        taken
+    }
+
+    /// Bytes of `flying` that the kernel took. 0 also for an error, which the operation that follows reports.
+    fn send_now(&mut self, socket: BorrowedFd<'_>) -> usize {
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let fd = socket.as_raw_fd();
+        let sent = if let [part] = self.flying.make_contiguous() {
+            // SAFETY: the part's memory is there while the call lasts.
+            unsafe { libc::send(fd, part.as_ptr().cast(), part.len(), flags) }
+        } else {
+            let message = describe(&self.flying, &mut self.header);
+            // SAFETY: the header and the parts that it describes are there while the call lasts.
+            unsafe { libc::sendmsg(fd, message, flags) }
+        };
+        usize::try_from(sent).unwrap_or(0)
+    }
+
+    fn submit(&mut self, ring: &mut Ring, socket: BorrowedFd<'_>, tag: Tag) {
         let fd = types::Fd(socket.as_raw_fd());
-        let entry = if self.flying.len() == 1 {
-            let len = u32::try_from(first.len()).unwrap_or(u32::MAX);
-            opcode::Send::new(fd, first.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build()
+        let entry = if let [part] = self.flying.make_contiguous() {
+            let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            opcode::Send::new(fd, part.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build()
         } else {
             let message = describe(&self.flying, &mut self.header);
             opcode::SendMsg::new(fd, message).flags(libc::MSG_NOSIGNAL.cast_unsigned()).build()
@@ -85,7 +122,6 @@ impl SendQueue {
         // SAFETY: the parts stay in `flying` and the header in its box until `on_completion`; the connection that
         // holds this queue is kept until then.
         unsafe { ring.push(entry, tag) };
-        true
     }
 
     /// Moves parts from `waiting` to `flying`, runs of small ones as one part.
@@ -115,9 +151,13 @@ impl SendQueue {
     }
 
     /// The operation in flight ended; the kernel took so many bytes.
-    pub fn on_completion(&mut self, mut bytes: usize) {
+    pub fn on_completion(&mut self, bytes: usize) {
         assert!(self.in_flight, "a send completes once");
         self.in_flight = false;
+        self.took(bytes);
+    }
+
+    fn took(&mut self, mut bytes: usize) {
         while bytes > 0 {
             let part = self.flying.front_mut().expect("the kernel takes no more than it was given");
             if bytes < part.len() {
@@ -147,6 +187,12 @@ fn describe(parts: &VecDeque<Bytes>, header: &mut Option<Box<Header>>) -> *const
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::net::UnixStream;
+
+    use super::super::ring::{KernelUse, Kind, Wait};
     use super::*;
 
     fn part(len: usize, byte: u8) -> Bytes {
@@ -191,5 +237,120 @@ mod tests {
         q.in_flight = true;
         q.on_completion(2 * SMALL - 1);
         assert!(q.is_done());
+    }
+
+    const TAG: Tag = Tag { kind: Kind::Send, slot: 7, generation: 3 };
+
+    struct Wire {
+        ring: Ring,
+        near: OwnedFd,
+        far: OwnedFd,
+        queue: SendQueue,
+    }
+
+    impl Wire {
+        /// Within the host, where a socket takes all of a small send or nothing.
+        fn unix() -> Self {
+            let (near, far) = UnixStream::pair().unwrap();
+            Self::of(near.into(), far.into())
+        }
+
+        /// A socket that may take a part, as Linux's does when it is nearly full.
+        fn tcp() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            Self::of(near.into(), listener.accept().unwrap().0.into())
+        }
+
+        fn of(near: OwnedFd, far: OwnedFd) -> Self {
+            let ring = Ring::new(KernelUse::Newest).unwrap();
+            Self { ring, near, far, queue: SendQueue::default() }
+        }
+
+        fn start(&mut self) -> usize {
+            self.queue.start(&mut self.ring, self.near.as_fd(), TAG, true)
+        }
+
+        fn read(&self, len: usize) -> Vec<u8> {
+            let mut bytes = vec![0; len];
+            let mut read = 0;
+            while read < len {
+                read += rustix::io::read(&self.far, &mut bytes[read..]).unwrap();
+            }
+            bytes
+        }
+
+        /// Waits for the operation in flight. Returns what it says.
+        fn complete(&mut self) -> i32 {
+            let mut completions = Vec::new();
+            while completions.is_empty() {
+                self.ring.enter(Wait::Forever);
+                self.ring.reap(&mut completions);
+            }
+            assert_eq!((completions.len(), completions[0].tag), (1, TAG));
+            let result = completions[0].result;
+            self.queue.on_completion(usize::try_from(result).unwrap_or(0));
+            result
+        }
+    }
+
+    #[test]
+    fn little_is_sent_at_once_and_much_by_the_ring() {
+        let mut wire = Wire::unix();
+        wire.queue.push(vec![part(10, 1), part(SMALL, 2), part(20, 3)]);
+        assert_eq!(wire.start(), SMALL + 30);
+        assert!(wire.queue.is_done());
+        assert!(!wire.ring.has_submissions(), "nothing is left to the ring");
+        assert_eq!(wire.read(SMALL + 30), [vec![1; 10], vec![2; SMALL], vec![3; 20]].concat());
+        wire.queue.push(vec![part(AT_ONCE_MAX, 4), part(1, 5)]);
+        assert_eq!(wire.start(), 0);
+        assert!(wire.queue.is_in_flight());
+        assert_eq!(wire.start(), 0, "one operation at a time");
+        assert_eq!(wire.complete(), AT_ONCE_MAX as i32 + 1);
+        assert!(wire.queue.is_done());
+        wire.queue.push(vec![part(10, 6)]);
+        assert_eq!(wire.queue.start(&mut wire.ring, wire.near.as_fd(), TAG, false), 0, "one of many");
+        assert_eq!(wire.complete(), 10);
+    }
+
+    #[test]
+    fn what_finds_no_room_follows_in_order() {
+        let mut wire = Wire::tcp();
+        let mut sent = 0;
+        while !wire.queue.is_in_flight() {
+            assert!(sent < 20_000, "a socket that nobody reads has room for 80 MB, or loses bytes");
+            wire.queue.push((0..4).map(|i| part(4000 + i, (sent + i) as u8)).collect());
+            sent += 4;
+            wire.start();
+        }
+        wire.queue.push(vec![part(100, 250)]);
+        assert_eq!(wire.start(), 0, "nothing overtakes what waits");
+        let expected: Vec<u8> =
+            (0..sent).flat_map(|i| vec![i as u8; 4000 + i % 4]).chain(vec![250; 100]).collect();
+        let (far, len) = (wire.far.try_clone().unwrap(), expected.len());
+        std::thread::scope(|s| {
+            let reader = s.spawn(move || {
+                let mut bytes = Vec::new();
+                std::fs::File::from(far).take(len as u64).read_to_end(&mut bytes).unwrap();
+                bytes
+            });
+            while !wire.queue.is_done() {
+                if wire.queue.is_in_flight() {
+                    assert!(wire.complete() > 0);
+                }
+                wire.start();
+            }
+            assert!(reader.join().unwrap() == expected);
+        });
+    }
+
+    #[test]
+    fn a_broken_socket_is_reported_by_the_ring() {
+        let mut wire = Wire::unix();
+        rustix::net::shutdown(&wire.far, rustix::net::Shutdown::Both).unwrap();
+        wire.queue.push(vec![part(10, 1)]);
+        assert_eq!(wire.start(), 0);
+        assert_eq!(wire.complete(), -libc::EPIPE);
+        assert!(!wire.queue.is_done(), "it was not sent");
     }
 }
