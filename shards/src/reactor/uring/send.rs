@@ -318,7 +318,6 @@ mod tests {
         let mut wire = Wire::tcp();
         let mut sent = 0;
         while !wire.queue.is_in_flight() {
-            assert!(sent < 20_000, "a socket that nobody reads has room for 80 MB, or loses bytes");
             wire.queue.push((0..4).map(|i| part(4000 + i, (sent + i) as u8)).collect());
             sent += 4;
             wire.start();
@@ -340,6 +339,7 @@ mod tests {
                 }
                 wire.start();
             }
+            rustix::net::shutdown(&wire.near, rustix::net::Shutdown::Write).unwrap();
             assert!(reader.join().unwrap() == expected);
         });
     }
