@@ -1,8 +1,8 @@
 //! Replicas move to other nodes under load: the moves come to their end, can be called off, and lose nothing.
 //!
 //! `HIGHWATER_PARTITIONS` says how many partitions of each of two topics move (default 20): of one that is written to
-//! meanwhile, and of one with as much in all as `HIGHWATER_MOVED_MIB` says (default 20). Times are printed and never fail
-//! a test.
+//! meanwhile, and of one with as much in all as `HIGHWATER_MOVED_MIB` says (default 20). `HIGHWATER_CATCH_UP_LIMIT` sets
+//! `cluster.replication.catch_up_bytes_per_second`. Times are printed and never fail a test.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -145,7 +145,11 @@ fn p99(times: &[Duration]) -> Duration {
 
 #[test]
 fn replicas_move_under_load_and_moves_can_be_called_off() {
-    let fleet = Fleet::new("moves", 3);
+    let mut fleet = Fleet::new("moves", 3);
+    if let Ok(limit) = std::env::var("HIGHWATER_CATCH_UP_LIMIT") {
+        let limited = |home: Home| home.set("cluster.replication.catch_up_bytes_per_second", &limit);
+        fleet.homes = fleet.homes.into_iter().map(limited).collect();
+    }
     let nodes = fleet.start();
     let homes: Vec<&Home> = fleet.homes.iter().collect();
     let leader = usize::try_from(wait_for_leader(&homes)).unwrap();
