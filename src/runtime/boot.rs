@@ -108,7 +108,7 @@ pub fn boot(config: &Config, plan: &CorePlan) -> Result<Node, NodeError> {
         disk: image::DiskId(opened.identity.disk.0),
         capabilities: Capabilities { voter: roles.voter, leader: roles.leader, replica: roles.replica },
         cluster: cluster.member.at.clone(),
-        clean_stop: opened.clean_stop,
+        clean_stop: opened.identity.clean_stop,
         ..RegisterNode::default()
     };
     let control = Control::new(

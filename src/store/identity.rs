@@ -22,8 +22,9 @@ pub struct Identity {
     pub disk: DiskId,
     /// Who founded the cluster; empty when this node did so alone.
     pub founders: Founders,
-    /// Written last by a life that flushed everything and stopped: its registration (R27). The next life takes it away
-    /// before it does anything else.
+    /// Written last by a life that flushed everything and stopped: its registration (R27). It counts while that is the
+    /// node's last one. A later life does nothing to its logs before it is registered itself, so one that ends before
+    /// that, however it ends, leaves this as it is.
     pub clean_stop: Option<RegistrationEpoch>,
 }
 

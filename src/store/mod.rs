@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub use self::error::StoreError;
 pub use self::identity::Identity;
 pub use self::thread::{Found, Store, StoreEvent, open};
-use highwater_shards::ids::{NodeId, PartitionId, RegistrationEpoch, ShardId};
+use highwater_shards::ids::{NodeId, PartitionId, ShardId};
 
 /// The file of the store within the data directory.
 pub const FILE_NAME: &str = "metadata.redb";
@@ -55,8 +55,6 @@ fn file_in(data_dir: &Path) -> PathBuf {
 pub struct Opened {
     /// With an incarnation that no earlier life had.
     pub identity: Identity,
-    /// Under which registration the last life flushed everything and stopped, when it did.
-    pub clean_stop: Option<RegistrationEpoch>,
     /// Which shard each partition belongs to.
     pub placements: Vec<(PartitionId, ShardId)>,
     pub store: Store,

@@ -2,7 +2,7 @@ use std::io::ErrorKind;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use highwater_shards::ids::{PartitionIndex, TopicId};
+use highwater_shards::ids::{PartitionIndex, RegistrationEpoch, TopicId};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 
@@ -44,7 +44,7 @@ fn start_with(disk: &CrashDisk, config: &StoreConfig) -> Result<World, StoreErro
     let found = find(disk, config)?;
     let log_is_new = found.identity.is_none();
     let opened = found.begin(DISK, log_is_new, move |event| drop(tell.send(event)))?;
-    let Opened { identity, placements, store, .. } = opened;
+    let Opened { identity, placements, store } = opened;
     Ok(World { identity, placements, store, events, kept: 0 })
 }
 
@@ -91,6 +91,20 @@ fn what_was_kept_is_there_in_the_next_life() {
     assert_eq!(second.identity.incarnation, Incarnation(2));
     assert_eq!(second.identity.cluster_id, first.identity.cluster_id);
     assert_eq!(second.placements, [(b, ShardId(9))]);
+}
+
+#[test]
+fn a_life_that_ends_before_it_is_registered_leaves_the_clean_stop_of_the_one_before() {
+    let disk = CrashDisk::default();
+    let mut first = start(&disk);
+    assert_eq!(first.identity.clean_stop, None);
+    let clean_stop = Some(RegistrationEpoch(7));
+    first.store.keep_cluster(Identity { clean_stop, ..first.identity });
+    drop(first.store);
+    let second = start(&disk);
+    assert_eq!(second.identity.clean_stop, clean_stop);
+    drop(second.store);
+    assert_eq!(start(&disk).identity.clean_stop, clean_stop);
 }
 
 #[test]

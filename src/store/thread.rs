@@ -140,8 +140,6 @@ impl Found {
             },
             _ => return Err(StoreError::OtherLog { file }),
         };
-        let clean_stop = identity.clean_stop;
-        let identity = Identity { clean_stop: None, ..identity };
         let identity = match identity.cluster_id.is_empty() && !self.config.forms {
             true => Identity { cluster_id: cluster_id(self.config.entropy), ..identity },
             false => identity,
@@ -154,7 +152,7 @@ impl Found {
         let thread = std::thread::Builder::new().name("hw-store".into()).spawn(move || writer.run(&inbox));
         let thread = thread.map_err(|error| io_error(&file, &error))?;
         let store = Store { work: Some(work), thread: Some(thread) };
-        Ok(Opened { identity, clean_stop, placements, store })
+        Ok(Opened { identity, placements, store })
     }
 }
 

@@ -11,6 +11,13 @@ fn a_seed_of_a_cluster_is_one_run() {
     }
 }
 
+/// The node with all the records stops cleanly, and is told to stop once more before its next life is registered. The
+/// other one lost what it had not flushed: it must not lead because the first counts as crashed.
+#[test]
+fn a_clean_stop_counts_after_a_life_that_was_not_registered() {
+    assert_eq!(cluster::run(100_010, false).violation, None);
+}
+
 #[test]
 fn clusters_keep_every_invariant_and_every_path_is_reached() {
     let mut counts = Counts::default();

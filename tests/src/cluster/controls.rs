@@ -55,6 +55,7 @@ struct Member {
     applied: usize,
     /// Durable.
     placements: BTreeMap<PartitionId, ShardId>,
+    /// Durable: under which registration a life stopped cleanly.
     clean: Option<RegistrationEpoch>,
     /// Not answered yet.
     proposal: Option<ProposalId>,
@@ -202,7 +203,8 @@ impl Planes {
                     let what = format!("shards {late:?} of node {} did not stop", node_id(node));
                     return Err(broken("I11 liveness", what));
                 }
-                self.members[node].clean = clean;
+                let member = &mut self.members[node];
+                member.clean = clean.or(member.clean);
                 self.members[node].stopped = true;
             }
             Output::Fatal(reason) => {
@@ -461,7 +463,7 @@ impl Planes {
             incarnation: Incarnation(u64::from(life)),
             disk: DiskId(node as u128 + 100),
             client: Endpoint { host: format!("node-{node}"), port: 9092 },
-            clean_stop: member.clean.take(),
+            clean_stop: member.clean,
             ..RegisterNode::default()
         };
         let config = ControlConfig {

@@ -39,7 +39,7 @@ pub struct Node {
     pub in_doubt: bool,
     /// The latest term that it heard of.
     pub term: u64,
-    /// What the last life left on its disk when it stopped cleanly.
+    /// What the last life that stopped cleanly left on its disk.
     pub clean: Option<RegistrationEpoch>,
     /// It was told to stop.
     pub stopping: bool,
@@ -95,7 +95,7 @@ impl Node {
             incarnation: Incarnation(self.life),
             disk: DiskId(u128::from(self.id.0) + 100),
             client: Endpoint { host: format!("node-{}", self.id), port: 9092 },
-            clean_stop: self.clean.take(),
+            clean_stop: self.clean,
             ..RegisterNode::default()
         };
         let config = ControlConfig {

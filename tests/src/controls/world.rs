@@ -298,7 +298,7 @@ impl World {
                         format!("shards {late:?} of node {node} did not stop"),
                     ));
                 }
-                self.nodes[node].clean = clean;
+                self.nodes[node].clean = clean.or(self.nodes[node].clean);
                 self.go(node);
             }
             Output::Fatal(reason) => {
@@ -591,7 +591,6 @@ impl World {
         match self.rng.below(10) {
             0 | 1 => {
                 let node = self.rng.index(NODES);
-                self.nodes[node].clean = None;
                 self.go(node);
             }
             2 | 3 => {
