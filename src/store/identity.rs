@@ -23,8 +23,8 @@ pub struct Identity {
     /// Who founded the cluster; empty when this node did so alone.
     pub founders: Founders,
     /// Written last by a life that flushed everything and stopped: its registration (R27). It counts while that is the
-    /// node's last one. A later life does nothing to its logs before it is registered itself, so one that ends before
-    /// that, however it ends, leaves this as it is.
+    /// node's last one. A later life changes no records before it is registered itself, so one that ends before that,
+    /// however it ends, leaves this as it is.
     pub clean_stop: Option<RegistrationEpoch>,
 }
 

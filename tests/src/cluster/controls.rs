@@ -205,7 +205,7 @@ impl Planes {
                 }
                 let member = &mut self.members[node];
                 member.clean = clean.or(member.clean);
-                self.members[node].stopped = true;
+                member.stopped = true;
             }
             Output::Fatal(reason) => {
                 return Err(broken("fatal", format!("node {}: {reason}", node_id(node))));
